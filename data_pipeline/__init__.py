@@ -1,0 +1,1 @@
+"""Sources to observations to pairs to shards."""

@@ -1,0 +1,1 @@
+"""Editors, scores and the report."""

@@ -1,0 +1,1 @@
+"""Runtime, storage, assets, tracking and the command line."""

@@ -1,0 +1,1 @@
+"""LaTo: the method. A library that knows no Ray, no MLflow and no job."""

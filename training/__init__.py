@@ -1,0 +1,1 @@
+"""Shards to checkpoints: one engine, three stages."""

@@ -1,0 +1,229 @@
+"""What an edit is (expression, intensity, head pose steps) and its two-way passage to instruction text.
+
+Left and right are the image's, as in the released example. Seven expressions and pose steps of 30 degrees are the paper's scope.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from lato.instruction_templates import TEMPLATES
+
+POSE_STEP = 30
+"""Pose changes come in multiples of this many degrees."""
+
+
+class Expression(StrEnum):
+    """The seven expressions."""
+
+    NEUTRAL = "neutral"
+    HAPPY = "happy"
+    SAD = "sad"
+    ANGRY = "angry"
+    SURPRISED = "surprised"
+    FEARFUL = "fearful"
+    DISGUSTED = "disgusted"
+
+
+class Intensity(StrEnum):
+    """How strongly an expression is shown."""
+
+    SLIGHTLY = "slightly"
+    PLAIN = "plain"
+    STRONGLY = "strongly"
+
+
+class Edit(BaseModel):
+    """A change of expression, of head pose, or of both. At least one of the two."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    expression: Expression | None = None
+    """The expression to show; None leaves it as it is."""
+    intensity: Intensity = Intensity.PLAIN
+    yaw: int = 0
+    """Degrees to turn, a multiple of 30; positive towards image right."""
+    pitch: int = 0
+    """Degrees to raise the face, a multiple of 30; positive looks further up."""
+    roll: int = 0
+    """Degrees to tilt, a multiple of 30; positive leans towards image right (clockwise as seen)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Edit:
+        for axis in ("yaw", "pitch", "roll"):
+            value = getattr(self, axis)
+            if value % POSE_STEP or abs(value) > 90:
+                raise ValueError(f"{axis}: expected a multiple of {POSE_STEP} within +-90 degrees, given {value}")
+        if self.expression is None and not (self.yaw or self.pitch or self.roll):
+            raise ValueError("an edit changes the expression, the pose or both; this one changes nothing")
+        if self.intensity is not Intensity.PLAIN and self.expression in (None, Expression.NEUTRAL):
+            raise ValueError(f"intensity {self.intensity} needs an expression that has degrees, given {self.expression}")
+        return self
+
+    @property
+    def kind(self) -> Literal["expression", "pose", "compound"]:
+        """Which of the three families the edit belongs to."""
+        posed = bool(self.yaw or self.pitch or self.roll)
+        if self.expression is None:
+            return "pose"
+        return "compound" if posed else "expression"
+
+    def mirrored(self) -> Edit:
+        """The same edit seen in a mirror: yaw and roll change sign."""
+        return self.model_copy(update={"yaw": -self.yaw, "roll": -self.roll})
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """Instruction text and the templates it was written with (`kind/number`, joined by `+`)."""
+
+    text: str
+    template: str
+
+
+_NOUNS = {
+    Expression.NEUTRAL: "calm",
+    Expression.HAPPY: "happiness",
+    Expression.SAD: "sadness",
+    Expression.ANGRY: "anger",
+    Expression.SURPRISED: "surprise",
+    Expression.FEARFUL: "fear",
+    Expression.DISGUSTED: "disgust",
+}
+_DEGREES = {  # intensity -> (before an adjective, before a noun)
+    Intensity.SLIGHTLY: (("slightly ", "a little "), ("slight ", "mild ")),
+    Intensity.PLAIN: (("",), ("",)),
+    Intensity.STRONGLY: (("very ", "strongly "), ("strong ", "intense ")),
+}
+_DIRECTIONS = {"yaw": ("left", "right"), "pitch": ("down", "up"), "roll": ("left", "right")}
+_CONNECTORS = (" and ", ", then ", ", and also ")
+
+
+def instruction_for(edit: Edit, key: str, split: str) -> Instruction:
+    """Writes an instruction for an edit, chosen by the sample's key.
+
+    Args:
+        edit: What to ask for.
+        key: The sample's key; equal keys get equal text.
+        split: `test` uses templates that no other split uses.
+
+    Returns:
+        Text that `parse_instruction` reads back to the same edit, with its provenance.
+    """
+    words = _Choice(key)
+    clauses = []
+    if edit.expression is not None:
+        clauses.append(_expression_clause(edit.expression, edit.intensity, split, words))
+    for axis in ("yaw", "pitch", "roll"):
+        degrees = getattr(edit, axis)
+        if degrees:
+            clauses.append(_pose_clause(axis, degrees, split, words))
+    if words.number(2):
+        clauses.reverse()
+    text = clauses[0].text
+    for clause in clauses[1:]:
+        text += _CONNECTORS[words.number(len(_CONNECTORS))] + clause.text
+    return Instruction(text[0].upper() + text[1:], "+".join(clause.template for clause in clauses))
+
+
+def parse_instruction(text: str) -> Edit | None:
+    """Reads an instruction back to an edit.
+
+    Args:
+        text: English text, in the words of our templates or near them.
+
+    Returns:
+        The edit, or None where the text names none, or names two values for one thing.
+    """
+    found: dict[str, object] = {}
+    for clause in re.split(r"\band also\b|\band\b|\bthen\b|\bwhile\b|[,;.]", text.lower()):
+        for name, value in (_read_pose(clause) | _read_expression(clause)).items():
+            if found.setdefault(name, value) != value:
+                return None
+    if not found or ("intensity" in found and "expression" not in found):
+        return None
+    try:
+        return Edit.model_validate(found)
+    except ValueError:  # a number that is no pose step: the text is understood, but it is not an edit of ours
+        return None
+
+
+class _Choice:
+    """Draws small numbers from a key, one after another."""
+
+    def __init__(self, key: str) -> None:
+        self._state = hashlib.sha256(key.encode()).digest()
+
+    def number(self, below: int) -> int:
+        self._state = hashlib.sha256(self._state).digest()
+        return int.from_bytes(self._state[:8], "big") % below
+
+
+def _pick_template(kind: str, split: str, words: _Choice) -> Instruction:
+    side = "test" if split == "test" else "train"
+    templates = TEMPLATES[kind][side]
+    number = words.number(len(templates))
+    return Instruction(templates[number], f"{kind}/{side}/{number}")
+
+
+def _expression_clause(expression: Expression, intensity: Intensity, split: str, words: _Choice) -> Instruction:
+    template = _pick_template("expression", split, words)
+    adverbs, adjectives = _DEGREES[intensity]
+    adjective = adverbs[words.number(len(adverbs))] + expression.value
+    noun = adjectives[words.number(len(adjectives))] + _NOUNS[expression]
+    text = template.text.format(adjective=adjective, noun=noun)
+    return Instruction(re.sub(r"\ba (?=[aeiou])", "an ", text), template.template)
+
+
+def _pose_clause(axis: str, degrees: int, split: str, words: _Choice) -> Instruction:
+    template = _pick_template(axis, split, words)
+    negative, positive = _DIRECTIONS[axis]
+    return Instruction(template.text.format(degrees=abs(degrees), direction=positive if degrees > 0 else negative), template.template)
+
+
+_EXPRESSION_WORDS = {
+    word: expression
+    for expression, stems in {
+        Expression.NEUTRAL: ("neutral", "calm", "expressionless", "relaxed"),
+        Expression.HAPPY: ("happy", "happiness", "smile", "smiling", "joyful", "joy", "cheerful"),
+        Expression.SAD: ("sad", "sadness", "unhappy", "sorrow"),
+        Expression.ANGRY: ("angry", "anger", "furious"),
+        Expression.SURPRISED: ("surprised", "surprise", "astonished"),
+        Expression.FEARFUL: ("fearful", "fear", "scared", "afraid", "frightened"),
+        Expression.DISGUSTED: ("disgusted", "disgust"),
+    }.items()
+    for word in stems
+}
+_INTENSITY_WORDS = {
+    **dict.fromkeys(("slightly", "slight", "little", "mild", "subtle", "bit"), Intensity.SLIGHTLY),
+    **dict.fromkeys(("very", "strongly", "strong", "intense", "extremely"), Intensity.STRONGLY),
+}
+_ROLL_WORDS = re.compile(r"\b(tilt|tilted|lean|leaning|incline|inclined|cock|cant|tip|ear|shoulder)\b")
+
+
+def _read_expression(clause: str) -> dict[str, object]:
+    words = re.findall(r"[a-z]+", clause)
+    expressions = {_EXPRESSION_WORDS[word] for word in words if word in _EXPRESSION_WORDS}
+    if len(expressions) != 1:
+        return {}
+    intensities = {_INTENSITY_WORDS[word] for word in words if word in _INTENSITY_WORDS}
+    return {"expression": expressions.pop()} | ({"intensity": intensities.pop()} if len(intensities) == 1 else {})
+
+
+def _read_pose(clause: str) -> dict[str, object]:
+    degrees = re.search(r"(\d+)\s*(?:-\s*)?(?:degrees?|°)", clause)
+    direction = re.search(r"\b(left|right|up|upwards?|down|downwards?)\b", clause)
+    if not degrees or not direction:
+        return {}
+    word = direction.group(1)
+    if word.startswith(("up", "down")):
+        axis, sign = "pitch", 1 if word.startswith("up") else -1
+    else:
+        axis, sign = ("roll" if _ROLL_WORDS.search(clause) else "yaw"), 1 if word == "right" else -1
+    return {axis: sign * int(degrees.group(1))}

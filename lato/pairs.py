@@ -1,0 +1,143 @@
+"""FacePair: the one definition of a training sample, and how it lies in a WebDataset shard.
+
+A sample is four members: `<key>.source.jpg`, `<key>.target.jpg` (one shared square crop, 512 x 512), `<key>.landmarks.npy` float32 `(2, 68, 2)`
+on the 512 canvas (source, target), and `<key>.json` (`PairMeta`).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from lato.edits import Edit, Expression
+from lato.landmarks import Landmarks, validate_landmarks
+
+MEMBERS = ("json", "landmarks.npy", "source.jpg", "target.jpg")
+"""Members of every sample, in the order in which they lie in the tar."""
+
+Split = Literal["train", "val", "test"]
+
+_KEY = re.compile(r"[a-z0-9_]+")
+
+
+class FaceState(BaseModel):
+    """Pose and expression of one of the two faces, as measured. Angles in degrees, signs as in docs/architecture.md."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    yaw: float
+    pitch: float
+    roll: float
+    expression: Expression
+    expression_intensity: float
+    frame: int
+    pts: float
+
+
+class Provenance(BaseModel):
+    """Where a pair comes from and what made it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source_id: str
+    source_sha256: str
+    kind: Literal["video", "image", "synthetic"]
+    identity: str
+    licence: str
+    scope: Literal["same_track", "same_person"]
+    models: dict[str, str]
+    """Perception model name -> sha256."""
+
+
+class PairMeta(BaseModel):
+    """Everything about a pair that is not pixels or coordinates."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    instruction: str
+    template: str
+    edit: Edit
+    source: FaceState
+    target: FaceState
+    identity_similarity: float | None
+    quality: dict[str, float]
+    crop: tuple[float, float, float]
+    """The shared square crop in source pixels: left, top, side. Canvas = (pixel - (left, top)) * 512 / side."""
+    split: Split
+    provenance: Provenance
+    reasoning: str | None = None
+    """Chain of thought for the landmark predictor, where one was written."""
+
+
+@dataclass(frozen=True)
+class FacePair:
+    """A source face, the same face edited, their landmarks and the instruction that leads from one to the other."""
+
+    key: str
+    source_jpg: bytes
+    target_jpg: bytes
+    landmarks: Landmarks
+    meta: PairMeta
+
+    def __post_init__(self) -> None:
+        if not _KEY.fullmatch(self.key):
+            raise ValueError(f"key: expected [a-z0-9_]+ (WebDataset splits names at dots), given {self.key!r}")
+        if self.landmarks.shape != (2, 68, 2):
+            raise ValueError(f"{self.key}: landmarks: expected shape (2, 68, 2), given {self.landmarks.shape}")
+        validate_landmarks(self.landmarks, f"{self.key}: landmarks")
+
+    def source_image(self) -> npt.NDArray[np.uint8]:
+        """The source, `(512, 512, 3)` RGB."""
+        return decode_image(self.source_jpg, f"{self.key}.source.jpg")
+
+    def target_image(self) -> npt.NDArray[np.uint8]:
+        """The target, `(512, 512, 3)` RGB."""
+        return decode_image(self.target_jpg, f"{self.key}.target.jpg")
+
+
+def decode_image(data: bytes, name: str) -> npt.NDArray[np.uint8]:
+    """JPEG or PNG bytes -> `(H, W, 3)` uint8 RGB.
+
+    Raises:
+        ValueError: The bytes are not an image; names it.
+    """
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if image is None:
+        raise ValueError(f"{name}: {len(data)} bytes that are not a readable image")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+
+
+def encode_pair(pair: FacePair) -> dict[str, bytes]:
+    """The members of a sample by name (`MEMBERS`), as they are written. Equal pairs give equal bytes."""
+    array = io.BytesIO()
+    np.save(array, np.ascontiguousarray(pair.landmarks, dtype="<f4"), allow_pickle=False)
+    meta = json.dumps(pair.meta.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    members = {
+        "json": meta.encode(),
+        "landmarks.npy": array.getvalue(),
+        "source.jpg": pair.source_jpg,
+        "target.jpg": pair.target_jpg,
+    }
+    return {name: members[name] for name in MEMBERS}
+
+
+def decode_pair(key: str, members: dict[str, Any]) -> FacePair:
+    """Rebuilds a pair from its members' bytes (a WebDataset sample without its dunder keys will do).
+
+    Raises:
+        ValueError: A member is missing or unreadable; names the sample and the member.
+    """
+    missing = [name for name in MEMBERS if name not in members]
+    if missing:
+        raise ValueError(f"sample {key}: expected members {', '.join(MEMBERS)}, missing {', '.join(missing)}")
+    landmarks = np.load(io.BytesIO(members["landmarks.npy"]), allow_pickle=False)
+    meta = PairMeta.model_validate_json(members["json"])
+    return FacePair(key, members["source.jpg"], members["target.jpg"], landmarks.astype(np.float32), meta)
