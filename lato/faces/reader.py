@@ -1,0 +1,66 @@
+"""FaceReader: detection, mesh, identity and quality of the largest face, in one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lato.faces.detect import Detection, FaceDetector
+from lato.faces.identity import FaceEmbedder
+from lato.faces.mesh import FaceMesh, MeshObservation
+from lato.faces.quality import QualityScores, measure
+
+MODEL_FILES = {
+    "detector": "face_detection_yunet_2023mar.onnx",
+    "mesh": "face_landmarker.task",
+    "embedder": "face_recognition_sface_2021dec.onnx",
+}
+"""The embedded default models, by the role they play."""
+
+LICENCES = {
+    "face_detection_yunet_2023mar.onnx": "MIT",
+    "face_landmarker.task": "Apache-2.0",
+    "face_recognition_sface_2021dec.onnx": "Apache-2.0",
+}
+
+
+@dataclass(frozen=True)
+class FaceReading:
+    """Everything read from one face. `embedding` is a unit vector `(D,)`."""
+
+    detection: Detection
+    mesh: MeshObservation
+    embedding: npt.NDArray[np.float32]
+    quality: QualityScores
+
+
+class FaceReader:
+    """Reads the largest face of an image."""
+
+    def __init__(self, detector: FaceDetector, mesh: FaceMesh, embedder: FaceEmbedder) -> None:
+        self.detector = detector
+        self.mesh = mesh
+        self.embedder = embedder
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> FaceReader:
+        """Loads the embedded default models from a folder that holds them under their own names (`MODEL_FILES`)."""
+        folder = Path(folder)
+        return cls.from_files(*(folder / MODEL_FILES[role] for role in ("detector", "mesh", "embedder")))
+
+    @classmethod
+    def from_files(cls, detector: Path, mesh: Path, embedder: Path) -> FaceReader:
+        """Loads the three models from their files."""
+        return cls(FaceDetector.from_file(detector), FaceMesh.from_file(mesh), FaceEmbedder.from_file(embedder))
+
+    def read(self, image: npt.NDArray[np.uint8]) -> FaceReading | None:
+        """RGB `(H, W, 3)` -> the largest face's reading, or None where no face, or no mesh in it, is found."""
+        for detection in self.detector.detect(image)[:1]:
+            observation = self.mesh.observe(image, detection)
+            if observation is not None:
+                embedding = self.embedder.embed(image, detection.points5)
+                return FaceReading(detection, observation, embedding, measure(image, detection))
+        return None
