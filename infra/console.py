@@ -1,0 +1,62 @@
+"""What a job shows on the terminal: plain lines that a person can read, a progress line with rate and ETA, tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+console = Console(highlight=False, soft_wrap=True)
+_EVERY = 5.0
+"""Seconds between two progress lines of one task."""
+
+
+def say(text: str) -> None:
+    """Prints one line at once, also into a pipe."""
+    console.print(text, markup=False)
+
+
+def heading(text: str) -> None:
+    """Prints a stage's heading."""
+    console.print(f"\n[bold]{text}[/bold]")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Prints a table; numbers are aligned to the right."""
+    view = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for index, column in enumerate(columns):
+        numeric = all(isinstance(row[index], int | float) for row in rows)
+        view.add_column(column, justify="right" if numeric else "left")
+    for row in rows:
+        view.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
+    console.print(view)
+
+
+def duration(seconds: float) -> str:
+    """`3.2 s`, `4 min 05 s`, `2 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+
+
+class Progress:
+    """Counts work done and now and then prints a line: how much, how fast, how long still."""
+
+    def __init__(self, name: str, total: int, unit: str) -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self.done = 0
+        self._start = self._last = time.monotonic()
+
+    def advance(self, count: int = 1) -> None:
+        """Adds finished work."""
+        self.done += count
+        now = time.monotonic()
+        if now - self._last >= _EVERY or self.done == self.total:
+            self._last = now
+            rate = self.done / max(now - self._start, 1e-6)
+            left = f", {duration((self.total - self.done) / rate)} left" if 0 < self.done < self.total else ""
+            say(f"  {self.name}: {self.done}/{self.total} {self.unit}, {rate:.1f}/s{left}")

@@ -1,0 +1,72 @@
+"""Ray: started quietly on this machine, or joined where a cluster is given."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+from infra.config import Config
+
+
+class RuntimeConfig(Config):
+    """Where Ray runs."""
+
+    address: str | None = None
+    """Address of a running Ray head; None joins the cluster that started this job, or else starts Ray on this machine."""
+    num_cpus: int | None = None
+    """CPUs for a Ray of our own; None takes all."""
+    object_store_mb: int = 500
+    """Object store of a Ray of our own, in MB. Images pass through it in small pieces."""
+
+
+_QUIET = {
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "GLOG_minloglevel": "3",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DS_BUILD_OPS": "0",
+    "DS_ACCELERATOR_LOG": "error",
+    "PYTHONWARNINGS": "ignore",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_OFFLINE": "1",
+}
+"""Environment of every worker: one thread a process (Ray places by CPU), no chatter, no calls to a hub."""
+
+
+def start_ray(config: RuntimeConfig) -> None:
+    """Joins or starts Ray, once a process."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    runtime_env = {"env_vars": {name: os.environ[name] for name in _QUIET}}
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    common = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": runtime_env}
+    if address:
+        ray.init(address=address, **common)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus,
+            include_dashboard=False,
+            object_store_memory=config.object_store_mb * 1024 * 1024,
+            **common,
+        )
+
+
+def stop_ray() -> None:
+    """Leaves Ray; a Ray of our own ends."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()

@@ -1,0 +1,198 @@
+"""Files on disk or object store: one way to commit, hashes, and the lease that keeps two builds out of one folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+
+from infra.errors import UserError
+
+LEASE_EXPIRES = 60.0
+"""Seconds without a heartbeat after which a lease is no longer held."""
+
+
+def is_local(uri: str) -> bool:
+    """Whether a URI is a plain path on this machine's file system."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def join(uri: str, *parts: str) -> str:
+    """Joins names to a folder's URI."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def commit(uri: str, data: bytes, *, exclusive: bool = False) -> bool:
+    """Writes a whole file or nothing.
+
+    On a file system: a temporary file in the same folder, fsync, rename (a hard link when exclusive), fsync of the folder. On an object store: one put,
+    conditional when exclusive.
+
+    Args:
+        uri: Where.
+        data: The whole content.
+        exclusive: Create only if absent.
+
+    Returns:
+        False if it was there already and `exclusive` was asked for.
+
+    Raises:
+        UserError: The folder cannot be written to.
+    """
+    if not is_local(uri):
+        return _commit_object(uri, data, exclusive)
+    path = _local(uri)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}. Choose a folder that you may write to.") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        if exclusive:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+        else:
+            os.replace(temporary, path)
+        _fsync_folder(path.parent)
+        return True
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole content of a file.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    with open_read(uri) as file:
+        return file.read()
+
+
+def open_read(uri: str) -> IO[bytes]:
+    """A seekable binary file."""
+    return fsspec.open(uri, "rb").open()
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file or folder."""
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    return bool(filesystem.exists(path))
+
+
+def list_files(folder: str, suffix: str = "") -> list[str]:
+    """URIs of the files in a folder (not below it) that end in `suffix`, sorted; empty where there is no folder. Hidden files are left out."""
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    if not filesystem.isdir(path):
+        return []
+    names = [entry["name"].rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=True) if entry["type"] == "file"]
+    return [join(folder, name) for name in sorted(names) if name.endswith(suffix) and not name.startswith(".")]
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hex digest of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(uri: str) -> str:
+    """Hex digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open_read(uri) as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex digest of a value's canonical JSON (sorted keys, no spaces): equal values, equal digests."""
+    return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode())
+
+
+@contextmanager
+def lease(folder: str, purpose: str) -> Iterator[None]:
+    """Holds a folder while a job works in it.
+
+    Raises:
+        UserError: Somebody else holds it (named), or the folder cannot be written to. A holder that died on this machine, or that has not been heard of
+            for a minute, is taken over.
+    """
+    uri = join(folder, "lease.json")
+    mine = {"owner": f"{os.getpid()}@{socket.gethostname()}", "purpose": purpose, "since": time.strftime("%Y-%m-%d %H:%M:%S"), "nonce": os.urandom(8).hex()}
+    if not commit(uri, _beat(mine), exclusive=True):
+        holder = json.loads(read_bytes(uri))
+        if _is_held(holder):
+            raise UserError(
+                f"{folder} is in use: {holder['purpose']} (process {holder['owner']}, since {holder['since']}). "
+                "Wait for it, stop it, or choose another folder."
+            )
+        commit(uri, _beat(mine))
+        time.sleep(0.05)
+        if json.loads(read_bytes(uri))["nonce"] != mine["nonce"]:
+            raise UserError(f"{folder} was taken by another job at the same moment. Start again.")
+    stop = threading.Event()
+    heart = threading.Thread(target=_keep_alive, args=(uri, mine, stop), daemon=True, name="lease")
+    heart.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        heart.join()
+        filesystem, path = fsspec.core.url_to_fs(uri)
+        with suppress(FileNotFoundError):
+            if json.loads(read_bytes(uri))["nonce"] == mine["nonce"]:
+                filesystem.rm(path)
+
+
+def _beat(holder: dict[str, str]) -> bytes:
+    return json.dumps(holder | {"heartbeat": time.time()}).encode()
+
+
+def _keep_alive(uri: str, mine: dict[str, str], stop: threading.Event) -> None:
+    while not stop.wait(LEASE_EXPIRES / 6):
+        commit(uri, _beat(mine))
+
+
+def _is_held(holder: dict[str, Any]) -> bool:
+    pid, _, host = holder["owner"].partition("@")
+    if host == socket.gethostname() and not Path(f"/proc/{pid}").exists():
+        return False
+    return time.time() - holder["heartbeat"] < LEASE_EXPIRES
+
+
+def _commit_object(uri: str, data: bytes, exclusive: bool) -> bool:
+    try:
+        with fsspec.open(uri, "xb" if exclusive else "wb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _local(uri: str) -> Path:
+    return Path(uri.removeprefix("file://"))
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
