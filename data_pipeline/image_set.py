@@ -1,0 +1,79 @@
+"""Image sets: several pictures of one person, as one source, with what is declared of each.
+
+`{"images": [{"uri": "name.jpg", "declared": {...} | null}], "generator": {...} | null}`; uris are relative to the JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from infra.storage import join, read_bytes, sha256_bytes
+from lato.edits import Expression, Intensity
+
+
+class Declared(BaseModel):
+    """What the maker of a picture knows of it. Degrees; landmarks in image pixels, (68, 2)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    expression: Expression
+    intensity: Intensity
+    yaw: float
+    pitch: float
+    roll: float
+    landmarks: list[tuple[float, float]]
+
+
+class SetImage(BaseModel):
+    """One picture of a set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uri: str
+    declared: Declared | None = None
+
+
+class ImageSet(BaseModel):
+    """The set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images: list[SetImage]
+    generator: dict[str, Any] | None = None
+
+
+def read_image_set(uri: str) -> ImageSet:
+    """Reads a set, or makes one of a single image. Image uris come back absolute.
+
+    Raises:
+        ValueError: The JSON is not an image set.
+    """
+    if not uri.endswith(".json"):
+        return ImageSet(images=[SetImage(uri=uri)])
+    try:
+        found = ImageSet.model_validate_json(read_bytes(uri))
+    except ValidationError as error:
+        raise ValueError(f"{uri}: not an image set: {error.errors()[0]['msg']}") from error
+    folder = uri.rsplit("/", 1)[0]
+    images = []
+    for image in found.images:
+        if "/" in image.uri or image.uri.startswith("."):
+            raise ValueError(f"{uri}: image {image.uri!r} lies outside the set's own folder")
+        images.append(image.model_copy(update={"uri": join(folder, image.uri)}))
+    return found.model_copy(update={"images": images})
+
+
+def encode_image_set(image_set: ImageSet) -> bytes:
+    """Canonical JSON bytes."""
+    return json.dumps(image_set.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode()
+
+
+def content_sha256(uri: str) -> str:
+    """Digest of a source's content: of the file, or of a set with all its images."""
+    own = sha256_bytes(read_bytes(uri))
+    if not uri.endswith(".json"):
+        return own
+    return sha256_bytes("".join([own, *(sha256_bytes(read_bytes(image.uri)) for image in read_image_set(uri).images)]).encode())

@@ -1,0 +1,27 @@
+"""The ledger: what became of every source."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """One row a source: `source_id`, `status` (ok | rejected | failed | pending), `reason`, `message`, counts, `fingerprint`."""
+
+    rows: list[dict[str, Any]]
+
+    def with_status(self, status: str) -> list[dict[str, Any]]:
+        """The rows of one status."""
+        return [row for row in self.rows if row["status"] == status]
+
+    def counts(self) -> dict[str, int]:
+        """How many sources ended how: `ok`, `rejected: no face`, `failed: truncated` ..."""
+        names = (row["status"] if not row.get("reason") else f"{row['status']}: {row['reason']}" for row in self.rows)
+        return dict(sorted(Counter(names).items()))
+
+    def total(self, column: str) -> int:
+        """Sum of a count over all sources."""
+        return sum(int(row.get(column) or 0) for row in self.rows)

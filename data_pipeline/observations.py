@@ -1,0 +1,78 @@
+"""Observations: one row a face in a frame, and the part file that holds a source's rows together with its ledger row."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.storage import commit, join, list_files, read_bytes
+
+_FLOATS = pa.list_(pa.float32())
+
+SCHEMA = pa.schema(
+    {
+        "source_id": pa.string(),
+        "source_sha256": pa.string(),
+        "kind": pa.string(),
+        "identity": pa.string(),  # declared person, or null
+        "track": pa.int32(),  # one face followed through one shot; an image set of one person is one track
+        "frame": pa.int32(),  # number in decoding order; in an image set the image's number
+        "pts": pa.float64(),  # seconds; in an image set the image's number
+        "image_uri": pa.string(),  # image sets only
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "detection_score": pa.float32(),
+        "box": _FLOATS,  # 4: left, top, right, bottom
+        "points5": _FLOATS,  # 10
+        "landmarks": _FLOATS,  # 136, image pixels
+        "blendshapes": _FLOATS,  # 52
+        "yaw": pa.float32(),
+        "pitch": pa.float32(),
+        "roll": pa.float32(),
+        "expression": pa.string(),
+        "expression_intensity": pa.float32(),
+        "expression_scores": _FLOATS,  # 7
+        "representative": pa.bool_(),
+        "embedding": _FLOATS,  # representatives only, like the four below
+        "sharpness": pa.float32(),
+        "brightness": pa.float32(),
+        "noise": pa.float32(),
+        "face_px": pa.float32(),
+        "declared": pa.string(),  # JSON, or null
+    }
+)
+_LEDGER = b"ledger"
+
+
+def commit_part(work: str, fingerprint: str, rows: list[dict[str, Any]], ledger: dict[str, Any]) -> None:
+    """Commits a source's observations and its ledger row in one atomic write. The first part of a fingerprint wins."""
+    columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names}
+    table = pa.table(columns, schema=SCHEMA.with_metadata({_LEDGER: json.dumps(ledger, sort_keys=True).encode()}))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    commit(part_uri(work, fingerprint), buffer.getvalue(), exclusive=True)
+
+
+def part_uri(work: str, fingerprint: str) -> str:
+    """Where a fingerprint's part lies."""
+    return join(work, "parts", f"{fingerprint}.parquet")
+
+
+def committed_fingerprints(work: str) -> set[str]:
+    """Fingerprints of all committed parts."""
+    return {uri.rsplit("/", 1)[-1].removesuffix(".parquet") for uri in list_files(join(work, "parts"), ".parquet")}
+
+
+def read_part(work: str, fingerprint: str) -> pa.Table:
+    """A part's observations."""
+    return pq.read_table(io.BytesIO(read_bytes(part_uri(work, fingerprint))))
+
+
+def read_ledger_row(work: str, fingerprint: str) -> dict[str, Any]:
+    """A part's ledger row."""
+    schema = pq.read_schema(io.BytesIO(read_bytes(part_uri(work, fingerprint))))
+    return json.loads(schema.metadata[_LEDGER])

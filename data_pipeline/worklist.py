@@ -1,0 +1,140 @@
+"""The work list: what sources there are, under which licence, and which must stay together."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from infra.errors import UserError
+from infra.storage import commit, exists, read_bytes
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_ID = re.compile(r"[a-z0-9_]+")
+
+
+class WorkItem(BaseModel):
+    """One source."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source_id: str
+    """`[a-z0-9_]+`, unique."""
+    uri: str
+    """A video; or, for images, one image, or a JSON image set (`data_pipeline.image_set`)."""
+    kind: Literal["video", "image", "synthetic"]
+    licence: str = "unknown"
+    consent: str = "unknown"
+    url: str | None = None
+    """Where it was published, for attribution and takedown."""
+    group: str | None = None
+    """Original video, channel or series: never split between train and test."""
+    identity: str | None = None
+    """The person, where it is declared."""
+    split: Literal["train", "val", "test"] | None = None
+    """Pins the source to a split."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        if not _ID.fullmatch(self.source_id):
+            raise ValueError(f"source_id: expected [a-z0-9_]+, given {self.source_id!r}")
+
+
+def item_for(uri: str, **columns: Any) -> WorkItem:
+    """A work item for one file, its id made from the file's name and its kind from the suffix.
+
+    Raises:
+        UserError: The file's kind cannot be told.
+    """
+    name = uri.rsplit("/", 1)[-1]
+    suffix = Path(name).suffix.lower()
+    if suffix in VIDEO_SUFFIXES:
+        kind = "video"
+    elif suffix in IMAGE_SUFFIXES or suffix == ".json":
+        kind = "image"
+    else:
+        known = " ".join(VIDEO_SUFFIXES + IMAGE_SUFFIXES)
+        raise UserError(f"{uri}: neither a video nor an image by its name. Known: {known}")
+    source_id = re.sub(r"[^a-z0-9]+", "_", Path(name).stem.lower()).strip("_")
+    return WorkItem(**({"source_id": source_id, "uri": uri, "kind": kind} | columns))
+
+
+def items_from_folder(folder: str, **columns: Any) -> list[WorkItem]:
+    """Every video and image in a folder (not below it).
+
+    Raises:
+        UserError: There is no such folder, or nothing usable in it.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"{folder}: there is no such folder. Give a folder with videos or images.")
+    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in VIDEO_SUFFIXES + IMAGE_SUFFIXES]
+    if not files:
+        known = " ".join(VIDEO_SUFFIXES + IMAGE_SUFFIXES)
+        raise UserError(f"{folder}: no videos or images in it. Looked for {known}.")
+    return check_items([item_for(str(file), **columns) for file in files], folder)
+
+
+def read_worklist(uri: str) -> list[WorkItem]:
+    """Reads a work list from Parquet, CSV or JSONL.
+
+    Raises:
+        UserError: It is missing or unreadable, or rows are wrong: a line for each.
+    """
+    if not exists(uri):
+        raise UserError(f"{uri}: there is no such work list")
+    data = read_bytes(uri)
+    if uri.endswith(".parquet"):
+        rows = pq.read_table(io.BytesIO(data)).to_pylist()
+    elif uri.endswith(".csv"):
+        rows = list(csv.DictReader(io.StringIO(data.decode())))
+    elif uri.endswith(".jsonl"):
+        rows = [json.loads(line) for line in data.decode().splitlines() if line.strip()]
+    else:
+        raise UserError(f"{uri}: expected a work list as .parquet, .csv or .jsonl")
+    items, mistakes = [], []
+    for number, row in enumerate(rows, start=1):
+        try:
+            items.append(WorkItem(**{key: value for key, value in row.items() if value not in (None, "")}))
+        except ValidationError as error:
+            mistakes += [f"row {number}: {_describe(entry)}" for entry in error.errors()]
+        except ValueError as error:
+            mistakes.append(f"row {number}: {error}")
+    if mistakes:
+        raise UserError(f"{len(mistakes)} mistakes in {uri}:\n" + "\n".join(f"  {m}" for m in mistakes))
+    return check_items(items, uri)
+
+
+def check_items(items: list[WorkItem], where: str) -> list[WorkItem]:
+    """Merges rows that are equal; refuses two different sources under one id."""
+    unique: dict[str, WorkItem] = {}
+    for item in items:
+        if unique.setdefault(item.source_id, item) != item:
+            raise UserError(f"{where}: source_id {item.source_id!r} names two sources: {unique[item.source_id].uri} and {item.uri}. Rename one.")
+    return list(unique.values())
+
+
+def write_worklist(items: list[WorkItem], uri: str) -> None:
+    """Writes a work list as Parquet."""
+    buffer = io.BytesIO()
+    columns = list(WorkItem.model_fields)
+    table = pa.table({name: pa.array([getattr(item, name) for item in items], pa.string()) for name in columns})
+    pq.write_table(table, buffer)
+    commit(uri, buffer.getvalue())
+
+
+def _describe(entry: Any) -> str:
+    name = ".".join(str(part) for part in entry["loc"])
+    if entry["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, WorkItem.model_fields, n=1)
+        return f"{name}: unknown column" + (f"; did you mean {near[0]!r}?" if near else "")
+    return f"{name}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
