@@ -1,0 +1,59 @@
+"""A contact sheet of samples: source and target with their landmarks, the instruction below."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from infra.storage import join, open_read, read_bytes
+from lato.landmarks import draw_landmarks
+from lato.pairs import MEMBERS, FacePair, decode_pair
+
+_SIDE = 224
+
+
+def read_samples(folder: str, rows: Iterable[dict[str, object]]) -> list[FacePair]:
+    """Reads samples of a version by their manifest rows, each by its byte offsets."""
+    pairs = []
+    for row in rows:
+        with open_read(join(folder, "shards", str(row["shard"]))) as file:
+            members = {}
+            for member in MEMBERS:
+                file.seek(int(row[f"{member}_offset"]))  # type: ignore[call-overload]
+                members[member] = file.read(int(row[f"{member}_length"]))  # type: ignore[call-overload]
+        pairs.append(decode_pair(str(row["key"]), members))
+    return pairs
+
+
+def read_manifest(folder: str) -> list[dict[str, object]]:
+    """Rows of a version's manifest."""
+    return pq.read_table(io.BytesIO(read_bytes(join(folder, "manifest.parquet")))).to_pylist()
+
+
+def draw_sheet(pairs: list[FacePair], columns: int = 4) -> npt.NDArray[np.uint8]:
+    """The sheet as an RGB image: `columns` pairs a row."""
+    cells = [_draw_pair(pair) for pair in pairs]
+    blank = np.full_like(cells[0], 255)
+    cells += [blank] * (-len(cells) % columns)
+    return np.vstack([np.hstack(cells[start : start + columns]) for start in range(0, len(cells), columns)])
+
+
+def _draw_pair(pair: FacePair) -> npt.NDArray[np.uint8]:
+    pictures = []
+    for image, landmarks in ((pair.source_image(), pair.landmarks[0]), (pair.target_image(), pair.landmarks[1])):
+        pictures.append(cv2.resize(draw_landmarks(landmarks, image), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA))
+    caption = np.full((40, 2 * _SIDE, 3), 255, np.uint8)
+    words, line, lines = pair.meta.instruction.split(), "", []
+    for word in words:
+        if len(line) + len(word) > 62:
+            lines, line = [*lines, line], ""
+        line = f"{line} {word}".strip()
+    for number, text in enumerate([*lines, line][:2]):
+        cv2.putText(caption, text, (4, 15 + 17 * number), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (20, 20, 20), 1, cv2.LINE_AA)
+    cell = np.vstack([np.hstack(pictures), caption])
+    return cv2.copyMakeBorder(cell, 4, 4, 4, 4, cv2.BORDER_CONSTANT, value=(255, 255, 255))  # type: ignore[return-value]

@@ -1,0 +1,68 @@
+"""Verify: re-reads a published version and says everything that is wrong with it."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import defaultdict
+
+import pyarrow.parquet as pq
+
+from infra.errors import UserError
+from infra.storage import exists, join, read_bytes, sha256_bytes
+from lato.pairs import MEMBERS, decode_pair
+
+
+def verify_version(folder: str) -> list[str]:
+    """Checks hashes, counts, members, offsets and decodability of every sample.
+
+    Args:
+        folder: The version's folder.
+
+    Returns:
+        What is wrong, a line each; empty when all is well.
+
+    Raises:
+        UserError: There is no published version there.
+    """
+    if not exists(join(folder, "index.json")):
+        raise UserError(f"{folder}: no published version here (there is no index.json)")
+    index = json.loads(read_bytes(join(folder, "index.json")))
+    wrong: list[str] = []
+    data = read_bytes(join(folder, "manifest.parquet"))
+    if sha256_bytes(data) != index["manifest_sha256"]:
+        return [f"manifest.parquet: sha256 differs from index.json; it was changed or cut short ({len(data)} bytes)"]
+    manifest = defaultdict(list)
+    for row in pq.read_table(io.BytesIO(data)).to_pylist():
+        manifest[row["shard"]].append(row)
+    for shard in index["shards"]:
+        wrong += _verify_shard(folder, shard, manifest[shard["name"]])
+    return wrong
+
+
+def _verify_shard(folder: str, shard: dict[str, object], rows: list[dict[str, object]]) -> list[str]:
+    name = str(shard["name"])
+    uri = join(folder, "shards", name)
+    if not exists(uri):
+        return [f"{name}: missing"]
+    data = read_bytes(uri)
+    if sha256_bytes(data) != shard["sha256"]:
+        return [f"{name}: sha256 differs from index.json ({len(data)} bytes, expected {shard['bytes']})"]
+    if len(rows) != shard["count"]:
+        return [f"{name}: {len(rows)} samples in the manifest, {shard['count']} in the index"]
+    wrong = []
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        names = archive.getnames()
+    expected = [f"{row['key']}.{member}" for row in sorted(rows, key=lambda row: str(row["key"])) for member in MEMBERS]
+    if names != expected:
+        wrong.append(f"{name}: its members are not those of the manifest")
+    for row in rows:
+        members = {m: data[row[f"{m}_offset"] : row[f"{m}_offset"] + row[f"{m}_length"]] for m in MEMBERS}  # type: ignore[operator, misc]
+        try:
+            pair = decode_pair(str(row["key"]), members)
+            pair.source_image()
+            pair.target_image()
+        except ValueError as error:
+            wrong.append(f"{name}: {error}")
+    return wrong
