@@ -39,6 +39,8 @@ class PairingConfig(Config):
     """Share of the crop that may lie outside the frame."""
     max_abs_roll: float = 45.0
     """Degrees; a face read as tilted further is a misreading at a cut more often than not."""
+    min_expression: float = 0.45
+    """How strongly an expression must show on a face of which nothing is declared; weaker readings are wrong too often."""
     margin: float = 2.1
     """Side of the crop in units of the larger extent of both faces' landmarks."""
     per_cell: int = 2
@@ -171,7 +173,9 @@ def _verdict(source: dict[str, Any], target: dict[str, Any], edit: Edit | None, 
         return "no edit of ours"
     if edit.expression is not None and not is_verifiable(edit.expression):
         return "expression not verifiable"
+    unclear = [r["expression"] != "neutral" and not r["declared"] and r["expression_intensity"] < config.min_expression for r in (source, target)]
     checks = (
+        ("expression unclear", any(unclear)),
         ("identity", source["kind"] != "synthetic" and scores["similarity"] < config.min_similarity),
         ("blurred", scores["sharpness"] < config.min_sharpness),
         ("noisy", scores["noise"] > config.max_noise),

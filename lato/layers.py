@@ -1,0 +1,73 @@
+"""Layers that transformer and connector share. Names follow the released checkpoints."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def timestep_sinusoid(t: Tensor, dim: int = 256) -> Tensor:
+    """Sinusoids (B, dim) of a time (B,) in 0..1, scaled by 1000; float32 whatever the weights' dtype."""
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(dim // 2, dtype=torch.float32, device=t.device) / (dim // 2))
+    angles = 1000.0 * t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class MLPEmbedder(nn.Module):
+    """Two linear layers with SiLU between."""
+
+    def __init__(self, in_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.in_layer = nn.Linear(in_dim, hidden_dim)
+        self.silu = nn.SiLU()
+        self.out_layer = nn.Linear(hidden_dim, hidden_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in) -> (B, hidden)."""
+        return self.out_layer(self.silu(self.in_layer(x)))
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, in float32."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape (..., dim)."""
+        value = x.float()
+        return (value * torch.rsqrt(value.square().mean(-1, keepdim=True) + 1e-6) * self.scale.float()).to(x.dtype)
+
+
+class QKNorm(nn.Module):
+    """RMSNorm of queries and of keys."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.query_norm = RMSNorm(dim)
+        self.key_norm = RMSNorm(dim)
+
+    def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised (query, key)."""
+        return self.query_norm(query), self.key_norm(key)
+
+
+class Modulation(nn.Module):
+    """Shift, scale and gate for one or two sublayers, from the conditioning vector."""
+
+    def __init__(self, dim: int, double: bool) -> None:
+        super().__init__()
+        self.parts = 6 if double else 3
+        self.lin = nn.Linear(dim, self.parts * dim)
+
+    def forward(self, vec: Tensor) -> tuple[Tensor, ...]:
+        """(B, D) -> `parts` tensors (B, 1, D)."""
+        return self.lin(nn.functional.silu(vec))[:, None].chunk(self.parts, dim=-1)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """(1 + scale) * x + shift."""
+    return (1 + scale) * x + shift
