@@ -1,0 +1,81 @@
+"""Committed checkpoints: a folder is a checkpoint once its COMPLETE marker lies in it, and that is written last, with a hash of every file."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from infra.storage import commit, sha256_file
+
+_MARKER = "COMPLETE"
+
+
+def save(folder: Path, step: int, engine: Any, keep: int) -> Path:
+    """Saves model, optimizer, buffers and random state of all ranks at `folder/step-000123`; called on every rank.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    target = folder / f"step-{step:06d}"
+    unfinished = folder / f".step-{step:06d}"
+    if dist.get_rank() == 0:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+    dist.barrier()
+    engine.save_checkpoint(str(unfinished), tag="engine", save_latest=False)
+    torch.save(_random_state(), unfinished / f"random-{dist.get_rank():04d}.pt")
+    dist.barrier()
+    if dist.get_rank() == 0:
+        files = sorted(path for path in unfinished.rglob("*") if path.is_file())
+        for path in files:
+            _fsync(path)
+        manifest = {str(path.relative_to(unfinished)): sha256_file(str(path)) for path in files}
+        commit(str(unfinished / _MARKER), json.dumps({"step": step, "world_size": dist.get_world_size(), "files": manifest}, indent=1).encode())
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(unfinished, target)
+        for old in complete(folder)[:-keep]:
+            shutil.rmtree(old)
+    dist.barrier()
+    return target
+
+
+def complete(folder: Path) -> list[Path]:
+    """Checkpoints whose files are all there with the right content, the oldest first. A torn one is passed over."""
+    found = []
+    for marker in sorted(folder.glob(f"step-*/{_MARKER}")):
+        files = json.loads(marker.read_text())["files"]
+        if all((marker.parent / name).is_file() and sha256_file(str(marker.parent / name)) == digest for name, digest in files.items()):
+            found.append(marker.parent)
+    return found
+
+
+def load_newest(folder: Path, engine: Any) -> int:
+    """Loads the newest complete checkpoint of this number of ranks into the engine; returns its step, 0 without one."""
+    usable = [path for path in complete(folder) if json.loads((path / _MARKER).read_text())["world_size"] == dist.get_world_size()]
+    if not usable:
+        return 0
+    loaded, _ = engine.load_checkpoint(str(usable[-1]), tag="engine")
+    assert loaded is not None, f"DeepSpeed did not load {usable[-1]}"
+    # our own file of this very run, hashed above; it holds Python and numpy states that safetensors cannot
+    state = torch.load(usable[-1] / f"random-{dist.get_rank():04d}.pt", weights_only=False)
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    return int(json.loads((usable[-1] / _MARKER).read_text())["step"])
+
+
+def _random_state() -> dict[str, Any]:
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+
+
+def _fsync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
