@@ -1,0 +1,48 @@
+"""The `lato` command. Heavy imports stay inside the commands, so that help is instant."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from typing import Any
+
+import typer
+
+from infra.errors import UserError
+
+_JOBS = ("quickstart", "data", "train", "edit", "assets", "doctor", "submit")
+
+app = typer.Typer(
+    name="lato",
+    help="Build face-edit pairs on Ray, train LaTo with DeepSpeed, edit faces by instruction and measure the result.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for _name in _JOBS:
+    importlib.import_module(f"infra.jobs.{_name}").register(app)
+
+
+def main() -> None:
+    """Runs the command line: 0 success, 2 a user's mistake, 130 interrupted."""
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted. The same command goes on where it stopped.", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(130)  # worker processes of Ray end with their driver; waiting for its threads would hang here
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""What the commands share: reading a config, holding the work folder, finding models."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from infra import assets
+from infra.config import Config, dump_config, load_config
+from infra.errors import UserError
+from infra.storage import commit, join, lease
+
+C = TypeVar("C", bound=Config)
+
+
+@contextmanager
+def open_work(model: type[C], config_path: str | None, overrides: list[str], work_dir: str, purpose: str) -> Iterator[tuple[C, str]]:
+    """Checks the config, takes the work folder, writes the resolved config there; yields config and the folder's absolute path."""
+    config = load_config(model, config_path, overrides)
+    work = str(Path(work_dir).absolute())
+    with lease(work, purpose):
+        commit(join(work, "config.yaml"), dump_config(config).encode())
+        yield config, work
+
+
+def perception_models() -> Path:
+    """The folder with the perception models.
+
+    Raises:
+        UserError: One of them is missing.
+    """
+    missing = [name for name in ("yunet", "sface", "face_landmarker") if assets.verify(name) != "ok"]
+    if missing:
+        raise UserError(f"perception models are missing: {', '.join(missing)}. Fetch them: lato assets fetch")
+    return assets.folder()
+
+
+def git_state() -> str:
+    """Commit of the code that runs, and whether it was changed; `unknown` outside a checkout."""
+    root = Path(__file__).parents[2]
+    try:
+        commit_id = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit_id + (" (changed)" if changed else "")

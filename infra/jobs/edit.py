@@ -1,0 +1,90 @@
+"""`lato edit`: one face, one instruction, one picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+
+    @app.command()
+    def edit(
+        image: str = typer.Argument(help="A picture with a face."),
+        instruction: str = typer.Argument(help='What to change, for example "turn the head 30 degrees to the left".'),
+        pipeline: str = typer.Option("work/quickstart/pipeline", help="Folder of a trained pipeline."),
+        out: str = typer.Option("edited.png", help="The picture that is written; source, landmarks and text go beside it."),
+        landmarks: str = typer.Option(None, help="JSON with 68 [x, y] on the 512 canvas, to draw to these and predict nothing."),
+        steps: int = typer.Option(28, help="Euler steps."),
+        guidance: float = typer.Option(2.0, help="How strongly instruction and landmarks are followed."),
+        seed: int = typer.Option(0, help="Of the noise."),
+    ) -> None:
+        """Edits a face by instruction."""
+        from infra.console import say
+
+        written = edit_file(image, instruction, pipeline, Path(out), landmarks, steps, guidance, seed)
+        for path in written:
+            say(str(path))
+
+
+def edit_file(
+    image: str, instruction: str, pipeline: str, out: Path, landmarks: str | None, steps: int, guidance: float, seed: int
+) -> list[Path]:
+    """Edits one picture; returns what was written.
+
+    Raises:
+        UserError: The picture, the pipeline or the landmarks cannot be used, or no landmarks could be predicted.
+    """
+    import cv2
+    import numpy as np
+
+    from infra.errors import UserError
+    from infra.jobs.common import perception_models
+    from lato.faces import FaceReader
+    from lato.guidance import Guidance
+    from lato.landmarks import draw_landmarks, validate_landmarks
+    from lato.pairs import decode_image
+    from lato.pipeline import LaToPipeline
+
+    if not Path(image).is_file():
+        raise UserError(f"{image}: there is no such file")
+    try:
+        loaded = LaToPipeline.from_pretrained(pipeline)
+        picture = decode_image(Path(image).read_bytes(), image)
+        given = None if landmarks is None else validate_landmarks(np.array(json.loads(Path(landmarks).read_text()), np.float32))[None]
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(str(error)) from error
+    reading = FaceReader.from_folder(perception_models()).read(picture)
+    if reading is None:
+        raise UserError(f"{image}: no face was found in it. Give a picture with one clear face.")
+    face, points = _crop_face(picture, reading.mesh.landmarks68)
+    output = loaded([face], [instruction], given, points[None], steps, Guidance("joint", guidance), seed)
+    target = output.landmarks[0]
+    if target is None:
+        raise UserError(f"the predictor gave no usable landmarks ({'; '.join(output.problems[0])}). Say it otherwise, or give --landmarks.")
+    edited = cv2.resize(output.images[0], (512, 512), interpolation=cv2.INTER_CUBIC)
+    strip = np.hstack([draw_landmarks(points, face), draw_landmarks(target), draw_landmarks(target, edited)])
+    beside, text = out.with_name(out.stem + "_landmarks.png"), out.with_suffix(".json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for path, content in ((out, edited), (beside, strip)):
+        cv2.imwrite(str(path), cv2.cvtColor(content, cv2.COLOR_RGB2BGR))
+    said = {"instruction": instruction, "landmarks": np.round(target, 2).tolist(), "reasoning": output.reasoning[0], "problems": output.problems[0]}
+    text.write_text(json.dumps(said, indent=1))
+    return [out, beside, text]
+
+
+def _crop_face(picture, points):  # type: ignore[no-untyped-def]
+    """The face as training saw faces: a square around it, 512 x 512, with its landmarks on that canvas."""
+    import cv2
+    import numpy as np
+
+    low, high = points.min(0), points.max(0)
+    side = 2.1 * float((high - low).max())
+    corner = (low + high) / 2 - side / 2 - np.array([0.0, 0.06 * side])
+    scale = 512 / side
+    matrix = np.array([[scale, 0, -corner[0] * scale], [0, scale, -corner[1] * scale]])
+    face = cv2.warpAffine(picture, matrix, (512, 512), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
+    return face, ((points - corner) * scale).astype(np.float32)

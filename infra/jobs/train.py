@@ -1,0 +1,84 @@
+"""`lato train`: one stage on a published dataset version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    group = typer.Typer(help="Train the tokenizer, the predictor and the DiT with DeepSpeed on Ray Train.", no_args_is_help=True)
+    app.add_typer(group, name="train")
+    dataset_option = typer.Option(help="Folder of a published dataset version.")
+    work_option = typer.Option("work/train", help="Where runs go.")
+    config_option = typer.Option(None, help="A YAML file.")
+    overrides_argument = typer.Argument(None, help="key=value, for example engine.steps=500 engine.zero_stage=3")
+
+    @group.command()
+    def tokenizer(
+        overrides: list[str] = overrides_argument, dataset: str = dataset_option, work_dir: str = work_option, config: str = config_option
+    ) -> None:
+        """Stage 1: the landmark tokenizer."""
+        from training.stages.tokenizer import TokenizerConfig
+
+        _train("tokenizer", TokenizerConfig, config, overrides, work_dir, dataset, {})
+
+    @group.command()
+    def predictor(
+        overrides: list[str] = overrides_argument, dataset: str = dataset_option, work_dir: str = work_option, config: str = config_option
+    ) -> None:
+        """Stage 2: the landmark predictor."""
+        from training.stages.predictor import PredictorConfig
+
+        _train("predictor", PredictorConfig, config, overrides, work_dir, dataset, {})
+
+    @group.command()
+    def encode(
+        dataset: str = dataset_option, encoder: str = typer.Option(help="Folder of the VLM."), out: str = typer.Option(help="Where the states go.")
+    ) -> None:
+        """Text states of every sample, with and without the instruction, once."""
+        from infra.runtime import RuntimeConfig, start_ray, stop_ray
+        from training.data import Dataset
+        from training.encode import encode_text
+
+        version = Dataset.open(dataset)
+        start_ray(RuntimeConfig())
+        encode_text(version, Path(encoder), Path(out))
+        stop_ray()
+
+    @group.command()
+    def dit(
+        overrides: list[str] = overrides_argument,
+        dataset: str = dataset_option,
+        tokenizer: str = typer.Option(help="Folder of the trained tokenizer."),
+        text_states: str = typer.Option(help="Folder that `lato train encode` wrote."),
+        work_dir: str = work_option,
+        config: str = config_option,
+    ) -> None:
+        """Stage 3: the DiT with landmark tokens."""
+        from training.stages.dit import DitConfig
+
+        paths = {"tokenizer": str(Path(tokenizer).absolute()), "text_cache": str(Path(text_states).absolute())}
+        _train("dit", DitConfig, config, overrides, work_dir, dataset, paths)
+
+
+def _train(stage: str, model: type[Any], config: str | None, overrides: list[str] | None, work_dir: str, dataset: str, paths: dict[str, str]) -> None:
+    from infra.jobs.common import open_work
+    from infra.runtime import RuntimeConfig, start_ray, stop_ray
+    from infra.storage import sha256_json
+    from infra.tracking import default_uri
+    from training.data import Dataset
+    from training.launch import train
+    from training.stage_factory import MakeStage
+
+    with open_work(model, config, list(overrides or []), work_dir, f"lato train {stage}") as (settings, work):
+        version = Dataset.open(str(Path(dataset).absolute()))
+        version.split("train"), version.split("val")
+        start_ray(RuntimeConfig())
+        made_of = {"config": settings.model_dump(mode="json"), "dataset": version.digest, "inputs": sha256_json(paths)}
+        make = MakeStage(settings, version.uri, **paths)
+        train(stage, make, settings.engine, made_of, work, default_uri(work), "lato", None, (version.uri, version.digest))
+        stop_ray()
