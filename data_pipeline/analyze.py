@@ -145,7 +145,9 @@ class _Worker:
         for fingerprint, item in bundle:
             attempt = _attempts(self._work, fingerprint) + 1
             if attempt > _MAX_ATTEMPTS:
-                self._commit(fingerprint, item, [], {"status": "failed", "reason": "crash", "message": f"ended its worker {attempt - 1} times"})
+                self._commit(
+                    fingerprint, item, [], {"status": "failed", "reason": "crash", "message": f"ended its worker {attempt - 1} times"}
+                )
                 continue
             commit(join(self._work, "attempts", fingerprint, str(attempt)), b"", exclusive=True)
             rows, outcome = self._observe(item)
@@ -203,5 +205,3 @@ class _Worker:
 def write_ledger(ledger: Ledger, uri: str) -> None:
     """Writes the ledger as JSON lines."""
     commit(uri, "".join(json.dumps(row, sort_keys=True) + "\n" for row in ledger.rows).encode())
-
-

@@ -101,7 +101,10 @@ def build_dataset(config: DataConfig, work: str, models: Path, extra: list[WorkI
         raise UserError("no pair was accepted. The table above says why; loosen the thresholds under `pairing`.")
     splits = _split(accepted, rows, by_id, config.split)
     licences = {entry["source_id"]: entry["models"] for entry in ledger.with_status("ok")}
-    planned = [_plan_sample(c, splits[c.source["source_id"]], by_id[c.source["source_id"]], licences[c.source["source_id"]], work) for c in accepted]
+    planned = [
+        _plan_sample(c, splits[c.source["source_id"]], by_id[c.source["source_id"]], licences[c.source["source_id"]], work)
+        for c in accepted
+    ]
     funnel = _funnel(ledger, rows, candidates, failed, Counter(sample.split for sample in planned))
     commit(join(folder, "funnel.json"), json.dumps(funnel, indent=1).encode())
     digest = pack(planned, config.pack, folder, config.name, created_from)

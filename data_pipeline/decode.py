@@ -105,11 +105,13 @@ def _send_sampled(sender: Connection, path: str, fps: float) -> None:
             raise DecodeError("decode", "no video stream in it")
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
-        length = float(stream.duration * stream.time_base) if stream.duration else None
-        start = float((stream.start_time or 0) * stream.time_base)
+        assert stream.time_base is not None, "an opened stream has a time base"
+        tick = stream.time_base
+        length = float(stream.duration * tick) if stream.duration else None
+        start = float((stream.start_time or 0) * tick)
         due, index, last = -1.0, -1, 0.0
         for index, frame in enumerate(container.decode(stream)):
-            pts = float(frame.pts * stream.time_base) - start if frame.pts is not None else index / float(stream.average_rate or 25)
+            pts = float(frame.pts * tick) - start if frame.pts is not None else index / float(stream.average_rate or 25)
             last = pts
             if pts + 1e-6 >= due:
                 due = pts + 1 / fps

@@ -173,7 +173,9 @@ def _verdict(source: dict[str, Any], target: dict[str, Any], edit: Edit | None, 
         return "no edit of ours"
     if edit.expression is not None and not is_verifiable(edit.expression):
         return "expression not verifiable"
-    unclear = [r["expression"] != "neutral" and not r["declared"] and r["expression_intensity"] < config.min_expression for r in (source, target)]
+    unclear = [
+        r["expression"] != "neutral" and not r["declared"] and r["expression_intensity"] < config.min_expression for r in (source, target)
+    ]
     checks = (
         ("expression unclear", any(unclear)),
         ("identity", source["kind"] != "synthetic" and scores["similarity"] < config.min_similarity),

@@ -104,5 +104,3 @@ def cut(image: npt.NDArray[np.uint8], crop: tuple[float, float, float]) -> bytes
     matrix = np.array([[scale, 0, -left * scale], [0, scale, -top * scale]], np.float64)
     picture = cv2.warpAffine(image, matrix, (SIZE, SIZE), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes()
-
-

@@ -48,7 +48,8 @@ def _draw_pair(pair: FacePair) -> npt.NDArray[np.uint8]:
     for image, landmarks in ((pair.source_image(), pair.landmarks[0]), (pair.target_image(), pair.landmarks[1])):
         pictures.append(cv2.resize(draw_landmarks(landmarks, image), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA))
     caption = np.full((40, 2 * _SIDE, 3), 255, np.uint8)
-    words, line, lines = pair.meta.instruction.split(), "", []
+    words, line = pair.meta.instruction.split(), ""
+    lines: list[str] = []
     for word in words:
         if len(line) + len(word) > 62:
             lines, line = [*lines, line], ""

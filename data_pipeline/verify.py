@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from collections import defaultdict
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -41,7 +42,7 @@ def verify_version(folder: str) -> list[str]:
     return wrong
 
 
-def _verify_shard(folder: str, shard: dict[str, object], rows: list[dict[str, object]]) -> list[str]:
+def _verify_shard(folder: str, shard: dict[str, object], rows: list[dict[str, Any]]) -> list[str]:
     name = str(shard["name"])
     uri = join(folder, "shards", name)
     if not exists(uri):
@@ -58,7 +59,7 @@ def _verify_shard(folder: str, shard: dict[str, object], rows: list[dict[str, ob
     if names != expected:
         wrong.append(f"{name}: its members are not those of the manifest")
     for row in rows:
-        members = {m: data[row[f"{m}_offset"] : row[f"{m}_offset"] + row[f"{m}_length"]] for m in MEMBERS}  # type: ignore[operator, misc]
+        members = {m: data[row[f"{m}_offset"] : row[f"{m}_offset"] + row[f"{m}_length"]] for m in MEMBERS}
         try:
             pair = decode_pair(str(row["key"]), members)
             pair.source_image()

@@ -119,7 +119,9 @@ def check_items(items: list[WorkItem], where: str) -> list[WorkItem]:
     unique: dict[str, WorkItem] = {}
     for item in items:
         if unique.setdefault(item.source_id, item) != item:
-            raise UserError(f"{where}: source_id {item.source_id!r} names two sources: {unique[item.source_id].uri} and {item.uri}. Rename one.")
+            raise UserError(
+                f"{where}: source_id {item.source_id!r} names two sources: {unique[item.source_id].uri} and {item.uri}. Rename one."
+            )
     return list(unique.values())
 
 

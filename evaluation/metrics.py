@@ -63,7 +63,9 @@ def change_of(edit: Edit, before: FaceReading, after: FaceReading, wanted: FaceR
     return 1.0, float(np.mean([made for _, made in parts]))
 
 
-def score(edit: Edit, before: FaceReading, after: FaceReading | None, wanted: FaceReading, target: Landmarks, canvas_per_pixel: float) -> Scores:
+def score(
+    edit: Edit, before: FaceReading, after: FaceReading | None, wanted: FaceReading, target: Landmarks, canvas_per_pixel: float
+) -> Scores:
     """Scores an edited picture.
 
     Args:

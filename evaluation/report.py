@@ -74,7 +74,8 @@ def write_report(
         funnel=_funnel(dataset),
         sheet=_data_uri(sheet),
         stages=[
-            {"name": s.name, "unit": s.unit, "first": s.lines[0]["held_out"], "last": _held_out(s)[-1][1], "seconds": s.seconds} for s in stages
+            {"name": s.name, "unit": s.unit, "first": s.lines[0]["held_out"], "last": _held_out(s)[-1][1], "seconds": s.seconds}
+            for s in stages
         ],
         curves=_curves(stages),
         editors=editors,

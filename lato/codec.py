@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class _Decoded:
     sample: Tensor
 
 
-class SpaceToDepthCodec(ModelMixin, ConfigMixin):
+class SpaceToDepthCodec(ConfigMixin):
     """Folds f x f pixels into channels; the same face as diffusers' AutoencoderKL.
 
     Args:
@@ -50,7 +50,15 @@ class SpaceToDepthCodec(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, factor: int = 2, scaling_factor: float = 1.0, shift_factor: float = 0.0) -> None:
         super().__init__()
-        self.unused = nn.Identity()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> SpaceToDepthCodec:
+        """Reads the settings; there are no weights."""
+        return cls.from_config(cls.load_config(str(folder)))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the settings."""
+        self.save_config(str(folder))
 
     def encode(self, images: Tensor) -> _Encoded:
         """(B, 3, H, W) in [-1, 1] -> latents (B, 3 f^2, H / f, W / f)."""

@@ -18,7 +18,7 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """(B,) in 0..1 -> (B, dim)."""
-        return self.mlp(timestep_sinusoid(t).to(self.mlp[0].weight.dtype))
+        return self.mlp(timestep_sinusoid(t).to(next(self.mlp.parameters()).dtype))
 
 
 class ContextEmbedder(nn.Module):
@@ -58,9 +58,10 @@ class RefinerBlock(nn.Module):
         self.self_attn_proj = nn.Linear(dim, dim)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = FeedForward(dim)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
-        nn.init.zeros_(self.adaLN_modulation[1].weight)
-        nn.init.zeros_(self.adaLN_modulation[1].bias)
+        gate = nn.Linear(dim, 2 * dim)
+        nn.init.zeros_(gate.weight)
+        nn.init.zeros_(gate.bias)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), gate)
 
     def forward(self, x: Tensor, c: Tensor, mask: Tensor) -> Tensor:
         """x (B, L, D), c (B, D), mask (B, 1, L, L) bool -> (B, L, D)."""
@@ -71,6 +72,14 @@ class RefinerBlock(nn.Module):
         return x + gate_mlp * self.mlp(self.norm2(x))
 
 
+class RefinerBlocks(nn.Module):
+    """The blocks, under the name that the released checkpoints give them."""
+
+    def __init__(self, dim: int, num_heads: int, depth: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([RefinerBlock(dim, num_heads) for _ in range(depth)])
+
+
 class TokenRefiner(nn.Module):
     """Embeds text states and refines them, aware of time and of their own mean."""
 
@@ -79,7 +88,7 @@ class TokenRefiner(nn.Module):
         self.input_embedder = nn.Linear(in_dim, dim)
         self.t_embedder = TimestepEmbedder(dim)
         self.c_embedder = ContextEmbedder(in_dim, dim)
-        self.individual_token_refiner = nn.ModuleDict({"blocks": nn.ModuleList([RefinerBlock(dim, num_heads) for _ in range(depth)])})
+        self.individual_token_refiner = RefinerBlocks(dim, num_heads, depth)
 
     def forward(self, x: Tensor, mean: Tensor, t: Tensor, mask: Tensor) -> Tensor:
         """x (B, L, in), its mean (B, in), t (B,), mask (B, L) bool -> (B, L, dim)."""
@@ -87,7 +96,7 @@ class TokenRefiner(nn.Module):
         pairs = (mask[:, None, :, None] & mask[:, None, None, :]).clone()
         pairs[..., 0] = True  # a padded row must see something
         x = self.input_embedder(x)
-        for block in self.individual_token_refiner["blocks"]:
+        for block in self.individual_token_refiner.blocks:
             x = block(x, c, pairs)
         return x
 

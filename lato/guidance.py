@@ -34,7 +34,9 @@ class Guidance:
         return (*first[self.mode], (True, True))
 
 
-def guided_velocity(predict: Callable[[Tensor, Tensor], Tensor], batch: int, guidance: Guidance, device: torch.device | None = None) -> Tensor:
+def guided_velocity(
+    predict: Callable[[Tensor, Tensor], Tensor], batch: int, guidance: Guidance, device: torch.device | None = None
+) -> Tensor:
     """Combines the branches' velocities, all predicted in one batch.
 
     Args:

@@ -142,7 +142,14 @@ class LaToPipeline:
         if usable:
             points = np.stack([targets[number] for number in usable])  # type: ignore[misc]
             drawn = self._draw(
-                [images[i] for i in usable], [instructions[i] for i in usable], points, num_inference_steps, guidance or Guidance(), seed, usable, callback
+                [images[i] for i in usable],
+                [instructions[i] for i in usable],
+                points,
+                num_inference_steps,
+                guidance or Guidance(),
+                seed,
+                usable,
+                callback,
             )
             for number, image in zip(usable, drawn, strict=True):
                 results[number] = image
@@ -232,7 +239,10 @@ class LaToPipeline:
 
 def to_tensor(images: list[npt.NDArray[np.uint8]], size: int) -> Tensor:
     """RGB uint8 pictures -> (B, 3, size, size) in [-1, 1]."""
-    resized = [np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX if image.shape[0] > size else Image.Resampling.BICUBIC)) for image in images]
+    resized = [
+        np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX if image.shape[0] > size else Image.Resampling.BICUBIC))
+        for image in images
+    ]
     return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

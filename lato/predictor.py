@@ -80,7 +80,11 @@ class LandmarkPredictor:
         (Path(folder) / "predictor.json").write_text(json.dumps(asdict(self.settings), indent=1))
 
     def encode(
-        self, images: list[npt.NDArray[np.uint8]], landmarks: npt.NDArray[np.floating], instructions: list[str], answers: list[str] | None = None
+        self,
+        images: list[npt.NDArray[np.uint8]],
+        landmarks: npt.NDArray[np.floating],
+        instructions: list[str],
+        answers: list[str] | None = None,
     ) -> dict[str, Tensor]:
         """Model inputs for prompts, with answers appended and labelled for training.
 

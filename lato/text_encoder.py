@@ -73,7 +73,10 @@ class TextEncoder:
         pictures = [Image.fromarray(image).resize(side, Image.Resampling.BICUBIC) for image in images]
         self.processor.tokenizer.padding_side = "right"
         # the processor also gives mm_token_type_ids; without them transformers 5 silently uses 1-D positions
-        inputs = {name: tensor.to(self.model.device) for name, tensor in self.processor(text=texts, images=pictures, padding=True, return_tensors="pt").items()}
+        inputs = {
+            name: tensor.to(self.model.device)
+            for name, tensor in self.processor(text=texts, images=pictures, padding=True, return_tensors="pt").items()
+        }
         states = self.model.model(**inputs, output_hidden_states=False, return_dict=True).last_hidden_state
         dropped = len(self.processor.tokenizer(prefix, add_special_tokens=False)["input_ids"])
         kept = slice(dropped, dropped + self.settings.max_length)

@@ -8,7 +8,13 @@ from collections.abc import Iterable
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2VLImageProcessor
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+)
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
 NUM_COORDINATES = 512
@@ -135,9 +141,18 @@ def template_texts() -> list[str]:
     for kind, sides in TEMPLATES.items():
         for template in itertools.chain(*sides.values()):
             if kind == "expression":
-                for adjective, noun in (("very happy", "strong happiness"), ("slightly sad", "mild sadness"), ("a little angry", "slight anger")):
+                for adjective, noun in (
+                    ("very happy", "strong happiness"),
+                    ("slightly sad", "mild sadness"),
+                    ("a little angry", "slight anger"),
+                ):
                     texts.append(template.format(adjective=adjective, noun=noun))
-                for adjective, noun in (("surprised", "surprise"), ("strongly fearful", "intense fear"), ("disgusted", "disgust"), ("neutral", "calm")):
+                for adjective, noun in (
+                    ("surprised", "surprise"),
+                    ("strongly fearful", "intense fear"),
+                    ("disgusted", "disgust"),
+                    ("neutral", "calm"),
+                ):
                     texts.append(template.format(adjective=adjective, noun=noun))
             else:
                 texts += [template.format(degrees=30, direction=d) for d in ("left", "right", "up", "down")]

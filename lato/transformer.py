@@ -96,7 +96,8 @@ class SingleStreamBlock(nn.Module):
         shift, scale, gate = self.modulation(vec)
         qkv, inner = self.linear1(modulate(self.pre_norm(x), shift, scale)).split([3 * self.dim, self.mlp_dim], dim=-1)
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        attended = _attend(*self.norm(query, key), value, rotary, mask)
+        query, key = self.norm(query, key)
+        attended = _attend(query, key, value, rotary, mask)
         return x + gate * self.linear2(torch.cat([attended, self.mlp_act(inner)], dim=-1))
 
 

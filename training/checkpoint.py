@@ -38,7 +38,9 @@ def save(folder: Path, step: int, engine: Any, keep: int) -> Path:
         for path in files:
             _fsync(path)
         manifest = {str(path.relative_to(unfinished)): sha256_file(str(path)) for path in files}
-        commit(str(unfinished / _MARKER), json.dumps({"step": step, "world_size": dist.get_world_size(), "files": manifest}, indent=1).encode())
+        commit(
+            str(unfinished / _MARKER), json.dumps({"step": step, "world_size": dist.get_world_size(), "files": manifest}, indent=1).encode()
+        )
         shutil.rmtree(target, ignore_errors=True)
         os.replace(unfinished, target)
         for old in complete(folder)[:-keep]:

@@ -126,7 +126,7 @@ def _train_step(
 
 def _stop_unless(ok: Tensor, what: str, step: int, samples: list[tuple[str, int]]) -> None:
     """Stops all ranks when one of them saw something that is not finite."""
-    votes = [None] * dist.get_world_size()
+    votes: list[Any] = [None] * dist.get_world_size()
     verdict = ok.to(torch.int32).cpu().clone()
     dist.all_reduce(verdict, dist.ReduceOp.MIN)
     if int(verdict):
@@ -134,7 +134,9 @@ def _stop_unless(ok: Tensor, what: str, step: int, samples: list[tuple[str, int]
     keys = [key for key, _ in samples] if not bool(ok) else []
     dist.all_gather_object(votes, keys)
     guilty = "; ".join(f"rank {rank}: {', '.join(names)}" for rank, names in enumerate(votes) if names)
-    raise NotFinite(f"the {what} of step {step + 1} is not finite ({guilty}). Nothing was changed by this step. Look at these samples, or lower the rate.")
+    raise NotFinite(
+        f"the {what} of step {step + 1} is not finite ({guilty}). Nothing was changed by this step. Look at these samples, or lower the rate."
+    )
 
 
 def _watch_gradients(module: nn.Module) -> list[Tensor]:

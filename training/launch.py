@@ -70,7 +70,9 @@ def train(
         known = json.loads(result_file.read_text())
         if known["fingerprint"] == fingerprint:
             say(f"  {stage}: trained already, held-out {known['first']:.4f} -> {known['last']:.4f}")
-            return TrainResult(stage, folder / "export", folder / "metrics.jsonl", known["first"], known["last"], known["seconds"], known["run_id"])
+            return TrainResult(
+                stage, folder / "export", folder / "metrics.jsonl", known["first"], known["last"], known["seconds"], known["run_id"]
+            )
     _start_afresh_unless(folder, fingerprint)
     state = json.loads((folder / "state.json").read_text())
     run = open_run(tracking_uri, experiment, stage, str(folder / "mlflow_backlog.jsonl"), parent_run_id, state.get("run_id"))

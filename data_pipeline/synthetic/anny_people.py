@@ -90,7 +90,9 @@ def draw_set(config: AnnyConfig, number: int) -> tuple[list[bytes], list[Declare
         landmarks = project(vertices[_landmark_vertices()], config.size)
         pictures.append(cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), _JPEG)[1].tobytes())
         points = [(round(float(x), 2), round(float(y), 2)) for x, y in landmarks]
-        declared.append(Declared(expression=expression, intensity=intensity, yaw=pose.yaw, pitch=pose.pitch, roll=pose.roll, landmarks=points))
+        declared.append(
+            Declared(expression=expression, intensity=intensity, yaw=pose.yaw, pitch=pose.pitch, roll=pose.roll, landmarks=points)
+        )
     return pictures, declared
 
 

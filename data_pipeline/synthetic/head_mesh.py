@@ -58,7 +58,15 @@ class HeadMesh:
 
 
 PARTS = ("skin", "hair", "eye", "teeth", "tongue")
-_PART_OF_GROUP = {"body": 0, "helper-hair": 1, "helper-l-eye": 2, "helper-r-eye": 2, "helper-upper-teeth": 3, "helper-lower-teeth": 3, "helper-tongue": 4}
+_PART_OF_GROUP = {
+    "body": 0,
+    "helper-hair": 1,
+    "helper-l-eye": 2,
+    "helper-r-eye": 2,
+    "helper-upper-teeth": 3,
+    "helper-lower-teeth": 3,
+    "helper-tongue": 4,
+}
 
 
 @lru_cache(maxsize=1)
@@ -88,7 +96,9 @@ def load_head() -> HeadMesh:
         lips=(_sample_mask(root / "mpfb2/textures/mpfb_lips.jpg", vertex_uv) * on_skin)[used],
         inside_mouth=(_sample_mask(root / "mpfb2/textures/mpfb_inside-mouth.jpg", vertex_uv) * on_skin)[used],
         shapes=_read_shapes(root / "mpfb2/targets", len(vertices), used),
-        actions={path.stem: _read_target(path, len(vertices))[used] for path in sorted((root / "faceunits01/targets/faceunits").glob("*.target"))},
+        actions={
+            path.stem: _read_target(path, len(vertices))[used] for path in sorted((root / "faceunits01/targets/faceunits").glob("*.target"))
+        },
     )
 
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -123,7 +124,7 @@ def vertex_colours(mesh: HeadMesh, person: Person) -> Array:
 
 
 @lru_cache(maxsize=1)
-def _load_recipes() -> dict[str, dict[str, dict[str, float]] | dict[str, float]]:
+def _load_recipes() -> dict[str, Any]:
     return json.loads(_RECIPES.read_text())
 
 

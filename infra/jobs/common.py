@@ -42,7 +42,9 @@ def git_state() -> str:
     """Commit of the code that runs, and whether it was changed; `unknown` outside a checkout."""
     root = Path(__file__).parents[2]
     try:
-        commit_id = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        commit_id = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
         changed = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -71,7 +71,12 @@ def edit_file(
     out.parent.mkdir(parents=True, exist_ok=True)
     for path, content in ((out, edited), (beside, strip)):
         cv2.imwrite(str(path), cv2.cvtColor(content, cv2.COLOR_RGB2BGR))
-    said = {"instruction": instruction, "landmarks": np.round(target, 2).tolist(), "reasoning": output.reasoning[0], "problems": output.problems[0]}
+    said = {
+        "instruction": instruction,
+        "landmarks": np.round(target, 2).tolist(),
+        "reasoning": output.reasoning[0],
+        "problems": output.problems[0],
+    }
     text.write_text(json.dumps(said, indent=1))
     return [out, beside, text]
 

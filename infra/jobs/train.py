@@ -37,7 +37,9 @@ def register(app: typer.Typer) -> None:
 
     @group.command()
     def encode(
-        dataset: str = dataset_option, encoder: str = typer.Option(help="Folder of the VLM."), out: str = typer.Option(help="Where the states go.")
+        dataset: str = dataset_option,
+        encoder: str = typer.Option(help="Folder of the VLM."),
+        out: str = typer.Option(help="Where the states go."),
     ) -> None:
         """Text states of every sample, with and without the instruction, once."""
         from infra.runtime import RuntimeConfig, start_ray, stop_ray
@@ -65,7 +67,9 @@ def register(app: typer.Typer) -> None:
         _train("dit", DitConfig, config, overrides, work_dir, dataset, paths)
 
 
-def _train(stage: str, model: type[Any], config: str | None, overrides: list[str] | None, work_dir: str, dataset: str, paths: dict[str, str]) -> None:
+def _train(
+    stage: str, model: type[Any], config: str | None, overrides: list[str] | None, work_dir: str, dataset: str, paths: dict[str, str]
+) -> None:
     from infra.jobs.common import open_work
     from infra.runtime import RuntimeConfig, start_ray, stop_ray
     from infra.storage import sha256_json

@@ -45,7 +45,9 @@ class FaceDetector:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"face detector: no file at {path}")
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # errors only: it warns at each load that its CPU target cannot be changed
+        cv2.utils.logging.setLogLevel(
+            cv2.utils.logging.LOG_LEVEL_ERROR
+        )  # errors only: it warns at each load that its CPU target cannot be changed
         return cls(cv2.FaceDetectorYN.create(str(path), "", (320, 320), score_threshold, 0.3, 50))
 
     def detect(self, image: npt.NDArray[np.uint8]) -> list[Detection]:

@@ -89,7 +89,9 @@ def main() -> None:
                 name: {
                     "recall": entry["recall"],
                     "strong_length": round(entry["strong_length"], 4),
-                    "direction": {n: round(float(w), 4) for n, w in zip(BLENDSHAPE_NAMES, entry["direction"], strict=True) if abs(w) >= 0.02},
+                    "direction": {
+                        n: round(float(w), 4) for n, w in zip(BLENDSHAPE_NAMES, entry["direction"], strict=True) if abs(w) >= 0.02
+                    },
                 }
                 for name, entry in classes.items()
             },

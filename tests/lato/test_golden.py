@@ -141,5 +141,5 @@ def test_a_wrong_checkpoint_is_named(change, message):
 
 def test_a_pickle_is_refused(tmp_path):
     torch.save({}, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match="expected a .safetensors file"):
+    with pytest.raises(ValueError, match=r"expected a \.safetensors file"):
         read_released(tmp_path / "model.pth")

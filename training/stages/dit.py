@@ -138,7 +138,9 @@ class DitStage:
         module.save_pretrained(folder)  # type: ignore[operator]
         self._codec.save_pretrained(folder / "vae")
 
-    def _error(self, module: nn.Module, keys: list[str], sigmas: Tensor, noise: Tensor, keep_landmarks: Tensor, keep_text: Tensor) -> Tensor:
+    def _error(
+        self, module: nn.Module, keys: list[str], sigmas: Tensor, noise: Tensor, keep_landmarks: Tensor, keep_text: Tensor
+    ) -> Tensor:
         """Squared error (B, N, C)."""
         source, target, landmarks, latents = (torch.stack(part) for part in zip(*(self._read(key) for key in keys), strict=True))
         text, mask = pad_states([self._text.states(key, bool(keep)) for key, keep in zip(keys, keep_text, strict=True)])

@@ -113,4 +113,6 @@ def _reasoning(pair: FacePair) -> str:
     edit, state = pair.meta.edit, pair.meta.source
     words = [f"{edit.intensity.value} {edit.expression.value}"] if edit.expression else []
     words += [f"{axis} {value}" for axis in ("yaw", "pitch", "roll") if (value := getattr(edit, axis))]
-    return write_reasoning(state.expression.value, (state.yaw, state.pitch, state.roll), " ".join(words), pair.landmarks[0], pair.landmarks[1])
+    return write_reasoning(
+        state.expression.value, (state.yaw, state.pitch, state.roll), " ".join(words), pair.landmarks[0], pair.landmarks[1]
+    )

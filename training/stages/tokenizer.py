@@ -47,7 +47,7 @@ class TokenizerStage:
         self.keys = [row["key"] for row in rows]
         self._train = dict(zip(self.keys, dataset.read_landmarks(rows), strict=True))
         self._val = torch.from_numpy(dataset.read_landmarks(dataset.split("val"))).flatten(0, 1)
-        self._mean = torch.from_numpy(np.mean([landmarks for landmarks in self._train.values()], axis=(0, 1)))
+        self._mean = torch.from_numpy(np.mean(list(self._train.values()), axis=(0, 1)))
         self._statistics: CodeStatistics | None = None
 
     def build(self) -> LandmarkTokenizer:
@@ -91,4 +91,8 @@ class TokenizerStage:
         angle = math.radians(15) * draws[:, 1]
         turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=-1).unflatten(-1, (2, 2)) * scale[:, None, None]
         centre = CANVAS.width / 2
-        return (torch.from_numpy(self._train[key]) - centre) @ turn.transpose(1, 2) + centre + draws[:, None, 2:] * self._config.jitter * CANVAS.width
+        return (
+            (torch.from_numpy(self._train[key]) - centre) @ turn.transpose(1, 2)
+            + centre
+            + draws[:, None, 2:] * self._config.jitter * CANVAS.width
+        )

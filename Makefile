@@ -1,0 +1,46 @@
+# make demo: everything, on a face.   make test: everything, tested.   Both install what they need; a second call installs and fetches nothing.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed-$(shell cat constraints.txt pyproject.toml | sha256sum | cut -c1-16)
+export DS_BUILD_OPS := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint fit clean
+.DEFAULT_GOAL := demo
+
+demo: $(STAMP)
+	@$(BIN)/lato assets fetch
+	@$(BIN)/lato quickstart --work-dir work/quickstart
+
+test: lint
+	@$(BIN)/lato assets fetch
+	@$(BIN)/python -m pytest -q --durations=10
+
+lint: $(STAMP)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+# Fits the two data files that are measured on synthetic people, and prints how well they do.
+fit: $(STAMP)
+	@$(BIN)/python -m tests.benchmarks.find_landmark_vertices "$$($(BIN)/python -c 'from infra import assets; print(assets.folder())')"
+	@$(BIN)/python -m tests.benchmarks.fit_expressions "$$($(BIN)/python -c 'from infra import assets; print(assets.folder())')" --write
+
+$(STAMP): constraints.txt pyproject.toml
+	@command -v $(PYTHON) > /dev/null || { echo "needs Python 3.11 (make PYTHON=/path/to/python3.11)"; exit 1; }
+	@echo "installing into $(VENV) (a few minutes, once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q "setuptools==80.9.0" "wheel==0.45.1"
+	@$(BIN)/pip install -q --no-deps -r constraints.txt
+	@$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	@ldconfig -p | grep -q libEGL.so.1 && ldconfig -p | grep -q libGLESv2.so.2 || \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then apt-get -qq update && apt-get -qq install -y libegl1 libgles2 > /dev/null; \
+	  else echo "mediapipe needs two system libraries: apt-get install libegl1 libgles2"; exit 1; fi
+	@rm -f $(VENV)/installed-*
+	@touch $@
+
+clean:
+	rm -rf $(VENV) work

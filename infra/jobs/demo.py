@@ -1,0 +1,245 @@
+"""The demo: the whole mission at small size, on real clips and synthetic people."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.build import DataConfig, DatasetVersion, build_dataset, print_version
+from data_pipeline.pairing import PairingConfig
+from data_pipeline.synthetic.anny_people import AnnyConfig
+from data_pipeline.worklist import WorkItem, item_for
+from infra import assets
+from infra.config import Config
+from infra.console import duration, heading, say
+from infra.runtime import RuntimeConfig
+from training.config import EngineConfig
+from training.stages.dit import DitConfig
+from training.stages.predictor import PredictorConfig
+from training.stages.tokenizer import TokenizerConfig
+
+TINY = (
+    "Everything: the three models have 0.1 to 1.3 million parameters (the paper's DiT: 12 billion) and trained for one to four minutes on two CPU cores. "
+    "The DiT draws {size} x {size} pixels through a lossless space-to-depth codec, because no pretrained image VAE comes offline; its text encoder is the small "
+    "Qwen2.5-VL that was trained from scratch as the landmark predictor minutes before. Pictures below are what such models draw; nothing was chosen or improved."
+)
+
+
+class EvalSettings(Config):
+    """Evaluation of the demo."""
+
+    samples: int = 10
+    """Held-out samples."""
+    steps: int = 12
+    """Euler steps."""
+    guidance: float = 1.5
+    """Scale of joint guidance."""
+
+
+class QuickstartConfig(Config):
+    """The demo. Sizes are for two CPU cores and twelve minutes."""
+
+    clips: tuple[str, ...] = ("single_face", "face_noface", "carphone", "no_face")
+    """Assets: real clips."""
+    photos: tuple[str, ...] = ("obama", "obama2", "obama3", "biden")
+    """Assets: photos; those whose names differ only by a number show one person."""
+    folder: str | None = None
+    """Your own videos and photos, beside these."""
+    data: DataConfig = DataConfig(
+        synthetic=AnnyConfig(people=240, images=4),
+        # the clips that can be had offline are small and old
+        pairing=PairingConfig(same_person=True, max_upscale=6.0, per_identity=3),
+    )
+    """The dataset build."""
+    tokenizer: TokenizerConfig = TokenizerConfig(
+        widths=(32, 64),
+        code_dim=32,
+        num_codes=256,
+        engine=EngineConfig(steps=240, global_batch=32, lr=3e-3, eval_every=80, checkpoint_every=120),
+    )
+    """Stage 1."""
+    predictor: PredictorConfig = PredictorConfig(
+        syntax="compact",
+        image_size=56,
+        max_new_tokens=600,
+        engine=EngineConfig(steps=240, global_batch=8, lr=2e-3, eval_every=80, checkpoint_every=120),
+    )
+    """Stage 2."""
+    dit: DitConfig = DitConfig(engine=EngineConfig(steps=240, global_batch=16, lr=2e-3, eval_every=80, checkpoint_every=80))
+    """Stage 3."""
+    evaluation: EvalSettings = EvalSettings()
+    """Edits and scores."""
+    runtime: RuntimeConfig = RuntimeConfig()
+    """Where Ray runs."""
+
+
+def run_quickstart(config: QuickstartConfig, work: str) -> None:
+    """The demo, in a work folder that the caller holds."""
+    from evaluation.run import EvalConfig, evaluate, print_summary
+    from infra.config import dump_config
+    from infra.jobs.common import git_state, perception_models
+    from infra.runtime import start_ray, stop_ray
+    from infra.tracking import default_uri, open_run, ui_command
+    from training.launch import train
+    from training.stage_factory import MakeStage
+
+    started = time.monotonic()
+    models = perception_models()
+    sources = _sources(config)
+    start_ray(config.runtime)
+    uri = default_uri(work)
+    parent_file = Path(work) / "mlflow_run"
+    known = parent_file.read_text() if parent_file.exists() else None
+    parent = open_run(uri, "quickstart", "quickstart", str(Path(work) / "mlflow_backlog.jsonl"), run_id=known)
+    parent_file.write_text(parent.run_id)
+    parent.text(dump_config(config), "config.yaml")
+    parent.tags({"git": git_state()})
+    try:
+        heading("1-2  Sources, observations, pairs, shards")
+        version = build_dataset(config.data, work, models, sources)
+        print_version(version)
+        parent.dataset("pairs", version.digest, version.uri)
+        parent.metrics({f"samples_{split}": count for split, count in version.samples.items()})
+
+        heading("3  Training, each with DeepSpeed ZeRO on two Ray Train workers")
+        common: dict[str, Any] = {
+            "work": work, "tracking_uri": uri, "experiment": "quickstart", "parent_run_id": parent.run_id, "dataset": (version.uri, version.digest),
+        }  # fmt: skip
+
+        def stage(name: str, settings: Any, inputs: dict[str, Any], **paths: str) -> Any:
+            made_of = {"config": settings.model_dump(mode="json"), "dataset": version.digest, **inputs}
+            return train(name, MakeStage(settings, version.uri, **paths), settings.engine, made_of, **common)
+
+        tokenizer = stage("tokenizer", config.tokenizer, {})
+        predictor = stage("predictor", config.predictor, {})
+        text_cache = Path(work) / "text_states"
+        _encode(version, predictor.export, text_cache)
+        inputs = {"tokenizer": _digest(tokenizer.export), "text_encoder": _digest(predictor.export)}
+        dit = stage("dit", config.dit, inputs, tokenizer=str(tokenizer.export), text_cache=str(text_cache))
+        stages = [("tokenizer", "px", tokenizer), ("predictor", "cross-entropy", predictor), ("dit", "squared error", dit)]
+        for name, _, result in stages:
+            if result.last >= result.first:
+                raise RuntimeError(f"{name} did not learn: held-out {result.first:.4f} at step 0, {result.last:.4f} at the end")
+
+        heading("4-5  Edits and scores")
+        pipeline = Path(work) / "pipeline"
+        _assemble(tokenizer.export, predictor.export, dit.export, pipeline, config)
+        stop_ray()  # the rest runs here, with both cores
+        settings = EvalConfig(**config.evaluation.model_dump())
+        result = evaluate(settings, version.uri, pipeline, models, work)
+        print_summary(result.summary)
+        _log_scores(parent, result.summary, result.scores)
+
+        heading("6  Report")
+        report = _report(config, work, version, stages, result, pipeline, parent, ui_command(work))
+        say(f"  {report}")
+        say(f"  MLflow: {ui_command(work)}")
+        say(f"  done in {duration(time.monotonic() - started)}")
+        parent.close()
+    except BaseException as error:
+        parent.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+
+
+def _sources(config: QuickstartConfig) -> list[WorkItem]:
+    from data_pipeline.worklist import items_from_folder
+
+    def licence(name: str) -> str:
+        return assets.load_catalog()[name].licence
+
+    items = [item_for(str(assets.path(name)), licence=licence(name), consent="test use") for name in config.clips]
+    for name in config.photos:
+        person = name.rstrip("0123456789")
+        items.append(item_for(str(assets.path(name)), licence=licence(name), consent="public official", identity=person))
+    # one real person is kept apart, so that an edit of a real held-out face is shown
+    items = [item.model_copy(update={"split": "test"}) if item.source_id == "single_face" else item for item in items]
+    return items + (items_from_folder(config.folder) if config.folder else [])
+
+
+def _digest(folder: Path) -> str:
+    from infra.storage import sha256_file, sha256_json
+
+    return sha256_json([sha256_file(str(file)) for file in sorted(folder.glob("*.safetensors"))])
+
+
+def _encode(version: DatasetVersion, encoder: Path, folder: Path) -> None:
+    from lato.text_encoder import TextEncoder, TextEncoderSettings
+    from training.data import Dataset
+    from training.encode import encode_text
+
+    if not (encoder / "text_encoder.json").exists():
+        loaded = TextEncoder.from_pretrained(encoder)
+        settings = TextEncoderSettings(image_size=_predictor_size(encoder))
+        TextEncoder(loaded.model, loaded.processor, settings).save_pretrained(encoder)
+    encode_text(Dataset.open(version.uri), encoder, folder)
+
+
+def _predictor_size(folder: Path) -> int:
+    import json
+
+    return int(json.loads((folder / "predictor.json").read_text())["image_size"])
+
+
+def _assemble(tokenizer: Path, predictor: Path, dit: Path, folder: Path, config: QuickstartConfig) -> None:
+    from lato.codec import SpaceToDepthCodec
+    from lato.pipeline import LaToPipeline
+    from lato.predictor import LandmarkPredictor
+    from lato.text_encoder import TextEncoder
+    from lato.tokenizer import LandmarkTokenizer
+    from lato.transformer import LaToTransformer
+
+    LaToPipeline(
+        LaToTransformer.from_pretrained(dit),
+        LandmarkTokenizer.from_pretrained(tokenizer),
+        TextEncoder.from_pretrained(predictor),
+        SpaceToDepthCodec.from_pretrained(dit / "vae"),
+        LandmarkPredictor.from_pretrained(predictor),
+        config.dit.image_size,
+    ).save_pretrained(folder)
+
+
+def _log_scores(run: Any, summary: dict[str, dict[str, Any]], scores: str) -> None:
+    for editor, values in summary.items():
+        numbers = {
+            f"{editor}.{name}": value["value"]
+            for name, value in values.items()
+            if isinstance(value, dict) and value.get("value") is not None
+        }
+        run.metrics(numbers)
+    run.artifact(scores)
+
+
+def _report(
+    config: QuickstartConfig, work: str, version: DatasetVersion, stages: list[Any], result: Any, pipeline: Path, run: Any, command: str
+) -> str:
+    from data_pipeline.sheet import draw_sheet, read_manifest, read_samples
+    from evaluation.report import StageCurve, write_report
+    from infra.jobs.common import git_state
+    from infra.storage import commit, join
+    from training.launch import read_metrics
+
+    rows = [row for row in read_manifest(version.uri) if row["split"] == "train"]
+    real = [row for row in rows if row["kind"] != "synthetic"][:4]
+    synthetic = [row for row in rows if row["kind"] == "synthetic"][:12]
+    write_report(
+        join(work, "report.html"),
+        "LaTo quickstart",
+        [("code", git_state()), ("dataset", f"{sum(version.samples.values())} samples, digest {version.digest[:12]}")],
+        TINY.format(size=config.dit.image_size),
+        version.uri,
+        draw_sheet(read_samples(version.uri, real + synthetic)),
+        [StageCurve(name, unit, read_metrics(r.metrics), r.seconds) for name, unit, r in stages],
+        result,
+        join(work, "edits"),
+        str(pipeline),
+        command,
+    )
+    import cv2
+
+    picture = draw_sheet(read_samples(version.uri, synthetic[:8]))
+    encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+    commit(join(work, "synthetic_pairs.png"), encoded)
+    run.image("sample_pairs.png", picture)
+    run.artifact(join(work, "report.html"))
+    return join(work, "report.html")

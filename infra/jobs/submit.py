@@ -1,0 +1,59 @@
+"""`lato submit -- COMMAND`: the same command on a running Ray cluster, through the Ray Jobs API."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import typer
+
+_EXCLUDES = [".git", ".venv", "work", "tests", "docs", "**/__pycache__", "**/.*_cache", "*.egg-info", ".cache"]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+
+    @app.command()
+    def submit(
+        command: list[str] = typer.Argument(help="A lato command, after `--`: lato submit -- quickstart --work-dir /shared/demo"),
+        address: str = typer.Option("http://127.0.0.1:8265", help="Dashboard of the Ray head."),
+    ) -> None:
+        """Sends a command to a Ray head, follows its log and exits with its status."""
+        raise typer.Exit(run_remotely(command, address))
+
+
+def run_remotely(command: list[str], address: str) -> int:
+    """Submits, follows and waits; returns 0 if the job succeeded, else 1.
+
+    Raises:
+        UserError: The head does not answer.
+    """
+    import shlex
+
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    from infra.console import say
+    from infra.errors import UserError
+
+    try:
+        client = JobSubmissionClient(address)
+    except ConnectionError as error:
+        raise UserError(f"no Ray head answers at {address}. Start one (ray start --head), or give --address.") from error
+    root = Path(__file__).parents[2]
+    entrypoint = "python -m infra.cli " + " ".join(shlex.quote(word) for word in command)
+    job = client.submit_job(
+        entrypoint=entrypoint, runtime_env={"working_dir": str(root), "excludes": _EXCLUDES, "env_vars": {"COLUMNS": "140"}}
+    )
+    say(f"job {job} on {address}: {entrypoint}\n(stop it with: ray job stop --address {address} {job})")
+    shown = 0
+    while True:
+        status = client.get_job_status(job)
+        log = client.get_job_logs(job)
+        if len(log) > shown:
+            print(log[shown:], end="", flush=True)
+            shown = len(log)
+        if status.is_terminal():
+            break
+        time.sleep(1)
+    say(f"job {job}: {status.value.lower()}")
+    return 0 if status == JobStatus.SUCCEEDED else 1

@@ -1,0 +1,65 @@
+"""Fixtures that every room uses: real models, real clips, a real Ray."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def models() -> Path:
+    """The folder of the perception models."""
+    from infra.jobs.common import perception_models
+
+    return perception_models()
+
+
+@pytest.fixture(scope="session")
+def clip():
+    """`clip("carphone")` -> its path."""
+    from infra import assets
+
+    return lambda name: str(assets.path(name))
+
+
+@pytest.fixture(scope="session")
+def reader(models):
+    """The perception models, loaded once."""
+    from lato.faces import FaceReader
+
+    return FaceReader.from_folder(models)
+
+
+@pytest.fixture(scope="session")
+def person():
+    """`person(seed)` -> function that draws that synthetic person with an expression and a pose."""
+    import numpy as np
+
+    from data_pipeline.synthetic.head_mesh import load_head
+    from data_pipeline.synthetic.person import Pose, draw_person
+    from data_pipeline.synthetic.rasterizer import render
+    from lato.edits import Expression, Intensity
+
+    mesh = load_head()
+
+    def make(seed):
+        drawn = draw_person(np.random.default_rng((5, seed)), mesh)
+
+        def picture(expression="neutral", intensity="plain", **pose):
+            return render(mesh, drawn, Expression(expression), Intensity(intensity), Pose(**pose))[0]
+
+        return picture
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """Ray on this machine, for the whole run."""
+    from infra.runtime import RuntimeConfig, start_ray, stop_ray
+
+    start_ray(RuntimeConfig(num_cpus=2))
+    yield
+    stop_ray()

@@ -1,0 +1,185 @@
+"""The build on real clips, photos, synthetic people and bad files: everything is accounted for, and bytes depend on nothing but input and config."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from data_pipeline.build import DataConfig, build_dataset
+from data_pipeline.pairing import PairingConfig
+from data_pipeline.split import SplitConfig
+from data_pipeline.synthetic.anny_people import AnnyConfig
+from data_pipeline.verify import verify_version
+from data_pipeline.worklist import WorkItem, item_for
+from infra.config import dump_config
+from infra.errors import UserError
+from lato.edits import parse_instruction
+from lato.pairs import decode_pair
+
+CONFIG = DataConfig(
+    synthetic=AnnyConfig(people=12, images=4),
+    pairing=PairingConfig(max_upscale=6.0),
+    split=SplitConfig(val=0.15, test=0.15),
+)
+
+
+def sources(clip, folder: Path) -> list[WorkItem]:
+    (folder / "fake.mp4").write_text("this is a text file")
+    data = Path(clip("single_face")).read_bytes()
+    (folder / "cut_short.mp4").write_bytes(data[: len(data) // 3])
+    names = [clip(name) for name in ("single_face", "carphone", "no_face")]
+    paths = [*names, str(folder / "fake.mp4"), str(folder / "cut_short.mp4"), str(folder / "gone.mp4")]
+    return [item_for(path, licence="test") for path in paths]
+
+
+def shard_hashes(version):
+    return {path.name: path.read_bytes() for path in sorted(Path(version, "shards").glob("*.tar"))}
+
+
+@pytest.fixture(scope="module")
+def built(ray_session, models, clip, tmp_path_factory):
+    work = tmp_path_factory.mktemp("build")
+    version = build_dataset(CONFIG, str(work), models, sources(clip, work))
+    return work, version
+
+
+def test_every_source_is_accounted_for(built):
+    import json
+
+    work, version = built
+    rows = {row["source_id"]: row for row in map(json.loads, (work / "ledger.jsonl").read_text().splitlines())}
+    assert len(rows) == 6 + 12
+    assert rows["single_face"]["status"] == "ok"
+    assert (rows["no_face"]["status"], rows["no_face"]["reason"]) == ("rejected", "no face")
+    assert (rows["fake"]["status"], rows["fake"]["reason"]) == ("failed", "decode")
+    assert rows["cut_short"]["status"] == "failed"
+    assert (rows["gone"]["status"], rows["gone"]["reason"]) == ("failed", "missing")
+    counts = {(row["step"], row["name"]): row["count"] for row in version.funnel}
+    judged = sum(count for (step, name), count in counts.items() if step == "candidate pairs" and name != "in")
+    assert judged == counts["candidate pairs", "in"]
+    assert counts["candidate pairs", "accepted"] == sum(version.samples.values())
+
+
+def test_shards_open_with_plain_tools(built):
+    _, version = built
+    manifest = pq.read_table(f"{version.uri}/manifest.parquet").to_pylist()
+    by_key = {row["key"]: row for row in manifest}
+    seen = 0
+    for shard in sorted(Path(version.uri, "shards").glob("*.tar")):
+        with tarfile.open(shard) as archive:
+            assert len(archive.getnames()) == 4 * sum(row["shard"] == shard.name for row in manifest)
+        for sample in webdataset.WebDataset(str(shard), shardshuffle=False):
+            row = by_key[sample["__key__"]]
+            assert row["shard"] == shard.name
+            data = shard.read_bytes()
+            member = data[row["landmarks.npy_offset"] :][: row["landmarks.npy_length"]]
+            assert member == sample["landmarks.npy"]
+            assert np.load(io.BytesIO(member)).shape == (2, 68, 2)
+            seen += 1
+    assert seen == len(manifest) == sum(version.samples.values()) > 60
+
+
+def test_landmarks_and_instructions_fit_the_pictures(built, reader):
+    _, version = built
+    manifest = pq.read_table(f"{version.uri}/manifest.parquet").to_pylist()
+    errors = []
+    for row in manifest[::6]:
+        data = Path(version.uri, "shards", row["shard"]).read_bytes()
+        members = {m: data[row[f"{m}_offset"] :][: row[f"{m}_length"]] for m in ("json", "landmarks.npy", "source.jpg", "target.jpg")}
+        pair = decode_pair(row["key"], members)
+        assert parse_instruction(pair.meta.instruction) == pair.meta.edit
+        for picture, landmarks in ((pair.source_image(), pair.landmarks[0]), (pair.target_image(), pair.landmarks[1])):
+            found = reader.read(picture)
+            errors.append(np.abs(found.mesh.landmarks68 - landmarks).mean())
+        if pair.meta.edit.yaw:  # left is image-left: the nose goes where the instruction says
+            moved = pair.landmarks[1][30, 0] - pair.landmarks[0][30, 0]
+            assert np.sign(moved) == np.sign(pair.meta.edit.yaw)
+            assert ("left" if pair.meta.edit.yaw < 0 else "right") in pair.meta.instruction
+    assert np.median(errors) < 4, errors
+
+
+def test_nobody_is_on_two_sides_and_both_directions_are_there(built):
+    _, version = built
+    manifest = pq.read_table(f"{version.uri}/manifest.parquet").to_pylist()
+    sides = {}
+    for row in manifest:
+        assert sides.setdefault(row["identity"], row["split"]) == row["split"]
+    assert {row["split"] for row in manifest} == {"train", "val", "test"}
+    yaws = [row["yaw"] for row in manifest if row["kind"] == "synthetic"]
+    assert yaws.count(30) == yaws.count(-30) > 0
+
+
+def test_again_does_nothing_and_other_thresholds_decode_nothing(built, models, clip):
+    work, version = built
+    before = {path.name for path in (work / "parts").iterdir()}
+    again = build_dataset(CONFIG, str(work), models, sources(clip, work))
+    assert again.digest == version.digest
+    stricter = CONFIG.model_copy(update={"name": "strict", "pairing": PairingConfig(max_upscale=6.0, per_identity=2)})
+    other = build_dataset(stricter, str(work), models, sources(clip, work))
+    assert sum(other.samples.values()) < sum(version.samples.values())
+    assert {path.name for path in (work / "parts").iterdir()} == before
+
+
+def test_verify_finds_a_flipped_byte_and_a_cut_shard(built, tmp_path):
+    import shutil
+
+    _, version = built
+    assert verify_version(version.uri) == []
+    copy = tmp_path / "v"
+    shutil.copytree(version.uri, copy)
+    shard = next(iter((copy / "shards").glob("train-*.tar")))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    assert any("sha256 differs" in line for line in verify_version(str(copy)))
+    shard.unlink()
+    assert any("missing" in line for line in verify_version(str(copy)))
+
+
+@pytest.mark.slow
+def test_killed_and_run_again_the_shards_are_the_same(built, models, clip, tmp_path):
+    """kill -9 of the whole build in the middle of analysis, then a rerun with another number of workers."""
+    _, version = built
+    config = CONFIG.model_copy(update={"analyze": CONFIG.analyze.model_copy(update={"workers": 1})})
+    (tmp_path / "sources").mkdir()
+    script = (
+        "import sys, json\n"
+        "from pathlib import Path\n"
+        "from infra.runtime import RuntimeConfig, start_ray\n"
+        "from infra.config import load_config\n"
+        "from data_pipeline.build import DataConfig, build_dataset\n"
+        "from data_pipeline.worklist import WorkItem\n"
+        "start_ray(RuntimeConfig(num_cpus=2))\n"
+        "items = [WorkItem(**row) for row in json.loads(Path(sys.argv[1], 'items.json').read_text())]\n"
+        "build_dataset(load_config(DataConfig, sys.argv[1] + '/c.yaml'), sys.argv[1] + '/work', Path(sys.argv[2]), items)\n"
+    )
+    import json
+
+    items = sources(clip, tmp_path / "sources")
+    (tmp_path / "items.json").write_text(json.dumps([item.model_dump() for item in items]))
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    command = [sys.executable, "-c", script, str(tmp_path), str(models)]
+    child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    parts = tmp_path / "work" / "parts"
+    while child.poll() is None and (not parts.is_dir() or len(list(parts.glob("*.parquet"))) < 3):
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not (tmp_path / "work" / "versions" / "v1" / "index.json").exists()
+    again = build_dataset(config, str(tmp_path / "work"), models, items)
+    assert again.digest == version.digest
+    assert shard_hashes(again.uri) == shard_hashes(version.uri)
+
+
+def test_nothing_to_pair_is_said(models, clip, tmp_path, ray_session):
+    with pytest.raises(UserError, match="no pair was accepted"):
+        build_dataset(DataConfig(), str(tmp_path), models, [item_for(clip("no_face"))])

@@ -1,0 +1,48 @@
+"""The command line as a user meets it: a mistake is one message and exit code 2, never a traceback."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def lato(*words, **options):
+    return subprocess.run([sys.executable, "-m", "infra.cli", *words], capture_output=True, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["quickstart", "dit.engine.stepz=3", "data.nmae=x", "evaluation.samples=few"], "3 mistakes in the configuration"),
+        (["quickstart", "--config", "gone.yaml"], "gone.yaml: there is no such file"),
+        (["data", "verify", "nowhere"], "no published version here"),
+        (["data", "build", "folder=nowhere"], "there is no such folder"),
+        (["data", "build", "worklist=nowhere.csv"], "there is no such work list"),
+        (["data", "build"], "there are no sources"),
+        (["assets", "fetch", "nothing"], "there is no asset 'nothing'"),
+        (["edit", "gone.jpg", "smile"], "gone.jpg: there is no such file"),
+        (["submit", "--address", "http://127.0.0.1:9", "--", "doctor"], "no Ray head answers"),
+        (["train", "tokenizer", "--dataset", "nowhere"], "no published dataset version here"),
+    ],
+)
+def test_a_mistake_is_one_message(words, message, tmp_path):
+    done = lato(*words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_without_videos(tmp_path):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "notes.txt").write_text("")
+    done = lato("data", "build", f"folder={tmp_path}/clips", "--work-dir", str(tmp_path / "w"))
+    assert done.returncode == 2
+    assert "no videos or images in it" in done.stderr
+
+
+def test_doctor_names_what_is_missing_and_how_to_mend_it(tmp_path):
+    done = lato("doctor", env=os.environ | {"LATO_ASSETS": str(tmp_path), "COLUMNS": "200"})
+    assert done.returncode == 1
+    assert "lato assets fetch yunet" in done.stdout
+    assert "mediapipe" in done.stdout

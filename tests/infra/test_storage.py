@@ -1,0 +1,70 @@
+"""Commits are whole or absent; a folder has one holder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from infra.errors import UserError
+from infra.storage import commit, join, lease, list_files, read_bytes, sha256_json
+
+
+def test_a_failed_commit_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        commit(str(tmp_path / "a"), b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exclusive_creates_once(tmp_path):
+    uri = str(tmp_path / "a")
+    assert commit(uri, b"first", exclusive=True)
+    assert not commit(uri, b"second", exclusive=True)
+    assert read_bytes(uri) == b"first"
+    assert commit(uri, b"third")
+    assert read_bytes(uri) == b"third"
+
+
+def test_killed_at_any_moment_a_file_is_whole(tmp_path):
+    script = (
+        "import sys; from infra.storage import commit\n"
+        "for n in range(10**6): commit(sys.argv[1] + '/f', bytes([n % 251]) * 200_000)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
+    while not (tmp_path / "f").exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    data = (tmp_path / "f").read_bytes()
+    assert len(data) == 200_000
+    assert len(set(data)) == 1
+    assert list_files(str(tmp_path)) == [join(str(tmp_path), "f")]  # a leftover is hidden, and never taken for a file
+
+
+def test_an_unwritable_folder_is_a_users_mistake(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to"):
+        commit(str(tmp_path / "file" / "below"), b"x")
+
+
+def test_a_held_folder_is_refused_and_a_dead_holder_is_taken_over(tmp_path):
+    folder = str(tmp_path)
+    with lease(folder, "first job"), pytest.raises(UserError, match="in use: first job \\(process"), lease(folder, "second"):
+        pass
+    assert not (tmp_path / "lease.json").exists()
+    dead = {"owner": f"999999@{os.uname().nodename}", "purpose": "gone", "since": "x", "nonce": "y", "heartbeat": time.time()}
+    commit(join(folder, "lease.json"), json.dumps(dead).encode())
+    with lease(folder, "third"):
+        assert json.loads(read_bytes(join(folder, "lease.json")))["purpose"] == "third"
+
+
+def test_equal_values_have_equal_digests():
+    assert sha256_json({"a": 1, "b": [2]}) == sha256_json({"b": [2], "a": 1}) != sha256_json({"a": 1, "b": [3]})

@@ -1,0 +1,105 @@
+"""The quantizer can be trained: state is whole, ranks agree, revived codes stay."""
+
+import os
+
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+
+from lato.tokenizer import LandmarkTokenizer
+
+
+def small(**changes):
+    torch.manual_seed(0)
+    return LandmarkTokenizer(**{"widths": (32, 32), "code_dim": 8, "num_codes": 32, "reset_every": 5} | changes)
+
+
+def faces(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 68, 2, generator=generator) * 300 + 100
+
+
+def test_forward_changes_no_buffer():
+    tokenizer = small()
+    tokenizer.initialise_codebook(faces(4))
+    before = {name: tensor.clone() for name, tensor in tokenizer.state_dict().items()}
+    tokenizer(faces(4, 1)).reconstruction_loss.backward()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tokenizer.state_dict().items())
+
+
+def test_revived_codes_stay_revived():
+    tokenizer = small(num_codes=512)
+    tokenizer.initialise_codebook(faces(1))
+    tokenizer.vq.codebook[100:] += 1000  # nobody will choose these
+    tokenizer.vq.code_sum[100:] += 1000
+    revived = 0
+    for step in range(5):
+        revived += tokenizer.update_codebook(tokenizer(faces(2, step)).statistics)
+    assert revived >= 412
+    placed = tokenizer.vq.codebook[100:].clone()
+    assert placed.abs().max() < 500
+    tokenizer.update_codebook(tokenizer(faces(2, 9)).statistics)
+    moved = (tokenizer.vq.codebook[100:] - placed).norm(dim=1)
+    assert moved.median() < 1e-3 * 1000
+    assert tokenizer.vq.codebook[100:].abs().max() < 500  # in the release they jump back
+
+
+def test_no_reset_when_told():
+    tokenizer = small()
+    tokenizer.initialise_codebook(faces(4))
+    assert sum(tokenizer.update_codebook(tokenizer(faces(1, s)).statistics, reset=False) for s in range(10)) == 0
+
+
+def test_the_whole_state_is_saved(tmp_path):
+    tokenizer = small()
+    tokenizer.initialise_codebook(faces(4))
+    for step in range(7):
+        tokenizer.update_codebook(tokenizer(faces(2, step)).statistics)
+    tokenizer.save_pretrained(tmp_path)
+    again = LandmarkTokenizer.from_pretrained(tmp_path)
+    for model in (tokenizer, again):
+        for step in range(7, 15):
+            model.update_codebook(model(faces(2, step)).statistics)
+    assert all(torch.equal(a, b) for a, b in zip(tokenizer.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_micro_batches_add_up():
+    whole, parts = small(), small()
+    for model in (whole, parts):
+        model.initialise_codebook(faces(4))
+    batch = faces(8, 3)
+    whole.update_codebook(whole(batch).statistics)
+    parts.update_codebook(parts(batch[:3]).statistics + parts(batch[3:]).statistics)
+    assert torch.allclose(whole.vq.codebook, parts.vq.codebook, atol=1e-6)
+
+
+def _rank(rank, folder):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29611", RANK=str(rank), WORLD_SIZE="2")
+    torch.distributed.init_process_group("gloo")
+    torch.set_num_threads(1)
+    tokenizer = small(num_codes=256)
+    tokenizer.initialise_codebook(faces(2, rank))  # drawn on rank 0, sent to the other
+    for step in range(20):
+        tokenizer.update_codebook(tokenizer(faces(8, step)[rank::2]).statistics)
+    torch.save(tokenizer.vq.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_have_one_codebook(tmp_path):
+    multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(first["codebook"], second["codebook"])
+    assert torch.equal(first["code_count"], second["code_count"])
+
+
+@pytest.mark.parametrize(
+    ("landmarks", "message"),
+    [
+        (torch.zeros(1, 67, 2), r"expected shape \(B, 68, 2\), given \(1, 67, 2\)"),
+        (torch.rand(1, 68, 2), "0..1"),
+        (torch.full((1, 68, 2), float("nan")), "NaN"),
+    ],
+)
+def test_bad_landmarks_are_named(landmarks, message):
+    with pytest.raises(ValueError, match=message):
+        small().encode(landmarks)
