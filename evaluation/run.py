@@ -27,7 +27,7 @@ from lato.pipeline import LaToPipeline
 
 VERSION = 1
 """Raise it when equal edits would be scored differently."""
-METRICS = ("rectified_identity", "identity", "landmark_error", "landmark_nme", "seconds")
+METRICS = ("rectified_identity", "identity", "landmark_error", "landmark_nme", "plan_error", "seconds")
 JUDGE = "not run"
 """Judge scores (SC, VQ, NA) need a vision-language judge; none is configured in this version, and nothing stands in for one."""
 
@@ -132,8 +132,10 @@ def _score_one(editor: str, pair: FacePair, result: EditResult, reader: FaceRead
         "seconds": result.seconds,
         "reasoning": result.reasoning,
         "landmarks": None if result.landmarks is None else np.asarray(result.landmarks, np.float32).reshape(-1).tolist(),
+        # of the landmarks it drew to, picture or no picture: what a predictor is worth beside copying the source's
+        "plan_error": None if result.landmarks is None else float(np.abs(result.landmarks - pair.landmarks[1]).mean()),
     }
-    empty = {name: None for name in METRICS if name != "seconds"}
+    empty = {name: None for name in METRICS if name not in ("seconds", "plan_error")}
     if result.image is None:
         return row | empty | {"state": result.state}
     picture = cv2.imencode(".jpg", cv2.cvtColor(result.image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()

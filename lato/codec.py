@@ -79,12 +79,12 @@ def spatial_factor(codec: Any) -> int:
 def encode_images(codec: Any, images: Tensor) -> Tensor:
     """Images (B, 3, H, W) in [-1, 1] -> scaled latents (B, c, h, w), the posterior's mode."""
     latents = codec.encode(images).latent_dist.mode()
-    return (latents - codec.config["shift_factor"]) * codec.config["scaling_factor"]
+    return (latents - (codec.config["shift_factor"] or 0.0)) * codec.config["scaling_factor"]  # AutoencoderKL has None for no shift
 
 
 def decode_latents(codec: Any, latents: Tensor) -> Tensor:
     """The inverse of `encode_images`."""
-    return codec.decode(latents / codec.config["scaling_factor"] + codec.config["shift_factor"]).sample
+    return codec.decode(latents / codec.config["scaling_factor"] + (codec.config["shift_factor"] or 0.0)).sample
 
 
 def to_tokens(latents: Tensor) -> Tensor:

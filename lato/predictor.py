@@ -20,11 +20,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from lato.landmarks import GROUPS, NUM_LANDMARKS, Landmarks, interocular_distance, validate_landmarks
+from lato.landmarks import CANVAS, GROUPS, NUM_LANDMARKS, Landmarks, interocular_distance, validate_landmarks
 from lato.tiny_vlm import NUM_COORDINATES, coordinate_token
 
 _JSON_GROUPS = {"JAW/BROWS": range(0, 27), "NOSE": range(27, 36), "EYES": range(36, 48), "MOUTH": range(48, 68)}
 _ZERO = NUM_COORDINATES // 2
+_MARGIN = 64.0
+"""Canvas px by which a landmark may leave the picture: a jaw often does."""
 _MAX_REASONING = 400
 """Characters of reasoning that the grammar lets through."""
 
@@ -57,7 +59,6 @@ class LandmarkPredictor:
 
     def __init__(self, model: Any, processor: Any, settings: PredictorSettings) -> None:
         self.model, self.processor, self.settings = model, processor, settings
-        self.processor.tokenizer.padding_side = "left"
         self._grammar: Any = None
 
     @classmethod
@@ -102,7 +103,7 @@ class LandmarkPredictor:
         texts = prompts if answers is None else [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
         side = (self.settings.image_size, self.settings.image_size)
         pictures = [Image.fromarray(image).resize(side, Image.Resampling.BICUBIC) for image in images]
-        inputs = dict(self.processor(text=texts, images=pictures, padding=True, return_tensors="pt"))
+        inputs = dict(self.processor(text=texts, images=pictures, padding=True, padding_side="left", return_tensors="pt"))
         if answers is not None:
             labels = torch.full_like(inputs["input_ids"], -100)
             for row, answer in enumerate(answers):
@@ -194,7 +195,7 @@ class LandmarkPredictor:
     def _grammar_text(self) -> str:
         root = f'root ::= "<think>" [^<]{{0,{_MAX_REASONING}}} "</think><answer>" answer "</answer>"\n'
         if self.settings.syntax == "compact":
-            return root + f'answer ::= ("<c" [0-5] [0-9] [0-9] ">"){{{2 * NUM_LANDMARKS}}}\n'
+            return root + f'answer ::= ("<c" ([0-4] [0-9] [0-9] | "50" [0-9] | "51" [01]) ">"){{{2 * NUM_LANDMARKS}}}\n'
         groups = [f'"\\"{name}\\":[" pair ("," pair){{{len(group) - 1}}} "]"' for name, group in _JSON_GROUPS.items()]
         number = 'number ::= [0-9] | [1-9] [0-9] | [1-4] [0-9] [0-9] | "50" [0-9] | "51" [01]\n'
         return root + 'answer ::= "{" ' + ' "," '.join(groups) + ' "}"\npair ::= "[" number "," number "]"\n' + number
@@ -203,6 +204,9 @@ class LandmarkPredictor:
 def check_geometry(source: Landmarks, target: Landmarks) -> tuple[str, ...]:
     """What is implausible about target landmarks (68, 2), given the source's: facial parts out of order, or rigid distances that do not fit."""
     problems = []
+    outside = int(((target < -_MARGIN) | (target > CANVAS.width + _MARGIN)).any(axis=1).sum())
+    if outside:
+        problems.append(f"{outside} landmarks lie far outside the picture")
     centre = {name: target[list(group)].mean(0) for name, group in GROUPS.items()}
     eyes = (centre["right_eye"] + centre["left_eye"]) / 2
     down = centre["outer_lip"] - eyes

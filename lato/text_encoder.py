@@ -71,11 +71,10 @@ class TextEncoder:
         texts = [f"{prefix}<|vision_start|><|image_pad|><|vision_end|>{instruction}<|im_end|>" for instruction in instructions]
         side = (self.settings.image_size, self.settings.image_size)
         pictures = [Image.fromarray(image).resize(side, Image.Resampling.BICUBIC) for image in images]
-        self.processor.tokenizer.padding_side = "right"
         # the processor also gives mm_token_type_ids; without them transformers 5 silently uses 1-D positions
         inputs = {
             name: tensor.to(self.model.device)
-            for name, tensor in self.processor(text=texts, images=pictures, padding=True, return_tensors="pt").items()
+            for name, tensor in self.processor(text=texts, images=pictures, padding=True, padding_side="right", return_tensors="pt").items()
         }
         states = self.model.model(**inputs, output_hidden_states=False, return_dict=True).last_hidden_state
         dropped = len(self.processor.tokenizer(prefix, add_special_tokens=False)["input_ids"])
@@ -88,4 +87,4 @@ def pad_states(states: list[Tensor]) -> tuple[Tensor, Tensor]:
     """States (L_i, D) of single samples -> (B, L, D) and their mask (B, L) bool."""
     padded = torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
     lengths = torch.tensor([len(state) for state in states])
-    return padded, torch.arange(padded.shape[1])[None] < lengths[:, None]
+    return padded, (torch.arange(padded.shape[1])[None] < lengths[:, None]).to(padded.device)

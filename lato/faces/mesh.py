@@ -63,7 +63,7 @@ class FaceMesh:
                 min_face_detection_confidence=0.3,
             )
             landmarker = FaceLandmarker.create_from_options(options)
-        atexit.register(landmarker.close)  # its own __del__ fails at interpreter exit, when its module is gone already
+        atexit.register(setattr, landmarker, "_handle", None)  # its __del__ would close through a thread pool that has ended by then
         return cls(landmarker)
 
     def observe(self, image: npt.NDArray[np.uint8], detection: Detection) -> MeshObservation | None:
