@@ -104,8 +104,14 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def print_summary(summary: dict[str, dict[str, Any]]) -> None:
     """The score table."""
-    rows = [(editor, *(show(Mean(**values[m])) for m in ("detection", *METRICS)), values["judge"]) for editor, values in summary.items()]
-    table("Scores on held-out samples (mean, 95 % interval)", ["editor", "face found", *METRICS, "judge"], rows)
+    names = ("rectified", "identity", "landmark px", "nme", "plan px", "seconds")
+    rows = [(editor, *(brief(Mean(**values[m])) for m in ("detection", *METRICS)), values["judge"]) for editor, values in summary.items()]
+    table("Scores on held-out samples: mean (n); intervals are in the report", ["editor", "found", *names, "judge"], rows)
+
+
+def brief(mean: Mean) -> str:
+    """A mean as short text."""
+    return "-" if mean.value is None else f"{mean.value:.2f} ({mean.count})"
 
 
 def show(mean: Mean) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from infra.errors import UserError
+from infra.runtime import quieten
 
 _JOBS = ("quickstart", "data", "train", "edit", "assets", "doctor", "submit")
 
@@ -27,7 +28,7 @@ for _name in _JOBS:
 
 def main() -> None:
     """Runs the command line: 0 success, 2 a user's mistake, 130 interrupted."""
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    quieten()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()

@@ -35,15 +35,23 @@ _QUIET = {
     "PYTHONWARNINGS": "ignore",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",
+    "TQDM_DISABLE": "1",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
 }
 """Environment of every worker: one thread a process (Ray places by CPU), no chatter, no calls to a hub."""
 
 
-def start_ray(config: RuntimeConfig) -> None:
-    """Joins or starts Ray, once a process."""
+def quieten() -> None:
+    """Sets the environment of `_QUIET` here; before the libraries it speaks to are imported."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)  # it says that there is no GPU
+
+
+def start_ray(config: RuntimeConfig) -> None:
+    """Joins or starts Ray, once a process."""
+    quieten()
     import ray
 
     if ray.is_initialized():

@@ -151,7 +151,7 @@ class LandmarkPredictor:
 
     def _prompt(self, instruction: str, landmarks: npt.NDArray[np.floating]) -> str:
         placed = self._write_absolute(np.asarray(landmarks))
-        text = f"Edit: {instruction}\nLandmarks: {placed}"
+        text = f"Landmarks: {placed}\nEdit: {instruction}"  # the instruction last, next to the reasoning that starts from it
         content = [{"type": "image"}, {"type": "text", "text": text}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
 

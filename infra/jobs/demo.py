@@ -66,7 +66,9 @@ class QuickstartConfig(Config):
         engine=EngineConfig(steps=240, global_batch=8, lr=2e-3, eval_every=80, checkpoint_every=120),
     )
     """Stage 2."""
-    dit: DitConfig = DitConfig(engine=EngineConfig(steps=240, global_batch=16, lr=2e-3, eval_every=80, checkpoint_every=80))
+    dit: DitConfig = DitConfig(
+        image_size=32, engine=EngineConfig(steps=640, global_batch=16, lr=2e-3, eval_every=160, checkpoint_every=160)
+    )
     """Stage 3."""
     evaluation: EvalSettings = EvalSettings()
     """Edits and scores."""

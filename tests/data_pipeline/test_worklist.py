@@ -7,7 +7,10 @@ from infra.errors import UserError
 
 
 def test_written_and_read_back(tmp_path):
-    items = [WorkItem(source_id="a", uri="a.mp4", kind="video", licence="CC0", group="g"), WorkItem(source_id="b", uri="b.jpg", kind="image")]
+    items = [
+        WorkItem(source_id="a", uri="a.mp4", kind="video", licence="CC0", group="g"),
+        WorkItem(source_id="b", uri="b.jpg", kind="image"),
+    ]
     write_worklist(items, str(tmp_path / "w.parquet"))
     assert read_worklist(str(tmp_path / "w.parquet")) == items
 

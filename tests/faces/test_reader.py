@@ -45,7 +45,7 @@ def test_pose_signs(reader, person, axis, value):
 
 
 def test_expressions_are_read_against_the_persons_own_rest(reader, person):
-    right = 0
+    right, progress = 0, []
     for seed in range(6):
         draw = person(seed)
         rest = reader.read(draw()).mesh.blendshapes
@@ -53,8 +53,10 @@ def test_expressions_are_read_against_the_persons_own_rest(reader, person):
         for expression in EXPRESSIONS[1:]:
             seen = reader.read(draw(expression, "strongly")).mesh.blendshapes
             right += classify(seen, rest).label is expression
-            assert progress_along(expression, seen - rest) > 0.3
+            progress.append(progress_along(expression, seen - rest))
     assert right >= 31  # of 36
+    assert np.mean(progress) > 0.7  # 1 is the mean strong expression
+    assert min(progress) > 0  # brows of some people are up at rest already
 
 
 def test_a_tracks_rest_is_its_calm_frames():

@@ -33,10 +33,7 @@ def test_exclusive_creates_once(tmp_path):
 
 
 def test_killed_at_any_moment_a_file_is_whole(tmp_path):
-    script = (
-        "import sys; from infra.storage import commit\n"
-        "for n in range(10**6): commit(sys.argv[1] + '/f', bytes([n % 251]) * 200_000)"
-    )
+    script = "import sys; from infra.storage import commit\nfor n in range(10**6): commit(sys.argv[1] + '/f', bytes([n % 251]) * 200_000)"
     child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
     while not (tmp_path / "f").exists():
         time.sleep(0.01)

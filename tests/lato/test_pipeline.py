@@ -100,7 +100,11 @@ def test_positions_need_the_type_ids(vlm, face):
     model, processor = vlm
     from PIL import Image
 
-    inputs = processor(text=["<|vision_start|><|image_pad|><|vision_end|>smile"], images=[Image.fromarray(face[0][0]).resize((56, 56))], return_tensors="pt")
+    inputs = processor(
+        text=["<|vision_start|><|image_pad|><|vision_end|>smile"],
+        images=[Image.fromarray(face[0][0]).resize((56, 56))],
+        return_tensors="pt",
+    )
     with torch.no_grad():
         right = model.model(**inputs).last_hidden_state
         wrong = model.model(**{k: v for k, v in inputs.items() if k != "mm_token_type_ids"}).last_hidden_state

@@ -100,7 +100,9 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_and_changes_nothing(tmp_path)
     key = f"k{order[poisoned][0][0]}"
     steps_before = min(step for step, places in enumerate(order) if any(f"k{index}" == key for index, _ in places))
     jobs = [(str(tmp_path / f"bad{stage}"), BASE | {"zero_stage": stage, "steps": 20, "checkpoint_every": 1}, key) for stage in (0, 2)]
-    jobs += [(str(tmp_path / f"good{stage}"), BASE | {"zero_stage": stage, "steps": steps_before}, None) for stage in (0, 2) if steps_before]
+    jobs += [
+        (str(tmp_path / f"good{stage}"), BASE | {"zero_stage": stage, "steps": steps_before}, None) for stage in (0, 2) if steps_before
+    ]
     run(jobs, port=29642)
     for stage in (0, 2):
         for rank in (0, 1):
