@@ -139,7 +139,7 @@ class LandmarkPredictor:
     def read_answer(self, text: str, source: Landmarks) -> Prediction:
         """Parses an answer and checks its geometry against the source landmarks (68, 2)."""
         thought = re.search(r"<think>(.*?)</think>", text, re.DOTALL)
-        reasoning = thought.group(1).strip() if thought else ""
+        reasoning = re.sub(r"<c(\d{3})>", lambda token: f" {int(token.group(1)) - _ZERO:+d}", thought.group(1).strip()) if thought else ""
         answer = re.search(r"<answer>(.*?)</answer>", text, re.DOTALL)
         if answer is None:
             return Prediction(None, reasoning, ("the answer is cut short",))
@@ -193,9 +193,10 @@ class LandmarkPredictor:
         return xgrammar.contrib.hf.LogitsProcessor(self._grammar)
 
     def _grammar_text(self) -> str:
-        root = f'root ::= "<think>" [^<]{{0,{_MAX_REASONING}}} "</think><answer>" answer "</answer>"\n'
+        root = f'root ::= "<think>" ([^<] | coordinate){{0,{_MAX_REASONING}}} "</think><answer>" answer "</answer>"\n'
+        root += 'coordinate ::= "<c" ([0-4] [0-9] [0-9] | "50" [0-9] | "51" [01]) ">"\n'
         if self.settings.syntax == "compact":
-            return root + f'answer ::= ("<c" ([0-4] [0-9] [0-9] | "50" [0-9] | "51" [01]) ">"){{{2 * NUM_LANDMARKS}}}\n'
+            return root + f"answer ::= coordinate{{{2 * NUM_LANDMARKS}}}\n"
         groups = [f'"\\"{name}\\":[" pair ("," pair){{{len(group) - 1}}} "]"' for name, group in _JSON_GROUPS.items()]
         number = 'number ::= [0-9] | [1-9] [0-9] | [1-4] [0-9] [0-9] | "50" [0-9] | "51" [01]\n'
         return root + 'answer ::= "{" ' + ' "," '.join(groups) + ' "}"\npair ::= "[" number "," number "]"\n' + number
@@ -218,7 +219,14 @@ def check_geometry(source: Landmarks, target: Landmarks) -> tuple[str, ...]:
     return tuple(problems)
 
 
-def write_reasoning(expression: str, pose: tuple[float, float, float], edit: str, source: Landmarks, target: Landmarks) -> str:
+def write_reasoning(
+    expression: str,
+    pose: tuple[float, float, float],
+    edit: str,
+    source: Landmarks,
+    target: Landmarks,
+    syntax: Literal["json", "compact"] = "json",
+) -> str:
     """The four-step chain of thought, written by rule from measured quantities.
 
     Args:
@@ -227,12 +235,19 @@ def write_reasoning(expression: str, pose: tuple[float, float, float], edit: str
         edit: The edit in words.
         source: (68, 2) canvas px.
         target: (68, 2) canvas px.
+        syntax: In `compact`, movements are written in the answer's own tokens. (In words, a model trained for a minute got their size right and their
+            direction wrong: it had not learned yet that "left 72" starts an answer of negative numbers.)
     """
     moves = []
     for part, names in {"brows": ("right_brow", "left_brow"), "nose": ("nose_tip",), "mouth": ("outer_lip",), "jaw": ("jaw",)}.items():
         rows = [i for name in names for i in GROUPS[name]]
         dx, dy = (np.asarray(target)[rows] - np.asarray(source)[rows]).mean(0)
-        moves.append(f"{part} {_way(dx, 'right', 'left')} {_way(dy, 'down', 'up')}")
+        if syntax == "compact":
+            moves.append(
+                part + "".join(coordinate_token(int(np.clip(round(float(d) / 4) * 4 + _ZERO, 0, NUM_COORDINATES - 1))) for d in (dx, dy))
+            )
+        else:
+            moves.append(f"{part} {_way(dx, 'right', 'left')} {_way(dy, 'down', 'up')}")
     yaw, pitch, roll = (round(angle / 10) * 10 for angle in pose)
     return f"1 {expression}, yaw {yaw} pitch {pitch} roll {roll}. 2 {edit}. 3 {', '.join(moves)}. 4"
 

@@ -20,7 +20,7 @@ from training.stages.predictor import PredictorConfig
 from training.stages.tokenizer import TokenizerConfig
 
 TINY = (
-    "Everything: the three models have 0.1 to 1.3 million parameters (the paper's DiT: 12 billion) and trained for one to four minutes on two CPU cores. "
+    "Everything: the three models have {sizes} parameters (the paper's DiT alone: 12 billion) and trained for minutes on two CPU cores. "
     "The DiT draws {size} x {size} pixels through a lossless space-to-depth codec, because no pretrained image VAE comes offline; its text encoder is the small "
     "Qwen2.5-VL that was trained from scratch as the landmark predictor minutes before. Pictures below are what such models draw; nothing was chosen or improved."
 )
@@ -63,7 +63,7 @@ class QuickstartConfig(Config):
         syntax="compact",
         image_size=56,
         max_new_tokens=600,
-        engine=EngineConfig(steps=240, global_batch=8, lr=2e-3, eval_every=80, checkpoint_every=120),
+        engine=EngineConfig(steps=520, global_batch=4, lr=4e-3, eval_every=130, checkpoint_every=130),
     )
     """Stage 2."""
     dit: DitConfig = DitConfig(
@@ -201,6 +201,22 @@ def _assemble(tokenizer: Path, predictor: Path, dit: Path, folder: Path, config:
     ).save_pretrained(folder)
 
 
+def _sizes(stages: list[Any]) -> str:
+    """Parameters of the trained models, counted in their files."""
+    import math
+
+    from safetensors import safe_open
+
+    counts = []
+    for name, _, result in stages:
+        count = 0
+        for file in result.export.glob("*.safetensors"):
+            with safe_open(str(file), framework="pt") as tensors:
+                count += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+        counts.append(f"{count / 1e6:.2f} million ({name})")
+    return ", ".join(counts)
+
+
 def _log_scores(run: Any, summary: dict[str, dict[str, Any]], scores: str) -> None:
     for editor, values in summary.items():
         numbers = {
@@ -228,7 +244,7 @@ def _report(
         join(work, "report.html"),
         "LaTo quickstart",
         [("code", git_state()), ("dataset", f"{sum(version.samples.values())} samples, digest {version.digest[:12]}")],
-        TINY.format(size=config.dit.image_size),
+        TINY.format(size=config.dit.image_size, sizes=_sizes(stages)),
         version.uri,
         draw_sheet(read_samples(version.uri, real + synthetic)),
         [StageCurve(name, unit, read_metrics(r.metrics), r.seconds) for name, unit, r in stages],

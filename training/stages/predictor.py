@@ -63,7 +63,7 @@ class PredictorStage:
 
             model, processor = AutoModelForImageTextToText.from_pretrained(c.base), AutoProcessor.from_pretrained(c.base)
         else:
-            texts = template_texts() + [_reasoning(self._dataset.read(self._rows[key])) for key in self.keys[:200]]
+            texts = template_texts() + [_reasoning(self._dataset.read(self._rows[key]), "json") for key in self.keys[:200]]
             model, processor = build_tiny_vlm(texts, c.hidden_size, c.num_layers, c.image_size, c.engine.seed)
         self._predictor = LandmarkPredictor(model, processor, PredictorSettings(c.syntax, 512, c.image_size, c.max_new_tokens))
         return model
@@ -101,18 +101,19 @@ class PredictorStage:
         assert self._predictor is not None, "the loss follows build"
         side = self._config.image_size
         images = [cv2.resize(pair.source_image(), (side, side), interpolation=cv2.INTER_AREA) for pair in pairs]
-        answers = [self._predictor.write_answer(pair.landmarks[0], pair.landmarks[1], _reasoning(pair)) for pair in pairs]
+        answers = [
+            self._predictor.write_answer(pair.landmarks[0], pair.landmarks[1], _reasoning(pair, self._config.syntax)) for pair in pairs
+        ]
         sources = np.stack([pair.landmarks[0] for pair in pairs])
         inputs = self._predictor.encode(images, sources, [pair.meta.instruction for pair in pairs], answers)
         return {name: tensor if torch.is_tensor(tensor) else torch.as_tensor(tensor) for name, tensor in inputs.items()}
 
 
-def _reasoning(pair: FacePair) -> str:
+def _reasoning(pair: FacePair, syntax: Literal["json", "compact"]) -> str:
     if pair.meta.reasoning:
         return pair.meta.reasoning
     edit, state = pair.meta.edit, pair.meta.source
     words = [f"{edit.intensity.value} {edit.expression.value}"] if edit.expression else []
     words += [f"{axis} {value}" for axis in ("yaw", "pitch", "roll") if (value := getattr(edit, axis))]
-    return write_reasoning(
-        state.expression.value, (state.yaw, state.pitch, state.roll), " ".join(words), pair.landmarks[0], pair.landmarks[1]
-    )
+    pose = (state.yaw, state.pitch, state.roll)
+    return write_reasoning(state.expression.value, pose, " ".join(words), pair.landmarks[0], pair.landmarks[1], syntax)
