@@ -31,7 +31,7 @@ def save(folder: Path, step: int, engine: Any, keep: int) -> Path:
         unfinished.mkdir(parents=True)
     dist.barrier()
     engine.save_checkpoint(str(unfinished), tag="engine", save_latest=False)
-    torch.save(_random_state(), unfinished / f"random-{dist.get_rank():04d}.pt")
+    commit(str(unfinished / f"random-{dist.get_rank():04d}.json"), json.dumps(_random_state()).encode())
     dist.barrier()
     if dist.get_rank() == 0:
         files = sorted(path for path in unfinished.rglob("*") if path.is_file())
@@ -66,16 +66,18 @@ def load_newest(folder: Path, engine: Any) -> int:
         return 0
     loaded, _ = engine.load_checkpoint(str(usable[-1]), tag="engine")
     assert loaded is not None, f"DeepSpeed did not load {usable[-1]}"
-    # our own file of this very run, hashed above; it holds Python and numpy states that safetensors cannot
-    state = torch.load(usable[-1] / f"random-{dist.get_rank():04d}.pt", weights_only=False)
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
+    state = json.loads((usable[-1] / f"random-{dist.get_rank():04d}.json").read_text())
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))
+    torch.set_rng_state(torch.tensor(list(bytes.fromhex(state["torch"])), dtype=torch.uint8))
     return int(json.loads((usable[-1] / _MARKER).read_text())["step"])
 
 
 def _random_state() -> dict[str, Any]:
-    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return {"python": random.getstate(), "numpy": [name, np.asarray(keys).tolist(), *rest], "torch": bytes(torch.get_rng_state().tolist()).hex()}
 
 
 def _fsync(path: Path) -> None:

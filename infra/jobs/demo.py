@@ -238,7 +238,7 @@ def _report(
     from training.launch import read_metrics
 
     rows = [row for row in read_manifest(version.uri) if row["split"] == "train"]
-    real = [row for row in rows if row["kind"] != "synthetic"][:4]
+    real = [row for row in rows if row["kind"] != "synthetic"][:3]
     synthetic = [row for row in rows if row["kind"] == "synthetic"][:12]
     write_report(
         join(work, "report.html"),
@@ -246,7 +246,7 @@ def _report(
         [("code", git_state()), ("dataset", f"{sum(version.samples.values())} samples, digest {version.digest[:12]}")],
         TINY.format(size=config.dit.image_size, sizes=_sizes(stages)),
         version.uri,
-        draw_sheet(read_samples(version.uri, real + synthetic)),
+        draw_sheet(read_samples(version.uri, real + synthetic), columns=3),
         [StageCurve(name, unit, read_metrics(r.metrics), r.seconds) for name, unit, r in stages],
         result,
         join(work, "edits"),

@@ -41,9 +41,7 @@ def run_remotely(command: list[str], address: str) -> int:
         raise UserError(f"no Ray head answers at {address}. Start one (ray start --head), or give --address.") from error
     root = Path(__file__).parents[2]
     entrypoint = "python -m infra.cli " + " ".join(shlex.quote(word) for word in command)
-    job = client.submit_job(
-        entrypoint=entrypoint, runtime_env={"working_dir": str(root), "excludes": _EXCLUDES, "env_vars": {"COLUMNS": "140"}}
-    )
+    job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(root), "excludes": _EXCLUDES})
     say(f"job {job} on {address}: {entrypoint}\n(stop it with: ray job stop --address {address} {job})")
     shown = 0
     while True:
