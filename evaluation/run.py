@@ -104,9 +104,10 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def print_summary(summary: dict[str, dict[str, Any]]) -> None:
     """The score table."""
-    names = ("rectified", "identity", "landmark px", "nme", "plan px", "seconds")
-    rows = [(editor, *(brief(Mean(**values[m])) for m in ("detection", *METRICS)), values["judge"]) for editor, values in summary.items()]
-    table("Scores on held-out samples: mean (n); intervals are in the report", ["editor", "found", *names, "judge"], rows)
+    shown = {"detection": "found", "rectified_identity": "rectified", "landmark_error": "error px", "plan_error": "plan px", "seconds": "s"}
+    rows = [(editor, *(brief(Mean(**values[name])) for name in shown)) for editor, values in summary.items()]
+    table("Scores on held-out samples: mean (n); the report has all, with intervals", ["editor", *shown.values()], rows)
+    say(f"  judge scores (SC, VQ, NA): {JUDGE}")
 
 
 def brief(mean: Mean) -> str:

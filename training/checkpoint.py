@@ -77,7 +77,11 @@ def load_newest(folder: Path, engine: Any) -> int:
 
 def _random_state() -> dict[str, Any]:
     name, keys, *rest = np.random.get_state(legacy=True)
-    return {"python": random.getstate(), "numpy": [name, np.asarray(keys).tolist(), *rest], "torch": bytes(torch.get_rng_state().tolist()).hex()}
+    return {
+        "python": random.getstate(),
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+        "torch": bytes(torch.get_rng_state().tolist()).hex(),
+    }
 
 
 def _fsync(path: Path) -> None:
