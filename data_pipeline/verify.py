@@ -9,6 +9,7 @@ from collections import defaultdict
 from typing import Any
 
 import pyarrow.parquet as pq
+import webdataset
 
 from infra.errors import UserError
 from infra.storage import exists, join, read_bytes, sha256_bytes
@@ -58,6 +59,10 @@ def _verify_shard(folder: str, shard: dict[str, object], rows: list[dict[str, An
     expected = [f"{row['key']}.{member}" for row in sorted(rows, key=lambda row: str(row["key"])) for member in MEMBERS]
     if names != expected:
         wrong.append(f"{name}: its members are not those of the manifest")
+    # what a trainer that opens the shard with plain webdataset will see
+    seen = [sample["__key__"] for sample in webdataset.WebDataset(uri, shardshuffle=False)]
+    if sorted(seen) != sorted(str(row["key"]) for row in rows):
+        wrong.append(f"{name}: webdataset finds {len(seen)} samples, the manifest has {len(rows)}, or their keys differ")
     for row in rows:
         members = {m: data[row[f"{m}_offset"] : row[f"{m}_offset"] + row[f"{m}_length"]] for m in MEMBERS}
         try:

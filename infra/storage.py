@@ -55,7 +55,7 @@ def commit(uri: str, data: bytes, *, exclusive: bool = False) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except OSError as error:  # no right to write, a read-only disk, a file where a folder should be
         raise UserError(f"cannot write to {path.parent}: {error.strerror}. Choose a folder that you may write to.") from error
     try:
         with os.fdopen(handle, "wb") as file:
