@@ -22,13 +22,15 @@ def head():
     environment.pop("RAY_ADDRESS", None)
     ray = str(Path(sys.executable).parent / "ray")
     options = ["--port=6397", "--dashboard-host=127.0.0.1", "--dashboard-port=8297", "--num-cpus=2", f"--temp-dir={folder}"]
-    options += ["--object-store-memory=200000000", "--ray-client-server-port=10397"]
+    options += ["--object-store-memory=200000000", "--ray-client-server-port=20397"]
     process = subprocess.Popen(
         [ray, "start", "--head", "--block", *options], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     for _ in range(120):
         try:
             urllib.request.urlopen(f"{DASHBOARD}/api/version", timeout=1)
+            break
+        except urllib.error.HTTPError:  # it answers, and wants its token
             break
         except (urllib.error.URLError, TimeoutError):
             assert process.poll() is None, "the head ended"
