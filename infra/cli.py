@@ -35,10 +35,11 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted. The same command goes on where it stopped.", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(130)  # worker processes of Ray end with their driver; waiting for its threads would hang here
+    except SystemExit as stop:
+        if stop.code == 130:  # what typer makes of Ctrl-C
+            print("\ninterrupted. The same command goes on where it stopped.", file=sys.stderr, flush=True)
+            os._exit(130)  # worker processes of Ray end with their driver; waiting for its threads would hang here
+        raise
 
 
 def _interrupt(number: int, frame: Any) -> None:
