@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import typer
 
+_AGENT_TRIES = 20
 _EXCLUDES = [".git", ".venv", "work", "tests", "docs", "**/__pycache__", "**/.*_cache", "*.egg-info", ".cache"]
 
 
@@ -45,7 +47,7 @@ def run_remotely(command: list[str], address: str) -> int:
         raise UserError(f"no Ray head answers at {address}. Start one (ray start --head), or give --address.") from error
     root = Path(__file__).parents[2]
     entrypoint = "python -m infra.cli " + " ".join(shlex.quote(word) for word in command)
-    job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(root), "excludes": _EXCLUDES})
+    job = _submit(client, entrypoint, {"working_dir": str(root), "excludes": _EXCLUDES})
     say(f"job {job} on {address}: {entrypoint}\n(stop it with: ray job stop --address {address} {job})")
     shown = 0
     while True:
@@ -59,3 +61,15 @@ def run_remotely(command: list[str], address: str) -> int:
         time.sleep(1)
     say(f"job {job}: {status.value.lower()}")
     return 0 if status == JobStatus.SUCCEEDED else 1
+
+
+def _submit(client: Any, entrypoint: str, runtime_env: dict[str, Any]) -> str:
+    """Submits; a head that has just started takes a few seconds until one of its agents can run jobs."""
+    for attempt in range(_AGENT_TRIES):
+        try:
+            return client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or attempt == _AGENT_TRIES - 1:
+                raise
+        time.sleep(2)
+    raise AssertionError("the last try returns or raises")
