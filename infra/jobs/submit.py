@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-_AGENT_TRIES = 20
+_AGENT_TRIES = 6  # each takes about 12 s: the head itself waits for an agent
 _EXCLUDES = [".git", ".venv", "work", "tests", "docs", "**/__pycache__", "**/.*_cache", "*.egg-info", ".cache"]
 
 
@@ -64,12 +64,21 @@ def run_remotely(command: list[str], address: str) -> int:
 
 
 def _submit(client: Any, entrypoint: str, runtime_env: dict[str, Any]) -> str:
-    """Submits; a head that has just started takes a few seconds until one of its agents can run jobs."""
-    for attempt in range(_AGENT_TRIES):
+    """Submits; a head that has just started takes a few seconds until one of its agents can run jobs.
+
+    Raises:
+        UserError: No agent came.
+    """
+    from infra.errors import UserError
+
+    for _ in range(_AGENT_TRIES):
         try:
             return client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
         except RuntimeError as error:
-            if "No available agent" not in str(error) or attempt == _AGENT_TRIES - 1:
+            if "No available agent" not in str(error):
                 raise
         time.sleep(2)
-    raise AssertionError("the last try returns or raises")
+    raise UserError(
+        "the head answers, but has no agent that runs jobs. Most often another Ray on the same machine holds the agent's port:"
+        " start the head with --dashboard-agent-listen-port=PORT."
+    )

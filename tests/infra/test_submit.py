@@ -23,6 +23,8 @@ def head():
     ray = str(Path(sys.executable).parent / "ray")
     options = ["--port=6397", "--dashboard-host=127.0.0.1", "--dashboard-port=8297", "--num-cpus=2", f"--temp-dir={folder}"]
     options += ["--object-store-memory=200000000", "--ray-client-server-port=20397"]
+    # the Ray of the other tests holds the default port of the agent, and a head without agent runs no job
+    options += ["--dashboard-agent-listen-port=8298"]
     process = subprocess.Popen(
         [ray, "start", "--head", "--block", *options], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
