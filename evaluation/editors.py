@@ -9,6 +9,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from evaluation.warp import warp
 from lato.guidance import Guidance
@@ -80,12 +81,14 @@ class LaToEditor:
         """See `Editor`."""
         started = time.perf_counter()
         output = self._pipeline(
-            images=[pair.source_image() for pair in samples],
-            instructions=[pair.meta.instruction for pair in samples],
+            image=[pair.source_image() for pair in samples],
+            instruction=[pair.meta.instruction for pair in samples],
             landmarks=None if self._predicted else np.stack([pair.landmarks[1] for pair in samples]),
             source_landmarks=np.stack([pair.landmarks[0] for pair in samples]),
             num_inference_steps=self._steps,
             guidance=self._guidance,
+            generator=[torch.Generator().manual_seed(number) for number in range(len(samples))],
+            output_type="np",
         )
         seconds = (time.perf_counter() - started) / len(samples)
         results = []

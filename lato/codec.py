@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Generator, Tensor
 
 
@@ -36,7 +37,7 @@ class _Decoded:
     sample: Tensor
 
 
-class SpaceToDepthCodec(ConfigMixin):
+class SpaceToDepthCodec(ModelMixin, ConfigMixin):
     """Folds f x f pixels into channels; the same face as diffusers' AutoencoderKL.
 
     Args:
@@ -50,15 +51,7 @@ class SpaceToDepthCodec(ConfigMixin):
     @register_to_config
     def __init__(self, factor: int = 2, scaling_factor: float = 1.0, shift_factor: float = 0.0) -> None:
         super().__init__()
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> SpaceToDepthCodec:
-        """Reads the settings; there are no weights."""
-        return cls.from_config(cls.load_config(str(folder)))
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the settings."""
-        self.save_config(str(folder))
+        self.register_buffer("unit", torch.ones(()))  # a component is asked for its device and dtype
 
     def encode(self, images: Tensor) -> _Encoded:
         """(B, 3, H, W) in [-1, 1] -> latents (B, 3 f^2, H / f, W / f)."""
@@ -78,13 +71,14 @@ def spatial_factor(codec: Any) -> int:
 
 def encode_images(codec: Any, images: Tensor) -> Tensor:
     """Images (B, 3, H, W) in [-1, 1] -> scaled latents (B, c, h, w), the posterior's mode."""
-    latents = codec.encode(images).latent_dist.mode()
+    latents = codec.encode(images.to(codec.dtype)).latent_dist.mode().float()
     return (latents - (codec.config["shift_factor"] or 0.0)) * codec.config["scaling_factor"]  # AutoencoderKL has None for no shift
 
 
 def decode_latents(codec: Any, latents: Tensor) -> Tensor:
     """The inverse of `encode_images`."""
-    return codec.decode(latents / codec.config["scaling_factor"] + (codec.config["shift_factor"] or 0.0)).sample
+    scaled = latents / codec.config["scaling_factor"] + (codec.config["shift_factor"] or 0.0)
+    return codec.decode(scaled.to(codec.dtype)).sample.float()
 
 
 def to_tokens(latents: Tensor) -> Tensor:

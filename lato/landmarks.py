@@ -142,7 +142,7 @@ def draw_landmarks(
     """Draws landmarks as lines and dots, by group, on an image or on black.
 
     Args:
-        points: `(68, 2)` in pixels of `canvas`.
+        points: `(68, 2)` in pixels of `canvas`; NaN rows are left out.
         image: `(H, W, 3)` uint8 RGB to draw on (a copy is made); None for a black square.
         size: Side of the black square when there is no image.
         canvas: The canvas of `points`; it is stretched over the whole picture.
@@ -153,12 +153,14 @@ def draw_landmarks(
     picture = np.zeros((size, size, 3), np.uint8) if image is None else np.ascontiguousarray(image).copy()
     height, width = picture.shape[:2]
     shift = 4  # sub-pixel drawing: OpenCV takes fixed-point coordinates
-    placed = np.rint(canvas.convert(points, Canvas(width, height)) * (1 << shift)).astype(np.int32)
+    known: npt.NDArray[np.bool_] = np.asarray(np.isfinite(points).all(-1))
+    placed = np.rint(canvas.convert(np.nan_to_num(points), Canvas(width, height)) * (1 << shift)).astype(np.int32)
     thickness = max(1, round(min(height, width) / 256))
     radius = max(1, round(min(height, width) / 170)) << shift
     for name, indices in GROUPS.items():
-        line = placed[indices.start : indices.stop].reshape(-1, 1, 2)
-        cv2.polylines(picture, [line], name in _CLOSED_GROUPS, _COLOURS[name], thickness, cv2.LINE_AA, shift)
+        line = placed[indices.start : indices.stop][known[indices.start : indices.stop]].reshape(-1, 1, 2)
+        if len(line):
+            cv2.polylines(picture, [line], name in _CLOSED_GROUPS, _COLOURS[name], thickness, cv2.LINE_AA, shift)
         for x, y in line[:, 0]:
             cv2.circle(picture, (int(x), int(y)), radius, _COLOURS[name], -1, cv2.LINE_AA, shift)
     return picture

@@ -27,8 +27,6 @@ _JSON_GROUPS = {"JAW/BROWS": range(0, 27), "NOSE": range(27, 36), "EYES": range(
 _ZERO = NUM_COORDINATES // 2
 _MARGIN = 64.0
 """Canvas px by which a landmark may leave the picture: a jaw often does."""
-_MAX_REASONING = 400
-"""Characters of reasoning that the grammar lets through."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,10 @@ class PredictorSettings:
     image_size: int = 504
     """Side in pixels of the square that the VLM sees: a multiple of its patch grid (28 for Qwen2.5-VL, which cannot see 512)."""
     max_new_tokens: int = 1600
+    template: str = ""
+    """The released predictor's own prompt, with `{instruction}`, `{norm_landmarks_json}` and `<image>`; empty for ours."""
+    max_reasoning: int = 400
+    """Characters of reasoning that the grammar lets through."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,11 @@ class LandmarkPredictor:
 
     def _prompt(self, instruction: str, landmarks: npt.NDArray[np.floating]) -> str:
         placed = self._write_absolute(np.asarray(landmarks))
+        if self.settings.template:
+            text = self.settings.template.replace("{instruction}", instruction).replace("{norm_landmarks_json}", placed)
+            before, _, after = text.partition("<image>")
+            content = [{"type": "text", "text": before}, {"type": "image"}, {"type": "text", "text": after}]
+            return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
         text = f"Landmarks: {placed}\nEdit: {instruction}"  # the instruction last, next to the reasoning that starts from it
         content = [{"type": "image"}, {"type": "text", "text": text}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
@@ -164,7 +171,9 @@ class LandmarkPredictor:
     def _write(self, source: Landmarks, target: Landmarks) -> str:
         if self.settings.syntax == "json":
             return self._write_absolute(target)
-        moved = np.clip(np.rint(np.asarray(target) - np.rint(source)) + _ZERO, 0, NUM_COORDINATES - 1).astype(int)
+        moved = (np.rint(np.asarray(target) - np.rint(source)) + _ZERO).astype(int)
+        if moved.min() < 0 or moved.max() >= NUM_COORDINATES:
+            raise ValueError(f"a landmark moves by {np.abs(moved - _ZERO).max()} px; compact coordinates reach {_ZERO - 1}")
         return "".join(coordinate_token(int(value)) for value in moved.reshape(-1))
 
     def _read(self, text: str, source: Landmarks) -> Landmarks:
@@ -175,7 +184,7 @@ class LandmarkPredictor:
             moved = np.array(numbers, np.float32).reshape(NUM_LANDMARKS, 2) - _ZERO
             return (np.rint(source) + moved).astype(np.float32)
         try:
-            groups = json.loads(text)
+            groups = json.loads(text.strip().removeprefix("```json").removesuffix("```"))  # the release fences it
             points = np.concatenate([np.array(groups[name], np.float32).reshape(len(group), 2) for name, group in _JSON_GROUPS.items()])
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"expected four groups of 27, 9, 12 and 20 points: {error}") from error
@@ -193,7 +202,7 @@ class LandmarkPredictor:
         return xgrammar.contrib.hf.LogitsProcessor(self._grammar)
 
     def _grammar_text(self) -> str:
-        root = f'root ::= "<think>" ([^<] | coordinate){{0,{_MAX_REASONING}}} "</think><answer>" answer "</answer>"\n'
+        root = f'root ::= "<think>" ([^<] | coordinate){{0,{self.settings.max_reasoning}}} "</think><answer>" answer "</answer>"\n'
         root += 'coordinate ::= "<c" ([0-4] [0-9] [0-9] | "50" [0-9] | "51" [01]) ">"\n'
         if self.settings.syntax == "compact":
             return root + f"answer ::= coordinate{{{2 * NUM_LANDMARKS}}}\n"

@@ -1,12 +1,14 @@
-"""The instruction's embedding: last hidden states of a Qwen2.5-VL that sees the source picture and the instruction.
+"""The instruction's embedding: last hidden states of a Qwen2.5-VL that sees the source picture and the instruction, as Step1X-Edit asks it.
 
-A prefix tells the VLM its task; its tokens are dropped from the states, their number computed from the prefix itself. The null text is the same picture
-with an empty instruction.
+The chat is: prefix, picture, instruction. The states of everything before the prefix's last token are dropped; their number is counted, not assumed. The
+null text is the same picture with an empty instruction.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,19 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+_QUOTED = re.compile(r'(?:"([^"]*)")|(?:(?<!\w)\'([^\']*)\'(?!\w))')
+
 
 @dataclass(frozen=True)
 class TextEncoderSettings:
     """How the VLM is asked; `text_encoder.json` in its folder."""
 
     prefix: str = "Describe how the person in the picture looks once the edit is made.\n"
-    """Said before the picture; dropped from the states."""
-    image_size: int = 504
-    """Side in pixels of the square that it sees; a multiple of its patch grid."""
+    """Said before the picture; dropped from the states. Released weights expect the base model's own (`text_prefix.txt` in a released folder)."""
+    min_pixels: int = 256 * 28 * 28
+    """Fewest pixels that it sees."""
+    max_pixels: int = 324 * 28 * 28
+    """Most pixels that it sees; sides keep their ratio and are multiples of its patch grid."""
     max_length: int = 640
     """Most tokens that are kept."""
 
@@ -57,34 +63,101 @@ class TextEncoder:
         return int(self.model.config.text_config.hidden_size)
 
     @torch.no_grad()
-    def encode(self, images: list[npt.NDArray[np.uint8]], instructions: list[str]) -> tuple[Tensor, Tensor]:
-        """States of pictures with instructions.
+    def encode(self, images: list[npt.NDArray[np.uint8]], instructions: list[str]) -> list[Tensor]:
+        """States of pictures with instructions, each of its own length (`pad_states` joins them).
 
         Args:
             images: RGB (H, W, 3) each.
             instructions: As many texts; empty for the null text.
 
         Returns:
-            (B, L, D) states, zero where padded on the right, and the mask (B, L) bool.
+            B tensors (L_i, D), L_i at most `max_length`.
         """
-        prefix = f"<|im_start|>user\n{self.settings.prefix}"
-        texts = [f"{prefix}<|vision_start|><|image_pad|><|vision_end|>{instruction}<|im_end|>" for instruction in instructions]
-        side = (self.settings.image_size, self.settings.image_size)
-        pictures = [Image.fromarray(image).resize(side, Image.Resampling.BICUBIC) for image in images]
-        # the processor also gives mm_token_type_ids; without them transformers 5 silently uses 1-D positions
-        inputs = {
-            name: tensor.to(self.model.device)
-            for name, tensor in self.processor(text=texts, images=pictures, padding=True, padding_side="right", return_tensors="pt").items()
-        }
-        states = self.model.model(**inputs, output_hidden_states=False, return_dict=True).last_hidden_state
-        dropped = len(self.processor.tokenizer(prefix, add_special_tokens=False)["input_ids"])
-        kept = slice(dropped, dropped + self.settings.max_length)
-        mask = inputs["attention_mask"][:, kept].bool()
-        return states[:, kept] * mask[..., None], mask
+        rows, types, pixels, grids = [], [], [], []
+        dropped = 0
+        for image, instruction in zip(images, instructions, strict=True):
+            inputs, dropped = self._ask(image, instruction)
+            rows.append(inputs["input_ids"][0])
+            types.append(inputs["mm_token_type_ids"][0])
+            pixels.append(inputs["pixel_values"])
+            grids.append(inputs["image_grid_thw"])
+        lengths = [len(row) for row in rows]
+        pad = torch.nn.utils.rnn.pad_sequence
+        device = self.model.device
+        mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+        output = self.model(
+            input_ids=pad(rows, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id).to(device),
+            attention_mask=mask.long().to(device),
+            # without these, transformers 5 silently places image tokens in one row (1-D positions)
+            mm_token_type_ids=pad(types, batch_first=True).to(device),
+            pixel_values=torch.cat(pixels).to(device, self.model.dtype),
+            image_grid_thw=torch.cat(grids).to(device),
+            output_hidden_states=True,
+            logits_to_keep=1,
+        )
+        states = output.hidden_states[-1]
+        return [state[dropped : min(length, dropped + self.settings.max_length)] for state, length in zip(states, lengths, strict=True)]
+
+    def _ask(self, image: npt.NDArray[np.uint8], instruction: str) -> tuple[dict[str, Tensor], int]:
+        """Processor outputs of one question, and how many of its first tokens are dropped."""
+        content = [{"type": "text", "text": self.settings.prefix}, {"type": "image"}, {"type": "text", "text": instruction}]
+        chat = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True, add_vision_id=True
+        )
+        height, width = self.seen_size(image.shape[0], image.shape[1])
+        picture = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+        inputs = dict(self.processor(text=[chat], images=[picture], do_resize=False, return_tensors="pt"))
+        if _QUOTED.search(instruction):
+            self._spell_quoted(inputs, chat[chat.rindex("<|vision_end|>") + len("<|vision_end|>") :])
+        before = chat[: chat.index(self.settings.prefix) + len(self.settings.prefix)]
+        # the release drops 217 tokens where its prefix has 218 in Qwen's vocabulary: the last one's state stays
+        return inputs, len(self._ids(before)) - 1
+
+    def _spell_quoted(self, inputs: dict[str, Tensor], text: str) -> None:
+        """Retokenises what follows the picture with quoted words letter by letter, as the base model was trained to see them.
+
+        (The release takes every apostrophe for a quote, so that "the man's" spells all that follows; only pairs count here.)
+        """
+        ids: list[int] = []
+        position = 0
+        for match in _QUOTED.finditer(text):
+            ids += self._ids(text[position : match.start()] + '"')
+            for letter in match.group(1) or match.group(2) or "":
+                ids += self._ids(letter)
+            position = match.end() - 1
+        ids += self._ids('"' + text[position + 1 :])
+        end = int((inputs["input_ids"][0] == self.model.config.vision_end_token_id).nonzero()[-1]) + 1
+        row = torch.cat([inputs["input_ids"][0, :end], torch.tensor(ids)])[None]
+        types = torch.zeros_like(row)
+        types[:, :end] = inputs["mm_token_type_ids"][:, :end]
+        inputs.update(input_ids=row, attention_mask=torch.ones_like(row), mm_token_type_ids=types)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def seen_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) in pixels at which a picture is shown: multiples of the merged patch, area within the limits, ratio kept as far as they allow."""
+        vision = self.processor.image_processor
+        unit = vision.patch_size * vision.merge_size
+        area = min(max(height * width, self.settings.min_pixels), self.settings.max_pixels)
+        scale = math.sqrt(area / (height * width))
+        rounded = math.floor if height * width > self.settings.max_pixels else round
+        return tuple(max(unit, rounded(side * scale / unit + 1e-6) * unit) for side in (height, width))  # type: ignore[return-value]
 
 
-def pad_states(states: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """States (L_i, D) of single samples -> (B, L, D) and their mask (B, L) bool."""
-    padded = torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
-    lengths = torch.tensor([len(state) for state in states])
-    return padded, (torch.arange(padded.shape[1])[None] < lengths[:, None]).to(padded.device)
+def pad_states(states: list[Tensor], length: int | None = None) -> tuple[Tensor, Tensor]:
+    """States (L_i, D) of single samples -> (B, L, D), zero where padded, and their mask (B, L) bool.
+
+    Args:
+        states: B tensors.
+        length: L; None for the longest. `released` text padding takes the encoder's `max_length`: every slot attends there, so L must not depend on the batch.
+    """
+    total = max(len(state) for state in states) if length is None else length
+    if max(len(state) for state in states) > total:
+        raise ValueError(f"text states: expected at most {total} tokens, given {max(len(state) for state in states)}")
+    padded = torch.zeros(len(states), total, states[0].shape[1], dtype=states[0].dtype, device=states[0].device)
+    mask = torch.zeros(len(states), total, dtype=torch.bool, device=states[0].device)
+    for row, state in enumerate(states):
+        padded[row, : len(state)] = state
+        mask[row, : len(state)] = True
+    return padded, mask

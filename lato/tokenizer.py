@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from lato.landmarks import CANVAS, NUM_LANDMARKS
@@ -233,6 +234,7 @@ class LandmarkTokenizer(ModelMixin, ConfigMixin):
         self.decoder = ConvStack(code_dim, (second, first), 2)
         self.vq = Quantizer(num_codes, code_dim, decay, reset_every)
 
+    @apply_forward_hook
     @torch.no_grad()
     def encode(self, landmarks: Tensor) -> tuple[Tensor, Tensor]:
         """Landmarks (B, 68, 2) in canvas px -> codes (B, 68) int64 and their vectors (B, 68, D).
@@ -244,6 +246,7 @@ class LandmarkTokenizer(ModelMixin, ConfigMixin):
         codes = self.vq.nearest(vectors.flatten(0, 1)).unflatten(0, vectors.shape[:2])
         return codes, self.vq.codebook[codes]
 
+    @apply_forward_hook
     @torch.no_grad()
     def decode(self, quantized: Tensor) -> Tensor:
         """Code vectors (B, 68, D) -> landmarks (B, 68, 2) in canvas px."""

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from lato.connector import Connector
 from lato.landmarks import NUM_LANDMARKS
 from lato.layers import MLPEmbedder, Modulation, QKNorm, modulate, timestep_sinusoid
+from lato.lora import LandmarkAdapterMixin
 from lato.positions import LandmarkPositions, apply_rotary, first_grid_places, image_ids, landmark_ids, rotary_embedding, text_ids
 
 Conditioning = Literal["none", "rendered", "compressed", "tokens", "control"]
@@ -133,7 +133,7 @@ class NullLandmarks(nn.Module):
         return torch.where(keep[..., None], latents, self.tokens.to(latents.dtype))
 
 
-class LaToTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class LaToTransformer(ModelMixin, ConfigMixin, LandmarkAdapterMixin):
     """Predicts the velocity of noise tokens, given source, landmarks and text.
 
     Args:

@@ -94,9 +94,8 @@ def _encode_bundles(uri: str, encoder_folder: str, todo: list[tuple[str, list[di
             pairs = [dataset.read(row) for row in bundle[start : start + _BATCH]]
             images = [pair.source_image() for pair in pairs]
             for member, texts in (("text", [pair.meta.instruction for pair in pairs]), ("null", [""] * len(pairs))):
-                states, masks = encoder.encode(images, texts)
-                for pair, state, mask in zip(pairs, states, masks, strict=True):
-                    tensors[f"{pair.key}.{member}"] = state[mask].to(torch.bfloat16).contiguous()
+                for pair, state in zip(pairs, encoder.encode(images, texts), strict=True):
+                    tensors[f"{pair.key}.{member}"] = state.to(torch.bfloat16).contiguous()
         temporary = Path(folder) / f".{name}"
         save_file(tensors, temporary)
         temporary.replace(Path(folder) / name)

@@ -172,7 +172,8 @@ def _encode(version: DatasetVersion, encoder: Path, folder: Path) -> None:
 
     if not (encoder / "text_encoder.json").exists():
         loaded = TextEncoder.from_pretrained(encoder)
-        settings = TextEncoderSettings(image_size=_predictor_size(encoder))
+        area = _predictor_size(encoder) ** 2
+        settings = TextEncoderSettings(min_pixels=area, max_pixels=area)
         TextEncoder(loaded.model, loaded.processor, settings).save_pretrained(encoder)
     encode_text(Dataset.open(version.uri), encoder, folder)
 
@@ -184,19 +185,22 @@ def _predictor_size(folder: Path) -> int:
 
 
 def _assemble(tokenizer: Path, predictor: Path, dit: Path, folder: Path, config: QuickstartConfig) -> None:
+    from infra.jobs.common import perception_models
     from lato.codec import SpaceToDepthCodec
+    from lato.faces import FaceReader
     from lato.pipeline import LaToPipeline
     from lato.predictor import LandmarkPredictor
     from lato.text_encoder import TextEncoder
     from lato.tokenizer import LandmarkTokenizer
     from lato.transformer import LaToTransformer
 
-    LaToPipeline(
+    LaToPipeline.from_parts(
         LaToTransformer.from_pretrained(dit),
         LandmarkTokenizer.from_pretrained(tokenizer),
-        TextEncoder.from_pretrained(predictor),
         SpaceToDepthCodec.from_pretrained(dit / "vae"),
+        TextEncoder.from_pretrained(predictor),
         LandmarkPredictor.from_pretrained(predictor),
+        FaceReader.from_folder(perception_models()),
         config.dit.image_size,
     ).save_pretrained(folder)
 

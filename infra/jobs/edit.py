@@ -40,6 +40,7 @@ def edit_file(
     """
     import cv2
     import numpy as np
+    import torch
 
     from infra.errors import UserError
     from infra.jobs.common import perception_models
@@ -57,11 +58,21 @@ def edit_file(
         given = None if landmarks is None else validate_landmarks(np.array(json.loads(Path(landmarks).read_text()), np.float32))[None]
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from error
-    reading = FaceReader.from_folder(perception_models()).read(picture)
+    loaded.set_progress_bar_config(leave=False)
+    reading = (loaded.faces or FaceReader.from_folder(perception_models())).read(picture)
     if reading is None:
         raise UserError(f"{image}: no face was found in it. Give a picture with one clear face.")
     face, points = _crop_face(picture, reading.mesh.landmarks68)
-    output = loaded([face], [instruction], given, points[None], steps, Guidance("joint", guidance), seed)
+    output = loaded(
+        face,
+        instruction,
+        given,
+        points[None],
+        num_inference_steps=steps,
+        guidance=Guidance("joint", guidance),
+        generator=torch.Generator().manual_seed(seed),
+        output_type="np",
+    )
     target = output.landmarks[0]
     if target is None:
         raise UserError(f"the predictor gave no usable landmarks ({'; '.join(output.problems[0])}). Say it otherwise, or give --landmarks.")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,12 +47,36 @@ class FaceReader:
         self.detector = detector
         self.mesh = mesh
         self.embedder = embedder
+        self.folder: Path | None = None
 
     @classmethod
     def from_folder(cls, folder: Path) -> FaceReader:
-        """Loads the embedded default models from a folder that holds them under their own names (`MODEL_FILES`)."""
+        """Loads the embedded default models from a folder that holds them under their own names (`MODEL_FILES`).
+
+        Raises:
+            ValueError: A file is not what the folder's `manifest.json` says.
+        """
         folder = Path(folder)
-        return cls.from_files(*(folder / MODEL_FILES[role] for role in ("detector", "mesh", "embedder")))
+        manifest = folder / "manifest.json"
+        if manifest.is_file():
+            for name, entry in json.loads(manifest.read_text()).items():
+                got = _sha256(folder / Path(name).name)
+                if got != entry["sha256"]:
+                    raise ValueError(f"{folder / name}: expected sha256 {entry['sha256']}, given {got}")
+        reader = cls.from_files(*(folder / MODEL_FILES[role] for role in ("detector", "mesh", "embedder")))
+        reader.folder = folder
+        return reader
+
+    def save(self, folder: Path) -> None:
+        """Copies the model files below a folder, with a manifest of sha256 and licences."""
+        assert self.folder is not None, "only a reader that came from a folder can be saved"
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest = {}
+        for name in MODEL_FILES.values():
+            if folder.resolve() != self.folder.resolve():
+                shutil.copyfile(self.folder / name, folder / name)
+            manifest[name] = {"sha256": _sha256(folder / name), "licence": LICENCES[name]}
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
     @classmethod
     def from_files(cls, detector: Path, mesh: Path, embedder: Path) -> FaceReader:
@@ -64,3 +91,8 @@ class FaceReader:
                 embedding = self.embedder.embed(image, detection.points5)
                 return FaceReading(detection, observation, embedding, measure(image, detection))
         return None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

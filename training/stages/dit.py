@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from infra.config import Config
 from lato.codec import SpaceToDepthCodec, encode_images, spatial_factor, to_tokens
+from lato.conditioning import LandmarkCondition, encode_condition
 from lato.flow import apply_shift, interpolate, sample_sigmas, shift_for, velocity_target
-from lato.pipeline import to_tensor
+from lato.pipeline import resize, to_tensor
+from lato.positions import LandmarkPositions
 from lato.text_encoder import pad_states
 from lato.tokenizer import LandmarkTokenizer
-from lato.transformer import LaToTransformer
+from lato.transformer import Conditioning, LaToTransformer
 from training.config import EngineConfig
 from training.data import Dataset, sample_generator
 from training.encode import TextCache
@@ -43,6 +45,10 @@ class DitConfig(Config):
     """Blocks with one stream."""
     context_dim: int = 96
     """Width of the connector."""
+    conditioning: Conditioning = "tokens"
+    """Form in which landmarks reach the model."""
+    landmark_positions: LandmarkPositions = "mapped"
+    """Where landmark tokens stand."""
     drop_landmarks: float = 0.10
     """Share of samples trained with null landmarks and their instruction."""
     drop_text: float = 0.10
@@ -94,6 +100,8 @@ class DitStage:
             pooled_dim=c.hidden_size,
             landmark_dim=codebook.shape[1],
             landmark_std=std,
+            landmark_positions=c.landmark_positions,
+            conditioning=c.conditioning,
             text_padding="masked",
         )
         nn.init.normal_(transformer.landmark_in.weight, std=0.02)
@@ -142,18 +150,17 @@ class DitStage:
         self, module: nn.Module, keys: list[str], sigmas: Tensor, noise: Tensor, keep_landmarks: Tensor, keep_text: Tensor
     ) -> Tensor:
         """Squared error (B, N, C)."""
-        source, target, landmarks, latents = (torch.stack(part) for part in zip(*(self._read(key) for key in keys), strict=True))
+        sources, targets, conditions = zip(*(self._read(key) for key in keys), strict=True)
+        source, target = torch.stack(sources), torch.stack(targets)
         text, mask = pad_states([self._text.states(key, bool(keep)) for key, keep in zip(keys, keep_text, strict=True)])
         velocity = module(
             noise_tokens=interpolate(target, noise, sigmas),
             source_tokens=source,
             grid=self._grid,
-            landmark_latents=latents,
-            landmarks=landmarks,
-            landmark_mask=keep_landmarks[:, None].expand(-1, 68),
             timestep=sigmas,
             text_embeddings=text,
             text_mask=mask,
+            **LandmarkCondition.join(conditions).arguments(keep_landmarks),
         )
         return (velocity.float() - velocity_target(target, noise)).square()
 
@@ -167,11 +174,12 @@ class DitStage:
         }
 
     @lru_cache(maxsize=8192)  # noqa: B019 - the stage lives as long as the process
-    def _read(self, key: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Source tokens, target tokens, target landmarks and their code vectors."""
+    def _read(self, key: str) -> tuple[Tensor, Tensor, LandmarkCondition]:
+        """Source tokens and target tokens (N, C), and what the transformer is given of the target's landmarks."""
         pair = self._dataset.read(self._rows[key])
-        pictures = to_tensor([pair.source_image(), pair.target_image()], self._config.image_size)
-        tokens = to_tokens(encode_images(self._codec, pictures))
+        size = (self._config.image_size, self._config.image_size)
+        tokens = to_tokens(
+            encode_images(self._codec, to_tensor([resize(image, size) for image in (pair.source_image(), pair.target_image())]))
+        )
         landmarks = torch.from_numpy(pair.landmarks[1:2])
-        _, latents = self._tokenizer.encode(landmarks)
-        return tokens[0], tokens[1], landmarks[0], latents[0]
+        return tokens[0], tokens[1], encode_condition(self._config.conditioning, landmarks, self._grid, self._tokenizer, self._codec)
