@@ -16,9 +16,9 @@ class TimestepEmbedder(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(256, dim), nn.SiLU(), nn.Linear(dim, dim))
 
-    def forward(self, t: Tensor) -> Tensor:
-        """(B,) in 0..1 -> (B, dim)."""
-        return self.mlp(timestep_sinusoid(t).to(next(self.mlp.parameters()).dtype))
+    def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """(B,) in 0..1 -> (B, dim) in dtype."""
+        return self.mlp(timestep_sinusoid(t).to(dtype))
 
 
 class ContextEmbedder(nn.Module):
@@ -92,7 +92,7 @@ class TokenRefiner(nn.Module):
 
     def forward(self, x: Tensor, mean: Tensor, t: Tensor, mask: Tensor) -> Tensor:
         """x (B, L, in), its mean (B, in), t (B,), mask (B, L) bool -> (B, L, dim)."""
-        c = self.t_embedder(t) + self.c_embedder(mean)
+        c = self.t_embedder(t, x.dtype) + self.c_embedder(mean)
         pairs = (mask[:, None, :, None] & mask[:, None, None, :]).clone()
         pairs[..., 0] = True  # a padded row must see something
         x = self.input_embedder(x)

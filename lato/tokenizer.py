@@ -31,7 +31,7 @@ class CodeStatistics:
     sum: Tensor
     """(K, D) sum of the encoder outputs assigned to it."""
     samples: Tensor
-    """(R, D) some encoder outputs, from which unused codes can be revived."""
+    """(R, D) the encoder outputs, from which unused codes can be revived."""
 
     def __add__(self, other: CodeStatistics) -> CodeStatistics:
         return CodeStatistics(self.count + other.count, self.sum + other.sum, torch.cat([self.samples, other.samples]))
@@ -160,6 +160,8 @@ class Quantizer(nn.Module):
     def initialise(self, vectors: Tensor) -> None:
         """Puts the codes on encoder outputs (N, D) drawn on rank 0, with a little noise where there are fewer than codes."""
         drawn = self._draw(vectors, len(self.codebook))
+        if _distributed():
+            dist.broadcast(drawn, 0)
         self.codebook.copy_(drawn)
         self.code_sum.copy_(drawn)
         self.code_count.fill_(1.0)
@@ -176,7 +178,7 @@ class Quantizer(nn.Module):
             The number of codes revived.
         """
         count, total = statistics.count.clone(), statistics.sum.clone()
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if _distributed():
             dist.all_reduce(count)
             dist.all_reduce(total)
         self.used |= count > 0
@@ -192,23 +194,39 @@ class Quantizer(nn.Module):
         revived = int(dead.sum())
         if not reset or not revived:
             return 0
-        fresh = self._draw(statistics.samples, revived)
+        fresh = self._draw(_in_order(statistics.samples), revived)
         self.codebook[dead] = fresh
         self.code_sum[dead] = fresh
         self.code_count[dead] = 1.0
         return revived
 
     def _draw(self, vectors: Tensor, number: int) -> Tensor:
-        """`number` of the vectors (N, D), drawn by rank 0's generator and sent to all ranks."""
+        """`number` of the vectors (N, D), by the generator in the state dict, with a little noise."""
         generator = torch.Generator()
         generator.set_state(self.generator_state.cpu())
         order = torch.randint(len(vectors), (number,), generator=generator).to(vectors.device)
         noise = torch.randn(number, vectors.shape[1], generator=generator).to(vectors.device)
         self.generator_state.copy_(generator.get_state())
-        drawn = vectors[order].to(self.codebook.dtype) + noise.to(self.codebook.dtype) * (0.01 * vectors.shape[1] ** -0.5)
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.broadcast(drawn, 0)
-        return drawn
+        return vectors[order].to(self.codebook.dtype) + noise.to(self.codebook.dtype) * (0.01 * vectors.shape[1] ** -0.5)
+
+
+def _distributed() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _in_order(vectors: Tensor) -> Tensor:
+    """All ranks' vectors (N, D), sorted: the same on every rank, and however a batch is cut into ranks and micro-batches."""
+    if _distributed():
+        count = torch.tensor([len(vectors)], device=vectors.device)
+        counts = [torch.zeros_like(count) for _ in range(dist.get_world_size())]
+        dist.all_gather(counts, count)
+        most = int(torch.stack(counts).max())
+        padded = F.pad(vectors, (0, 0, 0, most - len(vectors)))
+        gathered = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(gathered, padded)
+        vectors = torch.cat([part[: int(own)] for part, own in zip(gathered, counts, strict=True)])
+    # by one projection: rows that differ only in the last bits stay in place unless they are the same point
+    return vectors[(vectors @ torch.linspace(-1, 1, vectors.shape[1], device=vectors.device, dtype=vectors.dtype)).argsort(stable=True)]
 
 
 class LandmarkTokenizer(ModelMixin, ConfigMixin):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ from lato.landmarks import NUM_LANDMARKS
 from lato.layers import MLPEmbedder, Modulation, QKNorm, modulate, timestep_sinusoid
 from lato.lora import LandmarkAdapterMixin
 from lato.positions import LandmarkPositions, apply_rotary, first_grid_places, image_ids, landmark_ids, rotary_embedding, text_ids
+from lato.tokenizer import check_landmarks
 
 Conditioning = Literal["none", "rendered", "compressed", "tokens", "control"]
 """How landmarks reach the model: not at all; drawn and encoded as an image, whole or at half size; as coordinate tokens; or, the control, as null tokens
@@ -48,6 +49,8 @@ def _mlp(dim: int, ratio: float) -> nn.Sequential:
 class DoubleStreamBlock(nn.Module):
     """Text and image streams with weights of their own, joined in attention."""
 
+    attention_backend: AttentionBackendName | None = None
+
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
         self.img_mod = Modulation(dim, double=True)
@@ -68,7 +71,7 @@ class DoubleStreamBlock(nn.Module):
         img_qkv = self.img_attn.project(modulate(self.img_norm1(img), img_shift1, img_scale1))
         txt_qkv = self.txt_attn.project(modulate(self.txt_norm1(txt), txt_shift1, txt_scale1))
         query, key, value = (torch.cat(pair, dim=1) for pair in zip(txt_qkv, img_qkv, strict=True))
-        attended = _attend(query, key, value, rotary, mask)
+        attended = _attend(query, key, value, rotary, mask, self.attention_backend)
         txt_attended, img_attended = attended.split([txt.shape[1], img.shape[1]], dim=1)
         img = img + img_gate1 * self.img_attn.proj(img_attended)
         img = img + img_gate2 * self.img_mlp(modulate(self.img_norm2(img), img_shift2, img_scale2))
@@ -79,6 +82,8 @@ class DoubleStreamBlock(nn.Module):
 
 class SingleStreamBlock(nn.Module):
     """Attention and MLP in parallel over the joined streams."""
+
+    attention_backend: AttentionBackendName | None = None
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -97,13 +102,15 @@ class SingleStreamBlock(nn.Module):
         qkv, inner = self.linear1(modulate(self.pre_norm(x), shift, scale)).split([3 * self.dim, self.mlp_dim], dim=-1)
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         query, key = self.norm(query, key)
-        attended = _attend(query, key, value, rotary, mask)
+        attended = _attend(query, key, value, rotary, mask, self.attention_backend)
         return x + gate * self.linear2(torch.cat([attended, self.mlp_act(inner)], dim=-1))
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, backend: AttentionBackendName | None
+) -> Tensor:
     query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
-    return dispatch_attention_fn(query, key, value, attn_mask=mask).flatten(2)
+    return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=backend).flatten(2)
 
 
 class FinalLayer(nn.Module):
@@ -240,9 +247,11 @@ class LaToTransformer(ModelMixin, ConfigMixin, LandmarkAdapterMixin):
         Raises:
             ValueError: A tensor does not fit; names it.
         """
-        self._check(noise_tokens, source_tokens, grid, landmark_latents, landmarks, timestep, text_embeddings, text_mask)
+        given = {"noise_tokens": noise_tokens, "source_tokens": source_tokens, "landmark_latents": landmark_latents, "landmarks": landmarks}
+        given |= {"timestep": timestep, "text_embeddings": text_embeddings, "text_mask": text_mask, "landmark_mask": landmark_mask}
+        self._check(given | {"condition_tokens": condition_tokens, "condition_ids": condition_ids}, grid)
         batch, length = text_embeddings.shape[:2]
-        dtype = self.img_in.weight.dtype
+        dtype = self.dtype  # of computing, which differs from that of weights stored in 8 bits
         device = noise_tokens.device
         tokens = [self.img_in(torch.cat([noise_tokens, source_tokens], dim=1).to(dtype))]
         grid_ids = image_ids(batch, grid, device)
@@ -251,8 +260,7 @@ class LaToTransformer(ModelMixin, ConfigMixin, LandmarkAdapterMixin):
             token, place = self._place_landmarks(landmark_latents.to(dtype), landmarks, grid, landmark_mask)
             tokens.append(token)
             ids.append(place)
-        if condition_tokens is not None:
-            assert condition_ids is not None, "condition tokens come with their ids"
+        if condition_tokens is not None and condition_ids is not None:
             tokens.append(self.img_in(condition_tokens.to(dtype)))
             ids.append(condition_ids)
         img = torch.cat(tokens, dim=1)
@@ -273,6 +281,27 @@ class LaToTransformer(ModelMixin, ConfigMixin, LandmarkAdapterMixin):
         noise = joined[:, length : length + noise_tokens.shape[1]]
         return self.final_layer(noise, vec)
 
+    def set_attention_backend(self, backend: str) -> None:
+        """Chooses how attention is computed, by a name of diffusers' `AttentionBackendName`; flash backends take no mask, so they need `released` padding.
+
+        Raises:
+            ValueError: There is no such backend.
+            RuntimeError, ImportError: It cannot run here.
+        """
+        from diffusers.models.attention_dispatch import _check_attention_backend_requirements
+
+        if backend not in {known.value for known in AttentionBackendName}:
+            raise ValueError(f"backend: expected one of {', '.join(known.value for known in AttentionBackendName)}, given {backend!r}")
+        chosen = AttentionBackendName(backend)
+        _check_attention_backend_requirements(chosen)
+        for block in (*self.double_blocks, *self.single_blocks):
+            block.attention_backend = chosen
+
+    def reset_attention_backend(self) -> None:
+        """Back to diffusers' active backend."""
+        for block in (*self.double_blocks, *self.single_blocks):
+            block.attention_backend = None
+
     def _run(self, block: nn.Module, *args: Any) -> Any:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *args)
@@ -288,30 +317,37 @@ class LaToTransformer(ModelMixin, ConfigMixin, LandmarkAdapterMixin):
         latents = self.null_landmarks(latents / self.config["landmark_std"], keep)
         return self.landmark_in(latents), ids
 
-    def _check(
-        self,
-        noise: Tensor,
-        source: Tensor,
-        grid: tuple[int, int],
-        latents: Tensor | None,
-        landmarks: Tensor | None,
-        timestep: Tensor,
-        text: Tensor,
-        mask: Tensor,
-    ) -> None:
-        batch, count = noise.shape[0], grid[0] * grid[1]
-        expected = {
-            "noise_tokens": (noise, (batch, count, self.config["in_channels"])),
-            "source_tokens": (source, (batch, count, self.config["in_channels"])),
-            "timestep": (timestep, (batch,)),
-            "text_embeddings": (text, (batch, text.shape[1], self.config["text_dim"])),
-            "text_mask": (mask, (batch, text.shape[1])),
+    def _check(self, given: dict[str, Tensor | None], grid: tuple[int, int]) -> None:
+        """Raises ValueError unless all shapes fit together; names the tensor, the expected and the given."""
+        if given["noise_tokens"] is None or given["noise_tokens"].ndim != 3:
+            raise ValueError(
+                f"noise_tokens: expected (B, N, C), given {given['noise_tokens'] if given['noise_tokens'] is None else tuple(given['noise_tokens'].shape)}"
+            )
+        batch, count, channels = len(given["noise_tokens"]), grid[0] * grid[1], self.config["in_channels"]
+        text = given["text_embeddings"]
+        length = 0 if text is None or text.ndim != 3 else text.shape[1]
+        shapes: dict[str, tuple[int, ...]] = {
+            "noise_tokens": (batch, count, channels),
+            "source_tokens": (batch, count, channels),
+            "timestep": (batch,),
+            "text_embeddings": (batch, length, self.config["text_dim"]),
+            "text_mask": (batch, length),
         }
-        if latents is not None:
-            if landmarks is None:
-                raise ValueError("landmarks: landmark_latents need the landmarks (B, 68, 2) that they encode, given None")
-            expected["landmark_latents"] = (latents, (batch, NUM_LANDMARKS, self.config["landmark_dim"]))
-            expected["landmarks"] = (landmarks, (batch, NUM_LANDMARKS, 2))
-        for name, (tensor, shape) in expected.items():
-            if tuple(tensor.shape) != shape:
-                raise ValueError(f"{name}: expected shape {shape}, given {tuple(tensor.shape)}")
+        needs = [("landmark_latents", "landmarks"), ("landmark_mask", "landmark_latents")]
+        needs += [("condition_tokens", "condition_ids"), ("condition_ids", "condition_tokens")]
+        for name, other in needs:
+            if given[name] is not None and given[other] is None:
+                raise ValueError(f"{other}: {name} needs it, given None")
+        optional = {
+            "landmark_latents": (batch, NUM_LANDMARKS, self.config["landmark_dim"]),
+            "landmarks": (batch, NUM_LANDMARKS, 2),
+            "landmark_mask": (batch, NUM_LANDMARKS),
+        }
+        if (drawn := given["condition_tokens"]) is not None and drawn.ndim == 3:
+            optional |= {"condition_tokens": (batch, drawn.shape[1], channels), "condition_ids": (batch, drawn.shape[1], 3)}
+        for name, shape in (shapes | {name: shape for name, shape in optional.items() if given[name] is not None}).items():
+            tensor = given[name]
+            if tensor is None or tuple(tensor.shape) != shape:
+                raise ValueError(f"{name}: expected shape {shape}, given {None if tensor is None else tuple(tensor.shape)}")
+        if given["landmark_latents"] is not None and given["landmarks"] is not None:
+            check_landmarks(given["landmarks"])
