@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed-$(shell cat constraints.txt pyproject.toml | sha256su
 export DS_BUILD_OPS := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint fit clean
+.PHONY: demo test lint fit bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -23,6 +23,10 @@ lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+# Time and memory of the models; writes docs/benchmarks.md (about ten minutes).
+bench: $(STAMP)
+	@$(BIN)/python -m tests.benchmarks.model_speed
 
 # Fits the two data files that are measured on synthetic people, and prints how well they do.
 fit: $(STAMP)

@@ -63,3 +63,14 @@ def ray_session():
     start_ray(RuntimeConfig(num_cpus=2))
     yield
     stop_ray()
+
+
+@pytest.fixture(scope="session")
+def synthetic_version(ray_session, models, tmp_path_factory):
+    """A small dataset of synthetic people, built and published."""
+    from data_pipeline.build import DataConfig, build_dataset
+    from data_pipeline.split import SplitConfig
+    from data_pipeline.synthetic.anny_people import AnnyConfig
+
+    config = DataConfig(synthetic=AnnyConfig(people=12, images=4), split=SplitConfig(val=0.2, test=0.2))
+    return build_dataset(config, str(tmp_path_factory.mktemp("synthetic")), models, [])

@@ -87,7 +87,7 @@ def draw_set(config: AnnyConfig, number: int) -> tuple[list[bytes], list[Declare
     for expression, intensity, nominal in _plan(rng, config.images):
         pose = Pose(*(value + float(rng.uniform(-2, 2)) for value in nominal))
         image, vertices = render(mesh, person, expression, intensity, pose, config.size)
-        landmarks = project(vertices[_landmark_vertices()], config.size)
+        landmarks = project(vertices[landmark_vertices()], config.size)
         pictures.append(cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), _JPEG)[1].tobytes())
         points = [(round(float(x), 2), round(float(y), 2)) for x, y in landmarks]
         declared.append(
@@ -129,5 +129,6 @@ def _render_bundle(config: AnnyConfig, numbers: list[int], work: str) -> list[st
 
 
 @lru_cache(maxsize=1)
-def _landmark_vertices() -> list[int]:
+def landmark_vertices() -> list[int]:
+    """Vertices of the 68 landmarks, in iBUG order."""
     return json.loads(_VERTICES.read_text())["vertices"]

@@ -222,3 +222,23 @@ def test_filling_takes_the_model_and_one_tensor(tmp_path):
     told = json.loads(run.stdout.splitlines()[-1])
     assert told["model"] > 400e6
     assert told["peak"] - told["before"] <= 1.05 * told["model"] + told["largest"], told
+
+
+@pytest.mark.slow
+def test_the_example_edits_with_released_files(tmp_path):
+    """docs/examples/edit_released.py: a whole folder in the released layout; and what is missing from one is named at once."""
+    from lato.pipeline import LaToPipeline
+
+    example = Path(__file__).parents[2] / "docs/examples/edit_released.py"
+    subprocess.run([sys.executable, str(example), str(tmp_path)], check=True, capture_output=True)
+    assert (tmp_path / "edited.png").is_file()
+    heads = {"num_attention_heads": 2, "axes_dims_rope": (4, 14, 14)}
+    first = LaToPipeline.from_released(tmp_path / "models", **heads)
+    (tmp_path / "models/LaTo/lora").mkdir()
+    save_file(kohya(first.transformer), tmp_path / "models/LaTo/lora/lato.safetensors")
+    merged = LaToPipeline.from_released(tmp_path / "models", **heads)
+    assert not torch.equal(merged.transformer.landmark_in.weight, first.transformer.landmark_in.weight)
+    (tmp_path / "models/text_prefix.txt").unlink()
+    (tmp_path / "models/LaTo/lato/vae.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"vae.safetensors.*text_prefix.txt"):
+        LaToPipeline.from_released(tmp_path / "models", **heads)
