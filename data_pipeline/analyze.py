@@ -7,6 +7,7 @@ the work starts, so that a source that kills its worker three times is failed(cr
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from infra.storage import commit, exists, join, list_files, read_bytes, sha256_f
 from lato.faces import MODEL_FILES, FaceReader
 from lato.pairs import decode_image
 
-VERSION = 1
+VERSION = 2
 """Raise it when the meaning of an observation changes: all parts are then made anew."""
 _BUNDLE = 8
 _MAX_ATTEMPTS = 3
@@ -174,20 +175,24 @@ class _Worker:
         allowed = self._config.licences
         if allowed is not None and item.licence not in allowed:
             return [], {"status": "rejected", "reason": "licence", "message": f"licence {item.licence!r} is not among {', '.join(allowed)}"}
+        torn: list[DecodeError] = []
         try:
-            sightings, frames = self._watch(item)
+            sightings, frames = self._watch(item, torn)
         except DecodeError as error:
             return [], {"status": "failed", "reason": error.kind, "message": str(error)}
         except ValueError as error:
             return [], {"status": "failed", "reason": "decode", "message": str(error)}
+        if torn:  # failed, and said so; what came before the tear is as good as ever
+            outcome = {"status": "failed", "reason": "truncated", "message": str(torn[0]), "frames": frames}
+            return describe(sightings, self._reader), outcome
         if not sightings:
             return [], {"status": "rejected", "reason": "no face", "message": "no face in any frame that was looked at", "frames": frames}
         return describe(sightings, self._reader), {"status": "ok", "reason": None, "frames": frames}
 
-    def _watch(self, item: WorkItem) -> tuple[list[Any], int]:
+    def _watch(self, item: WorkItem, torn: list[DecodeError]) -> tuple[list[Any], int]:
         if item.kind == "video":
             check_is_video(item.uri)
-            return watch_video(sample_frames(item.uri, self._config.fps), self._reader)
+            return watch_video(_until_torn(sample_frames(item.uri, self._config.fps), torn), self._reader)
         images = read_image_set(item.uri).images
         return watch_images(
             (
@@ -200,6 +205,16 @@ class _Worker:
             ),
             self._reader,
         )
+
+
+def _until_torn(frames: Iterable[Frame], torn: list[DecodeError]) -> Iterator[Frame]:
+    """The frames up to where a stream ends too early; the error goes to `torn`."""
+    try:
+        yield from frames
+    except DecodeError as error:
+        if error.kind != "truncated":
+            raise
+        torn.append(error)
 
 
 def write_ledger(ledger: Ledger, uri: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.analyze import AnalyzeConfig, analyze, write_ledger
+from data_pipeline.candidates import write_candidates
 from data_pipeline.ledger import Ledger
 from data_pipeline.observations import read_part
 from data_pipeline.pack import PackConfig, Planned, pack
@@ -26,7 +27,7 @@ from infra.storage import commit, exists, join, read_bytes, sha256_json
 from lato.edits import Expression, instruction_for
 from lato.pairs import FacePair, FaceState, PairMeta, Provenance, Split
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same plan would give other samples."""
 
 
@@ -90,7 +91,7 @@ def build_dataset(config: DataConfig, work: str, models: Path, extra: list[WorkI
         say(f"  version {config.name} stands already ({sum(published.samples.values())} samples)")
         return published
 
-    rows = [row for entry in ledger.with_status("ok") for row in read_part(work, entry["fingerprint"]).to_pylist()]
+    rows = [row for entry in ledger.usable() for row in read_part(work, entry["fingerprint"]).to_pylist()]
     candidates = apply_quotas(find_candidates(rows, config.pairing), config.pairing)
     accepted = [candidate for candidate in candidates if candidate.verdict == "accepted"]
     by_id = {item.source_id: item for item in items}
@@ -100,13 +101,14 @@ def build_dataset(config: DataConfig, work: str, models: Path, extra: list[WorkI
         _print_funnel(_funnel(ledger, rows, candidates, failed, Counter()))
         raise UserError("no pair was accepted. The table above says why; loosen the thresholds under `pairing`.")
     splits = _split(accepted, rows, by_id, config.split)
-    licences = {entry["source_id"]: entry["models"] for entry in ledger.with_status("ok")}
+    licences = {entry["source_id"]: entry["models"] for entry in ledger.usable()}
     planned = [
         _plan_sample(c, splits[c.source["source_id"]], by_id[c.source["source_id"]], licences[c.source["source_id"]], work)
         for c in accepted
     ]
     funnel = _funnel(ledger, rows, candidates, failed, Counter(sample.split for sample in planned))
     commit(join(folder, "funnel.json"), json.dumps(funnel, indent=1).encode())
+    write_candidates(candidates, {sample.key: sample.split for sample in planned}, folder)
     digest = pack(planned, config.pack, folder, config.name, created_from)
     return DatasetVersion(folder, digest, dict(Counter(sample.split for sample in planned)), funnel)
 

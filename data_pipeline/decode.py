@@ -11,26 +11,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 NO_PROGRESS_SECONDS = 60.0
+_CUT = 27.0
+"""PySceneDetect's own threshold for a cut."""
 _LATE = 0.5
 """A stream may end this many seconds before its stated length."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One decoded frame: its number in decoding order, presentation time in seconds, RGB `(H, W, 3)` uint8 upright."""
+    """One decoded frame: its number in decoding order, presentation time in seconds, RGB `(H, W, 3)` uint8 upright, and the shot it belongs to."""
 
     index: int
     pts: float
     image: npt.NDArray[np.uint8]
+    shot: int = 0
 
 
 class DecodeError(Exception):
-    """A source that cannot be decoded: `kind` is decode, truncated, crash or hang."""
+    """A source that cannot be decoded: `kind` is decode, truncated (what came before is good), crash or hang."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -110,16 +114,48 @@ def _send_sampled(sender: Connection, path: str, fps: float) -> None:
         length = float(stream.duration * tick) if stream.duration else None
         start = float((stream.start_time or 0) * tick)
         due, index, last = -1.0, -1, 0.0
-        for index, frame in enumerate(container.decode(stream)):
+        shots = _ShotCounter(float(stream.average_rate or 25))
+        for index, frame in enumerate(_frames_until_torn(container, stream)):
+            shots.see(frame)
             pts = float(frame.pts * tick) - start if frame.pts is not None else index / float(stream.average_rate or 25)
             last = pts
             if pts + 1e-6 >= due:
                 due = pts + 1 / fps
-                sender.send(("frame", Frame(index, pts, _upright(frame))))
+                sender.send(("frame", Frame(index, pts, _upright(frame), shots.shot)))
     if index < 0:
         raise DecodeError("decode", "not one frame could be decoded")
     if length is not None and last < length - _LATE:
         raise DecodeError("truncated", f"ends at {last:.1f} s of {length:.1f} s")
+
+
+def _frames_until_torn(container: Any, stream: Any) -> Iterator[Any]:
+    """Decoded frames; a packet that cannot be decoded after the first frame ends them (and the caller sees that they end too early)."""
+    import av
+
+    seen = False
+    try:
+        for frame in container.decode(stream):
+            seen = True
+            yield frame
+    except av.error.InvalidDataError:
+        if not seen:
+            raise
+
+
+class _ShotCounter:
+    """Counts cuts with PySceneDetect's content detector; it sees every decoded frame, small."""
+
+    def __init__(self, rate: float) -> None:
+        import scenedetect
+
+        self._detector = scenedetect.ContentDetector(threshold=_CUT, min_scene_len=1)
+        self._rate, self._index, self.shot = rate, 0, 0
+        self._timecode = scenedetect.FrameTimecode
+
+    def see(self, frame: object) -> None:
+        small = frame.reformat(width=64, height=36, format="bgr24").to_ndarray()  # type: ignore[attr-defined]
+        self.shot += len(self._detector.process_frame(self._timecode(self._index, fps=self._rate), small))
+        self._index += 1
 
 
 def _upright(frame: object) -> npt.NDArray[np.uint8]:

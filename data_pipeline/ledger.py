@@ -17,6 +17,10 @@ class Ledger:
         """The rows of one status."""
         return [row for row in self.rows if row["status"] == status]
 
+    def usable(self) -> list[dict[str, Any]]:
+        """The rows whose observations go on: ok, and those cut short after faces were seen."""
+        return [row for row in self.rows if row["status"] == "ok" or (row.get("reason") == "truncated" and row.get("faces"))]
+
     def counts(self) -> dict[str, int]:
         """How many sources ended how: `ok`, `rejected: no face`, `failed: truncated` ..."""
         names = (row["status"] if not row.get("reason") else f"{row['status']}: {row['reason']}" for row in self.rows)

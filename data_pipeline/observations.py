@@ -37,11 +37,16 @@ SCHEMA = pa.schema(
         "expression_intensity": pa.float32(),
         "expression_scores": _FLOATS,  # 7
         "representative": pa.bool_(),
-        "embedding": _FLOATS,  # representatives only, like the four below
+        "embedding": _FLOATS,  # representatives only, like the nine below
         "sharpness": pa.float32(),
         "brightness": pa.float32(),
         "noise": pa.float32(),
         "face_px": pa.float32(),
+        "clipped": pa.float32(),
+        "blockiness": pa.float32(),
+        "letterbox": pa.float32(),
+        "skin_ita": pa.float32(),
+        "phash": pa.binary(32),
         "declared": pa.string(),  # JSON, or null
     }
 )

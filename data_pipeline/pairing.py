@@ -6,7 +6,7 @@ import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from infra.config import Config
 from infra.storage import sha256_bytes
 from lato.edits import POSE_STEP, Edit, Expression, Intensity
 from lato.faces.expression import is_verifiable
+from lato.faces.quality import hash_distance
 from lato.landmarks import interocular_distance
 
 _AXES = ("yaw", "pitch", "roll")
@@ -33,6 +34,14 @@ class PairingConfig(Config):
     """Variance of the Laplacian on the 160 px face."""
     max_noise: float = 12.0
     """Grey levels."""
+    max_clipped: float = 0.25
+    """Share of pixels at the limits of exposure."""
+    max_blockiness: float = 2.5
+    """Step over codec blocks' borders, in steps elsewhere."""
+    max_letterbox: float = 0.35
+    """Share of the frame in black bars."""
+    near_duplicate_bits: int = 10
+    """Of 256: a pair whose source and target are both this near to those of an accepted pair of the same person and edit is its near-duplicate."""
     max_upscale: float = 1.5
     """How much a crop may be enlarged to 512 px."""
     max_padding: float = 0.02
@@ -106,7 +115,7 @@ def apply_quotas(candidates: Iterable[Candidate], config: PairingConfig) -> list
     """Caps what one person and one edit contribute; a pair and its reverse count once and are kept or dropped together.
 
     Returns:
-        All candidates; those over a cap carry the verdict `quota`.
+        All candidates; those over a cap carry the verdict `quota`, near-duplicates `near-duplicate`.
     """
     candidates = list(candidates)
     twins: dict[frozenset[str], list[Candidate]] = defaultdict(list)
@@ -117,13 +126,30 @@ def apply_quotas(candidates: Iterable[Candidate], config: PairingConfig) -> list
     per_cell: Counter[tuple[str, str]] = Counter()
     per_person: Counter[str] = Counter()
     kept: set[str] = set()
+    near: set[str] = set()
+    hashes: dict[tuple[str, str], list[tuple[bytes, bytes]]] = defaultdict(list)
     for group in sorted(twins.values(), key=lambda group: (-min(c.scores["sharpness"] for c in group), group[0].key)):
         cells = [(candidate.person, str(candidate.edit)) for candidate in group]
-        if per_person[group[0].person] < config.per_identity and all(per_cell[cell] < config.per_cell for cell in cells):
+        if any(_is_near(c, hashes[cell], config.near_duplicate_bits) for c, cell in zip(group, cells, strict=True)):
+            near.update(candidate.key for candidate in group)
+        elif per_person[group[0].person] < config.per_identity and all(per_cell[cell] < config.per_cell for cell in cells):
             per_person[group[0].person] += 1
             per_cell.update(cells)
             kept.update(candidate.key for candidate in group)
-    return [c if c.verdict != "accepted" or c.key in kept else Candidate(**{**c.__dict__, "verdict": "quota"}) for c in candidates]
+            for candidate, cell in zip(group, cells, strict=True):
+                hashes[cell].append((candidate.source["phash"], candidate.target["phash"]))
+
+    def final(candidate: Candidate) -> Candidate:
+        if candidate.verdict != "accepted" or candidate.key in kept:
+            return candidate
+        return replace(candidate, verdict="near-duplicate" if candidate.key in near else "quota")
+
+    return [final(candidate) for candidate in candidates]
+
+
+def _is_near(candidate: Candidate, accepted: list[tuple[bytes, bytes]], bits: int) -> bool:
+    ends = (candidate.source["phash"], candidate.target["phash"])
+    return any(all(hash_distance(mine, other) <= bits for mine, other in zip(ends, pair, strict=True)) for pair in accepted)
 
 
 def edit_between(source: dict[str, Any], target: dict[str, Any], tolerance: float) -> Edit | None:
@@ -158,6 +184,9 @@ def _judge(source: dict[str, Any], target: dict[str, Any], scope: str, config: P
         "similarity": similarity,
         "sharpness": min(source["sharpness"], target["sharpness"]),
         "noise": max(source["noise"], target["noise"]),
+        "clipped": max(source["clipped"], target["clipped"]),
+        "blockiness": max(source["blockiness"], target["blockiness"]),
+        "letterbox": max(source["letterbox"], target["letterbox"]),
         "upscale": 512.0 / min(crops[0][2], crops[1][2]),
         "padding": max(_padding(source, crops[0]), _padding(target, crops[1])),
         "roll": max(abs(source["roll"]), abs(target["roll"])),
@@ -181,6 +210,9 @@ def _verdict(source: dict[str, Any], target: dict[str, Any], edit: Edit | None, 
         ("identity", source["kind"] != "synthetic" and scores["similarity"] < config.min_similarity),
         ("blurred", scores["sharpness"] < config.min_sharpness),
         ("noisy", scores["noise"] > config.max_noise),
+        ("badly exposed", scores["clipped"] > config.max_clipped),
+        ("blocky", scores["blockiness"] > config.max_blockiness),
+        ("letterboxed", scores["letterbox"] > config.max_letterbox),
         ("too small", scores["upscale"] > config.max_upscale),
         ("cut off", scores["padding"] > config.max_padding),
         ("tilted", scores["roll"] > config.max_abs_roll),

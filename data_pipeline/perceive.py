@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -20,8 +19,6 @@ from lato.faces.mesh import MeshObservation
 from lato.faces.quality import measure
 
 _SAME_FACE_IOU = 0.3
-_CUT = 30.0
-"""Mean change of hue, saturation and value (0..255) from one sampled frame to the next that is a cut, as PySceneDetect's content detector weighs it."""
 REPRESENTATIVES = 3
 """At most this many observations a pose bin and expression of a track go on to pairing."""
 _POSE_BIN = 10.0
@@ -52,14 +49,11 @@ def watch_video(frames: Iterable[Frame], reader: FaceReader) -> tuple[list[Sight
     """
     sightings: list[Sighting] = []
     open_tracks: dict[int, Detection] = {}
-    before: npt.NDArray[np.float32] | None = None
-    next_track = count = 0
+    next_track = count = shot = 0
     for frame in frames:
         count += 1
-        now = _thumbnail(frame.image)
-        if before is not None and float(np.abs(now - before).mean()) > _CUT:
-            open_tracks = {}
-        before = now
+        if frame.shot != shot:  # no track goes on over a cut
+            open_tracks, shot = {}, frame.shot
         continued: dict[int, Detection] = {}
         for detection in reader.detector.detect(frame.image):
             observation = reader.mesh.observe(frame.image, detection)
@@ -139,7 +133,7 @@ def _choose_representatives(track: list[Sighting], reader: FaceReader) -> None:
     for group in bins.values():
         group.sort(key=lambda s: (-s.detection.score, s.frame.pts))
         for sighting in group[:REPRESENTATIVES]:
-            quality = measure(sighting.frame.image, sighting.detection)
+            quality = measure(sighting.frame.image, sighting.detection, sighting.mesh.landmarks68)
             embedding = reader.embedder.embed(sighting.frame.image, sighting.detection.points5)
             sighting.row |= {"representative": True, "embedding": embedding.tolist(), **quality.__dict__}
 
@@ -154,7 +148,3 @@ def _iou(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
     extent = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
     shared = float(extent.prod())
     return shared / (float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod()) - shared + 1e-9)
-
-
-def _thumbnail(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    return cv2.cvtColor(cv2.resize(image, (64, 36), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2HSV).astype(np.float32)

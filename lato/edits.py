@@ -74,6 +74,14 @@ class Edit(BaseModel):
             return "pose"
         return "compound" if posed else "expression"
 
+    def __str__(self) -> str:
+        """Short form for tables: `happy strongly, yaw +30`."""
+        parts = []
+        if self.expression is not None:
+            parts.append(self.expression.value + ("" if self.intensity is Intensity.PLAIN else f" {self.intensity.value}"))
+        parts += [f"{axis} {getattr(self, axis):+d}" for axis in ("yaw", "pitch", "roll") if getattr(self, axis)]
+        return ", ".join(parts)
+
     def mirrored(self) -> Edit:
         """The same edit seen in a mirror: yaw and roll change sign."""
         return self.model_copy(update={"yaw": -self.yaw, "roll": -self.roll})

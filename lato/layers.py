@@ -38,8 +38,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape (..., dim)."""
-        value = x.float()
-        return (value * torch.rsqrt(value.square().mean(-1, keepdim=True) + 1e-6) * self.scale.float()).to(x.dtype)
+        return torch.nn.functional.rms_norm(x.float(), self.scale.shape, self.scale.float(), eps=1e-6).to(x.dtype)
 
 
 class QKNorm(nn.Module):
@@ -70,4 +69,4 @@ class Modulation(nn.Module):
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """(1 + scale) * x + shift."""
-    return (1 + scale) * x + shift
+    return torch.addcmul(shift, x, 1 + scale)

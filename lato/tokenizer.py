@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from lato.landmarks import CANVAS, NUM_LANDMARKS
 
 _NORM_GROUPS = 32
-_CHUNK = 8192
-"""Rows whose distances to all codes are held at once."""
+_CHUNK = 1024
+"""Rows that are worked on at once: their distances to all codes, or their new codes."""
 
 
 @dataclass(frozen=True)
@@ -177,15 +177,17 @@ class Quantizer(nn.Module):
         Returns:
             The number of codes revived.
         """
-        count, total = statistics.count.clone(), statistics.sum.clone()
+        count, total = statistics.count, statistics.sum
         if _distributed():
+            count, total = count.clone(), total.clone()
             dist.all_reduce(count)
             dist.all_reduce(total)
         self.used |= count > 0
         self.code_sum.mul_(self.decay).add_(total, alpha=1 - self.decay)
         self.code_count.mul_(self.decay).add_(count, alpha=1 - self.decay)
-        alive = self.code_count > 1e-6
-        self.codebook[alive] = self.code_sum[alive] / self.code_count[alive, None]
+        for rows in torch.arange(len(self.codebook), device=count.device).split(_CHUNK):  # no second codebook in memory
+            alive = rows[self.code_count[rows] > 1e-6]
+            self.codebook[alive] = self.code_sum[alive] / self.code_count[alive, None]
         self.updates += 1
         if int(self.updates) % self.reset_every:
             return 0

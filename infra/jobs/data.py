@@ -1,4 +1,4 @@
-"""`lato data`: build and verify datasets."""
+"""`lato data`: build datasets, and ask about them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    group = typer.Typer(help="Build and verify datasets.", no_args_is_help=True)
+    group = typer.Typer(help="Build datasets, and ask about them.", no_args_is_help=True)
     app.add_typer(group, name="data")
 
     @group.command()
@@ -38,3 +38,41 @@ def register(app: typer.Typer) -> None:
             say(line)
         say("all well" if not wrong else f"{len(wrong)} things are wrong")
         raise typer.Exit(int(bool(wrong)))
+
+    @group.command()
+    def report(
+        work_dir: str = typer.Option("work/data", help="The build's folder."),
+        version: str = typer.Option("v1", help="Name of the version."),
+    ) -> None:
+        """One page about a version: funnel, filters, coverage, groups, contact sheets of accepted and just-rejected pairs."""
+        from data_pipeline.report import write_data_report
+        from infra.console import say
+
+        say(write_data_report(work_dir, version))
+
+    @group.command()
+    def why(
+        what: str = typer.Argument(help="A sample's key, a source id, or source_id@seconds."),
+        work_dir: str = typer.Option("work/data", help="The build's folder."),
+        version: str = typer.Option("v1", help="Name of the version."),
+    ) -> None:
+        """The path of a sample, source or frame: what became of it, every score beside its threshold."""
+        from data_pipeline.why import why as explain
+        from infra.console import say
+
+        for line in explain(what, work_dir, version):
+            say(line)
+
+    @group.command()
+    def diff(first: str = typer.Argument(help="Folder of a version."), second: str = typer.Argument(help="Folder of another.")) -> None:
+        """What changed from one version to another: samples added, removed and why, moved to another split, changed."""
+        from data_pipeline.diff import diff_versions
+        from infra.console import say
+
+        found = diff_versions(first, second)
+        say(f"{found['samples'][0]} -> {found['samples'][1]} samples" + ("; the bytes are equal" if found["equal"] else ""))
+        for name in ("added", "removed", "moved", "changed"):
+            shown = ", ".join(str(entry) for entry in found[name][:5])
+            say(f"{len(found[name]):>7} {name}" + (f": {shown}{' ...' if len(found[name]) > 5 else ''}" if shown else ""))
+        for reason, count in found["removed_because"].items():
+            say(f"{count:>14} {reason}")

@@ -89,7 +89,7 @@ class FaceReader:
             observation = self.mesh.observe(image, detection)
             if observation is not None:
                 embedding = self.embedder.embed(image, detection.points5)
-                return FaceReading(detection, observation, embedding, measure(image, detection))
+                return FaceReading(detection, observation, embedding, measure(image, detection, observation.landmarks68))
         return None
 
 

@@ -1,0 +1,81 @@
+"""The candidates table: every pair that was judged, with its scores and its verdict, beside the version that came of it."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.pairing import Candidate, PairingConfig
+from infra.storage import commit, join, read_bytes
+
+NAME = "candidates.parquet"
+SCORES = ("similarity", "sharpness", "noise", "clipped", "blockiness", "letterbox", "upscale", "padding", "roll")
+_END = ("frame", "track", "pts", "yaw", "pitch", "roll", "expression", "expression_intensity", "skin_ita", "face_px")
+
+LIMITS: dict[str, tuple[str, str, int]] = {
+    "identity": ("similarity", "min_similarity", 1),
+    "blurred": ("sharpness", "min_sharpness", 1),
+    "noisy": ("noise", "max_noise", -1),
+    "badly exposed": ("clipped", "max_clipped", -1),
+    "blocky": ("blockiness", "max_blockiness", -1),
+    "letterboxed": ("letterbox", "max_letterbox", -1),
+    "too small": ("upscale", "max_upscale", -1),
+    "cut off": ("padding", "max_padding", -1),
+    "tilted": ("roll", "max_abs_roll", -1),
+}
+"""Verdict -> its score, the threshold's name in `PairingConfig`, and 1 where the score must reach it, -1 where it must stay under."""
+
+
+def write_candidates(candidates: list[Candidate], splits: dict[str, str], folder: str) -> None:
+    """Commits the table of a version.
+
+    Args:
+        candidates: All that were judged.
+        splits: Key -> split of those that became samples.
+        folder: The version's.
+    """
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([_row(c, splits.get(c.key)) for c in candidates]), buffer, compression="zstd")
+    commit(join(folder, NAME), buffer.getvalue())
+
+
+def read_candidates(folder: str) -> list[dict[str, Any]]:
+    """Rows of a version's table."""
+    return pq.read_table(io.BytesIO(read_bytes(join(folder, NAME)))).to_pylist()
+
+
+def explain(row: dict[str, Any], config: PairingConfig) -> list[tuple[str, str, str, str]]:
+    """Every score of a candidate beside its threshold: (filter, score, threshold, passed or failed)."""
+    lines = []
+    for verdict, (score, name, sign) in LIMITS.items():
+        limit = getattr(config, name)
+        passed = row[score] * sign >= limit * sign
+        if verdict == "identity" and row["kind"] == "synthetic":
+            lines.append((verdict, f"{row[score]:.3g}", "declared", "not applied"))
+        else:
+            lines.append((verdict, f"{row[score]:.3g}", f"{'>=' if sign > 0 else '<='} {limit:g}", "passed" if passed else "failed"))
+    return lines
+
+
+def _row(candidate: Candidate, split: str | None) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "key": candidate.key,
+        "source_id": candidate.source["source_id"],
+        "target_id": candidate.target["source_id"],
+        "kind": candidate.source["kind"],
+        "person": candidate.person,
+        "scope": candidate.scope,
+        "verdict": candidate.verdict,
+        "edit": None if candidate.edit is None else str(candidate.edit),
+        "edit_kind": None if candidate.edit is None else candidate.edit.kind,
+        "split": split,
+        "crop_source": list(candidate.crops[0]),
+        "crop_target": list(candidate.crops[1]),
+    }
+    row |= {name: float(candidate.scores[name]) for name in SCORES}
+    for side, end in (("from", candidate.source), ("to", candidate.target)):
+        row |= {f"{side}_{name}": end[name] for name in _END}
+    return row
