@@ -12,6 +12,7 @@ import numpy as np
 
 from data_pipeline.analyze import AnalyzeConfig, analyze, write_ledger
 from data_pipeline.candidates import write_candidates
+from data_pipeline.forget import FILE, Removals
 from data_pipeline.ledger import Ledger
 from data_pipeline.observations import read_part
 from data_pipeline.pack import PackConfig, Planned, pack
@@ -78,6 +79,11 @@ def build_dataset(config: DataConfig, work: str, models: Path, extra: list[WorkI
     """
     given = _read_sources(config, extra or [])
     items = given + (render_people(config.synthetic, work) if config.synthetic else [])
+    removals = Removals.read(work)
+    removed = [item for item in items if removals.covers(item.source_id, item.identity, item.licence)]
+    if removed:
+        say(f"  {len(removed)} sources are left out: they were removed from this build ({FILE})")
+        items = [item for item in items if item not in removed]
     if not items:
         raise UserError("there are no sources: give worklist=, folder= or synthetic.people=")
     write_worklist(items, join(work, "worklist.parquet"))
@@ -108,7 +114,9 @@ def build_dataset(config: DataConfig, work: str, models: Path, extra: list[WorkI
     ]
     funnel = _funnel(ledger, rows, candidates, failed, Counter(sample.split for sample in planned))
     commit(join(folder, "funnel.json"), json.dumps(funnel, indent=1).encode())
-    write_candidates(candidates, {sample.key: sample.split for sample in planned}, folder)
+    write_candidates(
+        candidates, {sample.key: sample.split for sample in planned}, {name: item.licence for name, item in by_id.items()}, folder
+    )
     digest = pack(planned, config.pack, folder, config.name, created_from)
     return DatasetVersion(folder, digest, dict(Counter(sample.split for sample in planned)), funnel)
 

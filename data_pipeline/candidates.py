@@ -8,10 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline.pack import CANDIDATES, read_index
 from data_pipeline.pairing import Candidate, PairingConfig
+from data_pipeline.render import crop_name
 from infra.storage import commit, join, read_bytes
 
-NAME = "candidates.parquet"
 SCORES = ("similarity", "sharpness", "noise", "clipped", "blockiness", "letterbox", "upscale", "padding", "roll")
 _END = ("frame", "track", "pts", "yaw", "pitch", "roll", "expression", "expression_intensity", "skin_ita", "face_px")
 
@@ -29,22 +30,25 @@ LIMITS: dict[str, tuple[str, str, int]] = {
 """Verdict -> its score, the threshold's name in `PairingConfig`, and 1 where the score must reach it, -1 where it must stay under."""
 
 
-def write_candidates(candidates: list[Candidate], splits: dict[str, str], folder: str) -> None:
+def write_candidates(candidates: list[Candidate], splits: dict[str, str], licences: dict[str, str], folder: str) -> None:
     """Commits the table of a version.
 
     Args:
         candidates: All that were judged.
         splits: Key -> split of those that became samples.
+        licences: Source id -> licence.
         folder: The version's.
     """
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([_row(c, splits.get(c.key)) for c in candidates]), buffer, compression="zstd")
-    commit(join(folder, NAME), buffer.getvalue())
+    pq.write_table(
+        pa.Table.from_pylist([_row(c, splits.get(c.key), licences[c.source["source_id"]]) for c in candidates]), buffer, compression="zstd"
+    )
+    commit(join(folder, CANDIDATES), buffer.getvalue())
 
 
 def read_candidates(folder: str) -> list[dict[str, Any]]:
     """Rows of a version's table."""
-    return pq.read_table(io.BytesIO(read_bytes(join(folder, NAME)))).to_pylist()
+    return pq.read_table(io.BytesIO(read_bytes(join(folder, read_index(folder)["candidates"])))).to_pylist()
 
 
 def explain(row: dict[str, Any], config: PairingConfig) -> list[tuple[str, str, str, str]]:
@@ -60,7 +64,7 @@ def explain(row: dict[str, Any], config: PairingConfig) -> list[tuple[str, str, 
     return lines
 
 
-def _row(candidate: Candidate, split: str | None) -> dict[str, Any]:
+def _row(candidate: Candidate, split: str | None, licence: str) -> dict[str, Any]:
     row: dict[str, Any] = {
         "key": candidate.key,
         "source_id": candidate.source["source_id"],
@@ -68,12 +72,14 @@ def _row(candidate: Candidate, split: str | None) -> dict[str, Any]:
         "kind": candidate.source["kind"],
         "person": candidate.person,
         "scope": candidate.scope,
+        "licence": licence,
         "verdict": candidate.verdict,
         "edit": None if candidate.edit is None else str(candidate.edit),
         "edit_kind": None if candidate.edit is None else candidate.edit.kind,
         "split": split,
         "crop_source": list(candidate.crops[0]),
         "crop_target": list(candidate.crops[1]),
+        "rendered": [crop_name(row, crop) for row, crop in zip((candidate.source, candidate.target), candidate.crops, strict=True)],
     }
     row |= {name: float(candidate.scores[name]) for name in SCORES}
     for side, end in (("from", candidate.source), ("to", candidate.target)):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import Any
 
-from data_pipeline.sheet import read_manifest
-from infra.errors import UserError
-from infra.storage import exists, join, read_bytes
+from data_pipeline.candidates import read_candidates
+from data_pipeline.pack import read_index, read_manifest
 
 
 def diff_versions(first: str, second: str) -> dict[str, Any]:
@@ -16,14 +14,12 @@ def diff_versions(first: str, second: str) -> dict[str, Any]:
 
     Returns:
         `samples` of both, keys `added`, `removed`, `moved` (to another split: (key, from, to)) and `changed` (same key, other columns), counts by reason of the
-        second's verdict for removed keys where its candidates are known, and whether the bytes are equal.
+        second's verdict for removed keys, and whether the bytes are equal.
 
     Raises:
         UserError: One of them is no published version.
     """
-    for folder in (first, second):
-        if not exists(join(folder, "index.json")):
-            raise UserError(f"{folder}: no published version here (there is no index.json)")
+    digests = [read_index(folder)["digest"] for folder in (first, second)]
     ours, theirs = ({str(row["key"]): row for row in read_manifest(folder)} for folder in (first, second))
     removed = sorted(ours.keys() - theirs.keys())
     shared = sorted(ours.keys() & theirs.keys())
@@ -31,12 +27,9 @@ def diff_versions(first: str, second: str) -> dict[str, Any]:
         name for name in next(iter(ours.values()), {}) if not name.endswith(("_offset", "_length")) and name not in ("shard", "split")
     ]
     reasons: Counter[str] = Counter()
-    if removed and exists(join(second, "candidates.parquet")):
-        from data_pipeline.candidates import read_candidates
-
+    if removed:
         verdicts = {row["key"]: row["verdict"] for row in read_candidates(second)}
         reasons = Counter(verdicts.get(key, "no longer a candidate") for key in removed)
-    digests = [json.loads(read_bytes(join(folder, "index.json")))["digest"] for folder in (first, second)]
     return {
         "samples": (len(ours), len(theirs)),
         "equal": digests[0] == digests[1],

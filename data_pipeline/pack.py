@@ -14,9 +14,12 @@ import pyarrow.parquet as pq
 
 from infra.config import Config
 from infra.console import Progress
-from infra.storage import commit, join, sha256_bytes, sha256_json
+from infra.errors import UserError
+from infra.storage import commit, exists, join, open_read, read_bytes, sha256_bytes, sha256_json
 from lato.pairs import MEMBERS, FacePair, Split, encode_pair
 
+MANIFEST, CANDIDATES = "manifest.parquet", "candidates.parquet"
+"""Names in a version's folder when it is first published; its index says which hold now."""
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -60,19 +63,22 @@ def pack(samples: list[Planned], config: PackConfig, folder: str, name: str, cre
         for number, start in enumerate(range(0, len(mine), config.samples_per_shard)):
             group = sorted(mine[start : start + config.samples_per_shard], key=lambda s: s.key)
             shard = f"{split}-{number:06d}.tar"
-            data, rows = _encode_shard(group, shard)
+            members = (encode_pair(sample.load()) for sample in group)
+            data, rows = write_shard([(_columns(sample), content) for sample, content in zip(group, members, strict=True)], shard)
             commit(join(folder, "shards", shard), data)
             shards.append({"name": shard, "split": split, "count": len(group), "bytes": len(data), "sha256": sha256_bytes(data)})
             manifest += rows
             progress.advance(len(group))
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(manifest), buffer, compression="zstd")
-    commit(join(folder, "manifest.parquet"), buffer.getvalue())
+    commit(join(folder, MANIFEST), buffer.getvalue())
     index: dict[str, Any] = {
         "name": name,
         "created_from": created_from,
         "samples": len(manifest),
         "shards": shards,
+        "manifest": MANIFEST,
+        "candidates": CANDIDATES,
         "manifest_sha256": sha256_bytes(buffer.getvalue()),
     }
     index["digest"] = sha256_json({"shards": shards, "manifest": index["manifest_sha256"]})
@@ -80,19 +86,53 @@ def pack(samples: list[Planned], config: PackConfig, folder: str, name: str, cre
     return index["digest"]
 
 
-def _encode_shard(samples: list[Planned], shard: str) -> tuple[bytes, list[dict[str, Any]]]:
-    """A shard's bytes, and its manifest rows with the offset and length of every member."""
+def _columns(sample: Planned) -> dict[str, Any]:
+    return {"key": sample.key, "split": sample.split, **sample.columns}
+
+
+def write_shard(samples: list[tuple[dict[str, Any], dict[str, bytes]]], shard: str) -> tuple[bytes, list[dict[str, Any]]]:
+    """A shard's bytes, and its manifest rows with the offset and length of every member.
+
+    Args:
+        samples: Columns (with `key`) and members of each, by key.
+        shard: Its file name.
+    """
     buffer = io.BytesIO()
     rows = []
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for sample in samples:
-            members = encode_pair(sample.load())
-            row: dict[str, Any] = {"key": sample.key, "split": sample.split, "shard": shard, **sample.columns}
+        for columns, members in samples:
+            row: dict[str, Any] = {**columns, "shard": shard}
             for member in MEMBERS:
-                header = tarfile.TarInfo(f"{sample.key}.{member}")
+                header = tarfile.TarInfo(f"{row['key']}.{member}")
                 header.size, header.mode, header.mtime = len(members[member]), 0o644, 0
                 row[f"{member}_offset"] = buffer.tell() + _BLOCK  # USTAR: one header block, then the content
                 row[f"{member}_length"] = header.size
                 archive.addfile(header, io.BytesIO(members[member]))
             rows.append(row)
     return buffer.getvalue(), rows
+
+
+def read_members(folder: str, row: dict[str, Any]) -> dict[str, bytes]:
+    """A sample's members as they lie in their shard, by its manifest row."""
+    members = {}
+    with open_read(join(folder, "shards", row["shard"])) as file:
+        for member in MEMBERS:
+            file.seek(row[f"{member}_offset"])
+            members[member] = file.read(row[f"{member}_length"])
+    return members
+
+
+def read_index(folder: str) -> dict[str, Any]:
+    """The index of a published version.
+
+    Raises:
+        UserError: None is published there.
+    """
+    if not exists(join(folder, "index.json")):
+        raise UserError(f"{folder}: no published version here (there is no index.json)")
+    return json.loads(read_bytes(join(folder, "index.json")))
+
+
+def read_manifest(folder: str) -> list[dict[str, Any]]:
+    """Rows of a version's manifest."""
+    return pq.read_table(io.BytesIO(read_bytes(join(folder, read_index(folder)["manifest"])))).to_pylist()

@@ -20,13 +20,13 @@ import numpy.typing as npt
 from data_pipeline.candidates import LIMITS, SCORES, read_candidates
 from data_pipeline.decode import DecodeError, read_frames_at
 from data_pipeline.observations import read_part
+from data_pipeline.pack import read_index, read_manifest
 from data_pipeline.pairing import PairingConfig
 from data_pipeline.render import crop_landmarks, cut
-from data_pipeline.sheet import draw_sheet, read_manifest, read_samples
+from data_pipeline.sheet import draw_sheet, read_samples
 from data_pipeline.why import pairing_config
 from data_pipeline.worklist import read_worklist
-from infra.errors import UserError
-from infra.storage import commit, exists, join, read_bytes
+from infra.storage import commit, join, read_bytes
 from lato.edits import Expression
 from lato.landmarks import draw_landmarks
 from lato.pairs import decode_image
@@ -59,10 +59,8 @@ def write_data_report(work: str, version: str = "v1") -> str:
         UserError: There is no such version.
     """
     folder = join(work, "versions", version)
-    if not exists(join(folder, "index.json")):
-        raise UserError(f"{folder}: no published version here")
+    index = read_index(folder)
     candidates, manifest = read_candidates(folder), read_manifest(folder)
-    index = json.loads(read_bytes(join(folder, "index.json")))
     ledger = [json.loads(line) for line in read_bytes(join(work, "ledger.jsonl")).splitlines()]
     config = pairing_config(work)
     picked = sorted(manifest, key=lambda row: str(row["key"]))[:: max(1, len(manifest) // _SHEET)][:_SHEET]

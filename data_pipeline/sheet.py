@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
-from infra.storage import join, open_read, read_bytes
+from data_pipeline.pack import read_members
 from lato.landmarks import draw_landmarks
-from lato.pairs import MEMBERS, FacePair, decode_pair
+from lato.pairs import FacePair, decode_pair
 
 _SIDE = 224
 
 
-def read_samples(folder: str, rows: Iterable[dict[str, object]]) -> list[FacePair]:
+def read_samples(folder: str, rows: Iterable[dict[str, Any]]) -> list[FacePair]:
     """Reads samples of a version by their manifest rows, each by its byte offsets."""
-    pairs = []
-    for row in rows:
-        with open_read(join(folder, "shards", str(row["shard"]))) as file:
-            members = {}
-            for member in MEMBERS:
-                file.seek(int(row[f"{member}_offset"]))  # type: ignore[call-overload]
-                members[member] = file.read(int(row[f"{member}_length"]))  # type: ignore[call-overload]
-        pairs.append(decode_pair(str(row["key"]), members))
-    return pairs
-
-
-def read_manifest(folder: str) -> list[dict[str, object]]:
-    """Rows of a version's manifest."""
-    return pq.read_table(io.BytesIO(read_bytes(join(folder, "manifest.parquet")))).to_pylist()
+    return [decode_pair(str(row["key"]), read_members(folder, row)) for row in rows]
 
 
 def draw_sheet(pairs: list[FacePair], columns: int = 4) -> npt.NDArray[np.uint8]:

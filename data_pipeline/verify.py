@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from collections import defaultdict
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import webdataset
 
-from infra.errors import UserError
+from data_pipeline.pack import read_index
 from infra.storage import exists, join, read_bytes, sha256_bytes
 from lato.pairs import MEMBERS, decode_pair
 
@@ -28,13 +27,11 @@ def verify_version(folder: str) -> list[str]:
     Raises:
         UserError: There is no published version there.
     """
-    if not exists(join(folder, "index.json")):
-        raise UserError(f"{folder}: no published version here (there is no index.json)")
-    index = json.loads(read_bytes(join(folder, "index.json")))
+    index = read_index(folder)
     wrong: list[str] = []
-    data = read_bytes(join(folder, "manifest.parquet"))
+    data = read_bytes(join(folder, index["manifest"]))
     if sha256_bytes(data) != index["manifest_sha256"]:
-        return [f"manifest.parquet: sha256 differs from index.json; it was changed or cut short ({len(data)} bytes)"]
+        return [f"{index['manifest']}: sha256 differs from index.json; it was changed or cut short ({len(data)} bytes)"]
     manifest = defaultdict(list)
     for row in pq.read_table(io.BytesIO(data)).to_pylist():
         manifest[row["shard"]].append(row)

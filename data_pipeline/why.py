@@ -27,7 +27,7 @@ def why(what: str, work: str, version: str = "v1") -> list[str]:
         UserError: Nothing of that name is known here.
     """
     folder = join(work, "versions", version)
-    if not exists(join(work, "ledger.jsonl")) or not exists(join(folder, "candidates.parquet")):
+    if not exists(join(work, "ledger.jsonl")) or not exists(join(folder, "index.json")):
         raise UserError(f"{work}: no build of a version {version!r} here")
     rows = read_candidates(folder)
     config = pairing_config(work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import defaultdict
 from typing import Any
 
@@ -21,7 +22,7 @@ def choose_samples(dataset: str, count: int) -> list[FacePair]:
     """
     if not exists(join(dataset, "index.json")):
         raise UserError(f"{dataset}: no published dataset version here. Build one: lato data build")
-    rows = pq.read_table(io.BytesIO(read_bytes(join(dataset, "manifest.parquet")))).to_pylist()
+    rows = pq.read_table(io.BytesIO(read_bytes(join(dataset, json.loads(read_bytes(join(dataset, "index.json")))["manifest"])))).to_pylist()
     held_out = [row for split in ("test", "val") for row in rows if row["split"] == split]
     if not held_out:
         raise UserError(f"{dataset}: neither test nor val has samples; change the shares under `split` and build again")

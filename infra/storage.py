@@ -107,6 +107,22 @@ def list_files(folder: str, suffix: str = "") -> list[str]:
     return [join(folder, name) for name in sorted(names) if name.endswith(suffix) and not name.startswith(".")]
 
 
+def list_folders(folder: str) -> list[str]:
+    """URIs of the folders in a folder, sorted; empty where there is none."""
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    if not filesystem.isdir(path):
+        return []
+    names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=True) if entry["type"] == "directory"]
+    return [join(folder, name) for name in sorted(names)]
+
+
+def delete(uri: str) -> None:
+    """Deletes a file; one that is gone already is well."""
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    with suppress(FileNotFoundError):
+        filesystem.rm_file(path)
+
+
 def sha256_bytes(data: bytes) -> str:
     """Hex digest of bytes."""
     return hashlib.sha256(data).hexdigest()

@@ -144,6 +144,26 @@ def open_run(uri: str, experiment: str, name: str, backlog: str, parent_run_id: 
     return Run(client, created.info.run_id, Path(backlog))
 
 
+def runs_that_read(uri: str, digests: list[str]) -> list[str]:
+    """Runs that were given one of these dataset versions, as `experiment / name (run id)`."""
+    import mlflow
+
+    _quieten()
+    client = mlflow.MlflowClient(uri)
+    wanted = {digest[:36] for digest in digests}
+    found = []
+    for experiment in client.search_experiments():
+        page = client.search_runs([experiment.experiment_id])
+        while True:
+            for run in page:
+                if any(given.dataset.digest in wanted for given in run.inputs.dataset_inputs):
+                    found.append(f"{experiment.name} / {run.info.run_name} ({run.info.run_id})")
+            if not page.token:
+                break
+            page = client.search_runs([experiment.experiment_id], page_token=page.token)
+    return sorted(found)
+
+
 def _quieten() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")

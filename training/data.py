@@ -37,7 +37,7 @@ class Dataset:
         if not exists(join(uri, "index.json")):
             raise UserError(f"{uri}: no published dataset version here (no index.json). Build one: lato data build")
         index = json.loads(read_bytes(join(uri, "index.json")))
-        rows = pq.read_table(io.BytesIO(read_bytes(join(uri, "manifest.parquet")))).to_pylist()
+        rows = pq.read_table(io.BytesIO(read_bytes(join(uri, index["manifest"])))).to_pylist()
         return cls(uri, index["digest"], sorted(rows, key=lambda row: row["key"]))
 
     def split(self, name: str) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 
@@ -76,3 +78,26 @@ def register(app: typer.Typer) -> None:
             say(f"{len(found[name]):>7} {name}" + (f": {shown}{' ...' if len(found[name]) > 5 else ''}" if shown else ""))
         for reason, count in found["removed_because"].items():
             say(f"{count:>14} {reason}")
+
+    @group.command()
+    def forget(
+        source: str = typer.Option(None, help="Source id."),
+        identity: str = typer.Option(None, help="Declared person."),
+        licence: str = typer.Option(None, help="Everything under this licence."),
+        work_dir: str = typer.Option("work/data", help="The build's folder."),
+        tracking_uri: str = typer.Option(None, help="MLflow, to name the runs that were trained on it."),
+    ) -> None:
+        """Takes a source, a person or a licence out of observations, crops, shards and all later builds."""
+        from data_pipeline.forget import forget as take_out
+        from infra.console import say
+        from infra.storage import lease
+        from infra.tracking import runs_that_read
+
+        work = str(Path(work_dir).absolute())
+        with lease(work, "lato data forget"):
+            done = take_out(work, source, identity, licence)
+        say(f"{done.sources} sources taken out")
+        for version, count in done.samples.items():
+            say(f"  version {version}: {count} samples taken out")
+        for run in runs_that_read(tracking_uri, done.digests) if tracking_uri else []:
+            say(f"  trained on them: {run}")

@@ -1,0 +1,214 @@
+"""Forget: takes people, sources or licences out of a build and of every version of it, for good.
+
+Order, so that a kill at any moment leaves something a rerun finishes: (1) the removal is committed to `removals.jsonl`, which every later build reads;
+(2) shards that held the person are written anew under new names; (3) manifest and candidates under new names; (4) the index, which publishes the
+smaller version; (5) what is no longer named is deleted: old shards, observations, crops, generated images, reports.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.candidates import read_candidates
+from data_pipeline.image_set import read_image_set
+from data_pipeline.pack import read_index, read_manifest, read_members, write_shard
+from data_pipeline.worklist import WorkItem, read_worklist, write_worklist
+from infra.errors import UserError
+from infra.storage import commit, delete, exists, join, list_files, list_folders, read_bytes, sha256_bytes, sha256_json
+
+FILE = "removals.jsonl"
+
+
+@dataclass(frozen=True)
+class Removals:
+    """What may not come back: hashes of source ids and identities, and licences. Names are not kept."""
+
+    sources: frozenset[str]
+    identities: frozenset[str]
+    licences: frozenset[str]
+
+    @classmethod
+    def read(cls, work: str) -> Removals:
+        """The removals of a build; none where there is no file."""
+        uri = join(work, FILE)
+        rows = [json.loads(line) for line in read_bytes(uri).splitlines()] if exists(uri) else []
+
+        def of(kind: str) -> frozenset[str]:
+            return frozenset(row["value"] for row in rows if row["kind"] == kind)
+
+        return cls(of("source"), of("identity"), of("licence"))
+
+    def covers(self, source_id: str, identity: str | None, licence: str | None) -> bool:
+        """Whether a source was removed."""
+        return (
+            _hash(source_id) in self.sources
+            or (identity is not None and _hash(identity) in self.identities)
+            or (licence is not None and licence in self.licences)
+        )
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What a removal did."""
+
+    sources: int
+    samples: dict[str, int]
+    """Version -> samples taken out."""
+    digests: list[str]
+    """Of the versions that held them: runs and models that were trained on these held the person's data."""
+
+
+def forget(work: str, source: str | None = None, identity: str | None = None, licence: str | None = None) -> Forgotten:
+    """Removes what matches from observations, crops and all versions; run again, it finishes what was interrupted.
+
+    Args:
+        work: The build's folder.
+        source: Source id.
+        identity: Declared person.
+        licence: Licence.
+
+    Raises:
+        UserError: Nothing is named, or there is no build.
+    """
+    if not exists(join(work, "worklist.parquet")):
+        raise UserError(f"{work}: no build here (worklist.parquet is missing)")
+    asked = [("source", source and _hash(source)), ("identity", identity and _hash(identity)), ("licence", licence)]
+    if not any(value for _, value in asked):
+        raise UserError("nothing to forget: give --source, --identity or --licence")
+    _record(work, [{"kind": kind, "value": value} for kind, value in asked if value])
+    return apply_removals(work)
+
+
+def apply_removals(work: str) -> Forgotten:
+    """Carries out all recorded removals."""
+    removals = Removals.read(work)
+    items = read_worklist(join(work, "worklist.parquet"))
+    gone = {item.source_id: item for item in items if removals.covers(item.source_id, item.identity, item.licence)}
+    samples, digests = {}, []
+    for folder in list_folders(join(work, "versions")):
+        if not exists(join(folder, "index.json")):
+            continue
+        before, taken = _shrink(folder, removals)
+        if taken:
+            samples[folder.rsplit("/", 1)[-1]] = taken
+            digests.append(before)
+        _sweep(folder)
+    _delete_observations(work, gone)
+    _sweep_crops(work)
+    write_worklist([item for item in items if item.source_id not in gone], join(work, "worklist.parquet"))
+    return Forgotten(len(gone), samples, digests)
+
+
+def _hash(name: str) -> str:
+    return sha256_bytes(name.encode())
+
+
+def _record(work: str, rows: list[dict[str, Any]]) -> None:
+    uri = join(work, FILE)
+    known = read_bytes(uri).decode().splitlines() if exists(uri) else []
+    lines = [json.dumps(row, sort_keys=True) for row in rows]
+    commit(uri, "".join(f"{line}\n" for line in [*known, *(line for line in lines if line not in known)]).encode())
+
+
+def _shrink(folder: str, removals: Removals) -> tuple[str, int]:
+    """Publishes a version without what was removed; returns its digest before and the number of samples taken out."""
+    index, manifest = read_index(folder), read_manifest(folder)
+    keep = [row for row in manifest if not removals.covers(row["source_id"], row["identity"], row["licence"])]
+    if len(keep) == len(manifest):
+        return index["digest"], 0
+    left = {row["key"] for row in keep}
+    touched = {row["shard"] for row in manifest if row["key"] not in left}
+    revision = index.get("revision", 0) + 1
+    shards, rows = [], [row for row in keep if row["shard"] not in touched]
+    for shard in index["shards"]:
+        if shard["name"] not in touched:
+            shards.append(shard)
+            continue
+        mine = [row for row in keep if row["shard"] == shard["name"]]
+        if not mine:
+            continue
+        name = f"{shard['name'].split('.')[0]}.r{revision}.tar"
+        data, new = write_shard([(row, read_members(folder, row)) for row in mine], name)
+        commit(join(folder, "shards", name), data)
+        shards.append({**shard, "name": name, "count": len(mine), "bytes": len(data), "sha256": sha256_bytes(data)})
+        rows += new
+    manifest_name = f"manifest.r{revision}.parquet"
+    data = _table(sorted(rows, key=lambda row: (row["shard"], row["key"])))
+    commit(join(folder, manifest_name), data)
+    _shrink_candidates(folder, removals, revision)
+    changed = {
+        "shards": shards,
+        "manifest": manifest_name,
+        "manifest_sha256": sha256_bytes(data),
+        "samples": len(rows),
+        "revision": revision,
+    }
+    fresh = (
+        index | changed | {"candidates": f"candidates.r{revision}.parquet", "tombstones": [*index.get("tombstones", []), index["digest"]]}
+    )
+    fresh["digest"] = sha256_json({"shards": shards, "manifest": fresh["manifest_sha256"]})
+    commit(join(folder, "index.json"), json.dumps(fresh, indent=1, sort_keys=True).encode())
+    return index["digest"], len(manifest) - len(keep)
+
+
+def _shrink_candidates(folder: str, removals: Removals, revision: int) -> None:
+    rows = read_candidates(folder)
+    kept = [
+        r for r in rows if not (removals.covers(r["source_id"], r["person"], r["licence"]) or removals.covers(r["target_id"], None, None))
+    ]
+    commit(join(folder, f"candidates.r{revision}.parquet"), _table(kept))
+
+
+def _sweep(folder: str) -> None:
+    """Deletes what a version's index no longer names, and pages that showed it."""
+    index = read_index(folder)
+    if not index.get("revision"):
+        return
+    named = {shard["name"] for shard in index["shards"]}
+    stale = [uri for uri in list_files(join(folder, "shards")) if uri.rsplit("/", 1)[-1] not in named]
+    stale += [uri for uri in list_files(folder, ".parquet") if uri.rsplit("/", 1)[-1] not in (index["manifest"], index["candidates"])]
+    stale += [join(folder, name) for name in ("report.html", "README.md", "croissant.json")]
+    for uri in stale:
+        delete(uri)
+
+
+def _sweep_crops(work: str) -> None:
+    """Deletes the crops that no version's candidates name any more."""
+    named: set[str] = set()
+    for folder in list_folders(join(work, "versions")):
+        if exists(join(folder, "index.json")):
+            named.update(name for row in read_candidates(folder) for name in row["rendered"])
+    for uri in list_files(join(work, "renders")):
+        if uri.rsplit("/", 1)[-1] not in named:
+            delete(uri)
+
+
+def _delete_observations(work: str, gone: dict[str, WorkItem]) -> None:
+    """Parts, attempts, crops and generated images of removed sources; their rows in the ledger lose everything but that they were removed."""
+    ledger_uri = join(work, "ledger.jsonl")
+    ledger = [json.loads(line) for line in read_bytes(ledger_uri).splitlines()] if exists(ledger_uri) else []
+    for row in ledger:
+        if row["source_id"] not in gone or not row.get("fingerprint"):
+            continue
+        for uri in list_files(join(work, "attempts", row["fingerprint"])):
+            delete(uri)
+        delete(join(work, "parts", f"{row['fingerprint']}.parquet"))
+    for item in gone.values():
+        if item.uri.startswith(work):  # made by this build, not the user's own file
+            if item.uri.endswith(".json"):
+                for image in read_image_set(item.uri).images if exists(item.uri) else []:
+                    delete(image.uri)
+            delete(item.uri)
+    commit(ledger_uri, "".join(json.dumps(row, sort_keys=True) + "\n" for row in ledger if row["source_id"] not in gone).encode())
+
+
+def _table(rows: list[dict[str, Any]]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
+    return buffer.getvalue()

@@ -1,0 +1,146 @@
+"""After the build: why, diff, report, and forgetting a person wherever they stand."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.build import DataConfig, build_dataset
+from data_pipeline.candidates import read_candidates
+from data_pipeline.diff import diff_versions
+from data_pipeline.forget import Removals, apply_removals, forget
+from data_pipeline.pack import read_manifest
+from data_pipeline.pairing import PairingConfig
+from data_pipeline.report import wilson, write_data_report
+from data_pipeline.split import SplitConfig
+from data_pipeline.synthetic.anny_people import AnnyConfig
+from data_pipeline.verify import verify_version
+from data_pipeline.why import why
+from infra.errors import UserError
+from training.data import Dataset
+
+CONFIG = DataConfig(synthetic=AnnyConfig(people=8, images=4), split=SplitConfig(val=0.2, test=0.2))
+
+
+def build(work, models, **changes):
+    return build_dataset(CONFIG.model_copy(update=changes), str(work), models, [])
+
+
+@pytest.fixture(scope="module")
+def built(ray_session, models, tmp_path_factory):
+    work = tmp_path_factory.mktemp("manage")
+    return work, build(work, models)
+
+
+def test_why_tells_the_whole_path(built):
+    work, version = built
+    accepted = next(row for row in read_candidates(version.uri) if row["verdict"] == "accepted")
+    lines = why(accepted["key"], str(work))
+    assert lines[0] == f"{accepted['key']}: accepted, in {accepted['split']}"
+    assert sum("passed" in line for line in lines) == 8
+    assert any("declared" in line for line in lines)  # a synthetic person's identity is not judged
+    assert why(accepted["source_id"], str(work))[0] == f"source {accepted['source_id']}: ok"
+    assert "candidate pairs start or end there" in "".join(why(f"{accepted['source_id']}@1.0", str(work)))
+    with pytest.raises(UserError, match="neither a sample's key nor a source"):
+        why("nobody", str(work))
+
+
+def test_every_candidate_is_in_the_table(built):
+    _, version = built
+    rows = read_candidates(version.uri)
+    counts = {(row["step"], row["name"]): row["count"] for row in version.funnel}
+    assert len(rows) == counts["candidate pairs", "in"]
+    assert {row["key"] for row in rows if row["split"]} == {row["key"] for row in read_manifest(version.uri)}
+
+
+def test_near_duplicates_are_refused(built, models):
+    """With hashes allowed to differ in every bit, one pair of each edit of a person is left."""
+    work, version = built
+    alike = build(work, models, name="alike", pairing=PairingConfig(near_duplicate_bits=256, per_cell=10))
+    other = build(work, models, name="other", pairing=PairingConfig(near_duplicate_bits=-1, per_cell=10))
+    rows = [row for row in read_candidates(alike.uri) if row["verdict"] == "accepted"]
+    cells = [(row["person"], row["edit"]) for row in rows]
+    assert len(cells) == len(set(cells))
+    found = diff_versions(other.uri, alike.uri)
+    assert not found["equal"]
+    assert set(found["removed_because"]) <= {"near-duplicate", "quota"}
+    assert diff_versions(version.uri, version.uri)["equal"]
+
+
+def test_the_report_shows_every_filter(built):
+    work, version = built
+    page = Path(write_data_report(str(work))).read_text()
+    for word in ("Funnel", "identity: ", "Coverage", "skin tone (ITA)", "CC0-1.0", version.digest[:16]):
+        assert word in page
+    assert "http" not in page.replace("http://www.w3.org", "")  # nothing is loaded from elsewhere
+
+
+def test_wilson():
+    assert wilson(0, 0) == (0.0, 1.0)
+    low, high = wilson(8, 10)
+    assert (round(low, 3), round(high, 3)) == (0.49, 0.943)  # the textbook's example
+
+
+_KILLED = """
+import os, sys
+import data_pipeline.forget as module
+left = int(sys.argv[2])
+def counted(real):
+    def act(*args, **options):
+        global left
+        left -= 1
+        if left < 0:
+            os._exit(9)
+        return real(*args, **options)
+    return act
+module.commit, module.delete = counted(module.commit), counted(module.delete)
+module.forget(sys.argv[1], identity="anny_0_00003")
+print("done")
+"""
+
+
+def test_a_person_is_forgotten_even_if_killed_at_any_step(ray_session, models, tmp_path):
+    """Every commit and delete is the last thing that happens once; a rerun finishes. Nothing of the person is left in any file."""
+    work = tmp_path / "w"
+    version = build(work, models)
+    before = {row["key"]: row for row in read_manifest(version.uri)}
+    theirs = {key for key, row in before.items() if row["identity"] == "anny_0_00003"}
+    assert theirs
+    digest = Dataset.open(version.uri).digest
+    steps = 0
+    while True:
+        ended = subprocess.run([sys.executable, "-c", _KILLED, str(work), str(steps)], capture_output=True, text=True)
+        if ended.stdout.strip() == "done":
+            break
+        assert ended.returncode == 9, ended.stderr
+        assert Dataset.open(version.uri).rows  # what is published stays whole in between
+        steps = steps + 1 if steps < 6 else steps * 2
+    assert steps >= 6
+    after = Dataset.open(version.uri)
+    assert after.digest != digest
+    assert {row["key"] for row in after.rows} == before.keys() - theirs
+    assert verify_version(version.uri) == []
+    for row in after.rows:
+        after.read(row)
+    assert json.loads((Path(version.uri) / "index.json").read_text())["tombstones"] == [digest]
+    untouched = {row["shard"] for row in before.values()} - {before[key]["shard"] for key in theirs}
+    assert untouched <= {row["shard"] for row in after.rows}
+    for path in work.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert b"anny_0_00003" not in content, path
+            assert not any(key.encode() in content for key in theirs), path
+    again = build(work, models)  # and a later build does not bring them back
+    assert {row["key"] for row in read_manifest(again.uri)} == before.keys() - theirs
+
+
+def test_forget_asks_whom(built):
+    work, _ = built
+    with pytest.raises(UserError, match="nothing to forget"):
+        forget(str(work))
+    with pytest.raises(UserError, match="no build here"):
+        forget(str(work / "nowhere"), identity="x")
+    assert Removals.read(str(work)).identities == frozenset()
+    assert apply_removals(str(work)).sources == 0
