@@ -41,7 +41,9 @@ class AnalyzeConfig(Config):
     models: str | None = None
     """Folder of the perception models; None takes the fetched assets."""
     licences: tuple[str, ...] | None = None
-    """Licences that may be used; others are rejected before a pixel is read. None allows all that state one."""
+    """Licences that may be used; others, `unknown` too, are rejected before a pixel is read. None allows all."""
+    consents: tuple[str, ...] | None = None
+    """Consents that may be used, likewise."""
 
 
 def analyze(items: list[WorkItem], config: AnalyzeConfig, models: Path, work: str) -> Ledger:
@@ -85,8 +87,9 @@ def _fingerprint(item: WorkItem, config: AnalyzeConfig, model_hashes: dict[str, 
         content = content_sha256(item.uri)
     except (FileNotFoundError, IsADirectoryError, ValueError):
         return None
-    read = {"fps": config.fps if item.kind == "video" else None, "licences": config.licences, "representatives": REPRESENTATIVES}
-    named = item.model_dump(include={"source_id", "kind", "licence", "identity"})
+    read: dict[str, Any] = {"fps": config.fps if item.kind == "video" else None, "representatives": REPRESENTATIVES}
+    read |= {"licences": config.licences, "consents": config.consents}
+    named = item.model_dump(include={"source_id", "kind", "licence", "consent", "identity", "start", "end", "box"})
     return sha256_json({"version": VERSION, "content": content, "config": read, "item": named, "models": model_hashes})
 
 
@@ -172,9 +175,9 @@ class _Worker:
 
     def _observe(self, item: WorkItem) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Rows and outcome. What is wrong with the content is an outcome; what is wrong with the machine is an exception."""
-        allowed = self._config.licences
-        if allowed is not None and item.licence not in allowed:
-            return [], {"status": "rejected", "reason": "licence", "message": f"licence {item.licence!r} is not among {', '.join(allowed)}"}
+        for what, given, allowed in (("licence", item.licence, self._config.licences), ("consent", item.consent, self._config.consents)):
+            if allowed is not None and given not in allowed:
+                return [], {"status": "rejected", "reason": what, "message": f"{what} {given!r} is not among {', '.join(allowed)}"}
         torn: list[DecodeError] = []
         try:
             sightings, frames = self._watch(item, torn)
@@ -192,7 +195,9 @@ class _Worker:
     def _watch(self, item: WorkItem, torn: list[DecodeError]) -> tuple[list[Any], int]:
         if item.kind == "video":
             check_is_video(item.uri)
-            return watch_video(_until_torn(sample_frames(item.uri, self._config.fps), torn), self._reader)
+            return watch_video(
+                _until_torn(sample_frames(item.uri, self._config.fps, item.start or 0.0, item.end), torn), self._reader, item.box
+            )
         images = read_image_set(item.uri).images
         return watch_images(
             (

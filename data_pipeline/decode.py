@@ -41,13 +41,19 @@ class DecodeError(Exception):
         self.kind = kind
 
 
-def sample_frames(path: str, fps: float) -> Iterator[Frame]:
+def sample_frames(path: str, fps: float, start: float = 0.0, end: float | None = None) -> Iterator[Frame]:
     """Frames of a video at no more than `fps` a second, in order.
+
+    Args:
+        path: The file.
+        fps: Most frames a second.
+        start: Seconds from which on frames are given.
+        end: Seconds up to which; None for all.
 
     Raises:
         DecodeError: After the frames that could be read.
     """
-    yield from _in_child(_send_sampled, path, fps)
+    yield from _in_child(_send_sampled, path, (fps, start, end))
 
 
 def read_frames_at(path: str, pts: list[float]) -> list[Frame]:
@@ -101,8 +107,10 @@ def _run(sender: Connection, work: object, path: str, argument: object) -> None:
         sender.send(("decode", f"{type(error).__name__}: {error}"))
 
 
-def _send_sampled(sender: Connection, path: str, fps: float) -> None:
+def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, float | None]) -> None:
     import av
+
+    fps, begin, end = wanted
 
     with av.open(path) as container:
         if not container.streams.video:
@@ -119,7 +127,9 @@ def _send_sampled(sender: Connection, path: str, fps: float) -> None:
             shots.see(frame)
             pts = float(frame.pts * tick) - start if frame.pts is not None else index / float(stream.average_rate or 25)
             last = pts
-            if pts + 1e-6 >= due:
+            if end is not None and pts > end:
+                return
+            if pts + 1e-6 >= max(due, begin):
                 due = pts + 1 / fps
                 sender.send(("frame", Frame(index, pts, _upright(frame), shots.shot)))
     if index < 0:

@@ -37,12 +37,15 @@ class Sighting:
     row: dict[str, Any] = field(default_factory=dict)
 
 
-def watch_video(frames: Iterable[Frame], reader: FaceReader) -> tuple[list[Sighting], int]:
+def watch_video(
+    frames: Iterable[Frame], reader: FaceReader, box: tuple[float, float, float, float] | None = None
+) -> tuple[list[Sighting], int]:
     """Finds and follows every face of a video.
 
     Args:
         frames: In order of time.
         reader: The perception models.
+        box: Shares of the picture within which the centre of a face must lie; None for all faces.
 
     Returns:
         Sightings, and the number of frames seen.
@@ -56,7 +59,7 @@ def watch_video(frames: Iterable[Frame], reader: FaceReader) -> tuple[list[Sight
             open_tracks, shot = {}, frame.shot
         continued: dict[int, Detection] = {}
         for detection in reader.detector.detect(frame.image):
-            observation = reader.mesh.observe(frame.image, detection)
+            observation = reader.mesh.observe(frame.image, detection) if box is None or _lies_in(detection, frame.image, box) else None
             if observation is None:
                 continue
             track = _best_track(detection, {k: v for k, v in open_tracks.items() if k not in continued})
@@ -136,6 +139,11 @@ def _choose_representatives(track: list[Sighting], reader: FaceReader) -> None:
             quality = measure(sighting.frame.image, sighting.detection, sighting.mesh.landmarks68)
             embedding = reader.embedder.embed(sighting.frame.image, sighting.detection.points5)
             sighting.row |= {"representative": True, "embedding": embedding.tolist(), **quality.__dict__}
+
+
+def _lies_in(detection: Detection, image: npt.NDArray[np.uint8], box: tuple[float, float, float, float]) -> bool:
+    centre = (detection.box[:2] + detection.box[2:]) / 2 / [image.shape[1], image.shape[0]]
+    return bool(box[0] <= centre[0] <= box[2] and box[1] <= centre[1] <= box[3])
 
 
 def _best_track(detection: Detection, tracks: dict[int, Detection]) -> int | None:

@@ -42,11 +42,23 @@ class WorkItem(BaseModel):
     """The person, where it is declared."""
     split: Literal["train", "val", "test"] | None = None
     """Pins the source to a split."""
+    start: float | None = None
+    """Seconds: only what is shown from here on is looked at."""
+    end: float | None = None
+    """Seconds: and only up to here."""
+    box: tuple[float, float, float, float] | None = None
+    """Which face: left, top, right, bottom as shares of the picture; others in it are passed over."""
+    attributes: dict[str, str] = {}
+    """Free columns for reports (`attributes.<name>` in a table)."""
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
         if not _ID.fullmatch(self.source_id):
             raise ValueError(f"source_id: expected [a-z0-9_]+, given {self.source_id!r}")
+        if (self.start or 0.0) < 0 or (self.end is not None and self.end <= (self.start or 0.0)):
+            raise ValueError(f"start, end: expected 0 <= start < end in seconds, given {self.start} and {self.end}")
+        if self.box and not (0 <= self.box[0] < self.box[2] <= 1 and 0 <= self.box[1] < self.box[3] <= 1):
+            raise ValueError(f"box: expected left < right and top < bottom as shares of the picture, given {self.box}")
 
 
 def item_for(uri: str, **columns: Any) -> WorkItem:
@@ -104,7 +116,7 @@ def read_worklist(uri: str) -> list[WorkItem]:
     items, mistakes = [], []
     for number, row in enumerate(rows, start=1):
         try:
-            items.append(WorkItem(**{key: value for key, value in row.items() if value not in (None, "")}))
+            items.append(WorkItem(**_nest(row)))
         except ValidationError as error:
             mistakes += [f"row {number}: {_describe(entry)}" for entry in error.errors()]
         except ValueError as error:
@@ -128,10 +140,24 @@ def check_items(items: list[WorkItem], where: str) -> list[WorkItem]:
 def write_worklist(items: list[WorkItem], uri: str) -> None:
     """Writes a work list as Parquet."""
     buffer = io.BytesIO()
-    columns = list(WorkItem.model_fields)
-    table = pa.table({name: pa.array([getattr(item, name) for item in items], pa.string()) for name in columns})
-    pq.write_table(table, buffer)
+    types = {"start": pa.float64(), "end": pa.float64(), "box": pa.list_(pa.float64())}
+    columns = {name: [getattr(item, name) for item in items] for name in WorkItem.model_fields if name != "attributes"}
+    table = {name: pa.array(values, types.get(name, pa.string())) for name, values in columns.items()}
+    for attribute in sorted({name for item in items for name in item.attributes}):
+        table[f"attributes.{attribute}"] = pa.array([item.attributes.get(attribute) for item in items], pa.string())
+    pq.write_table(pa.table(table), buffer)
     commit(uri, buffer.getvalue())
+
+
+def _nest(row: dict[str, Any]) -> dict[str, Any]:
+    """A table's row as a work item's fields: empty cells left out, `attributes.<name>` gathered, a box written as four numbers split."""
+    given = {key: value for key, value in row.items() if value not in (None, "")}
+    attributes = dict(given.pop("attributes", {}))
+    for key in [key for key in given if key.startswith("attributes.")]:
+        attributes[key.removeprefix("attributes.")] = str(given.pop(key))
+    if isinstance(given.get("box"), str):
+        given["box"] = tuple(float(part) for part in re.split(r"[ ,;]+", given["box"].strip("[]() ")))
+    return given | {"attributes": attributes}
 
 
 def _describe(entry: Any) -> str:

@@ -101,3 +101,22 @@ def register(app: typer.Typer) -> None:
             say(f"  version {version}: {count} samples taken out")
         for run in runs_that_read(tracking_uri, done.digests) if tracking_uri else []:
             say(f"  trained on them: {run}")
+
+    @group.command()
+    def worklist(
+        name: str = typer.Argument(help="celebv_hq, celebv_text, hdtf or openhumanvid."),
+        path: str = typer.Argument(help="The list's own file; for hdtf the folder of its tables."),
+        videos: str = typer.Argument(help="Folder with the files, downloaded already."),
+        out: str = typer.Option("worklist.parquet", help="The work list that is written."),
+    ) -> None:
+        """Turns a public list into a work list."""
+        from data_pipeline.public_lists import read_public_list
+        from data_pipeline.worklist import write_worklist
+        from infra.console import say
+
+        items, missing = read_public_list(name, path, videos)
+        write_worklist(items, out)
+        say(
+            f"{out}: {len(items)} sources; {len(missing)} of the list are not in {videos}"
+            + (f" ({', '.join(missing[:5])} ...)" if missing else "")
+        )
