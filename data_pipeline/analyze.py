@@ -6,6 +6,7 @@ the work starts, so that a source that kills its worker three times is failed(cr
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from lato.pairs import decode_image
 
 VERSION = 2
 """Raise it when the meaning of an observation changes: all parts are then made anew."""
+_NOT_READABLE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
 _BUNDLE = 8
 _MAX_ATTEMPTS = 3
 
@@ -85,7 +87,11 @@ def _fingerprint(item: WorkItem, config: AnalyzeConfig, model_hashes: dict[str, 
     """What a part depends on; None where the source cannot be read at all."""
     try:
         content = content_sha256(item.uri)
-    except (FileNotFoundError, IsADirectoryError, ValueError):
+    except ValueError:  # a set that is none
+        return None
+    except OSError as error:
+        if error.errno not in _NOT_READABLE:
+            raise  # the machine's fault, not the file's
         return None
     read: dict[str, Any] = {"fps": config.fps if item.kind == "video" else None, "representatives": REPRESENTATIVES}
     read |= {"licences": config.licences, "consents": config.consents}
@@ -196,7 +202,7 @@ class _Worker:
         if item.kind == "video":
             check_is_video(item.uri)
             return watch_video(
-                _until_torn(sample_frames(item.uri, self._config.fps, item.start or 0.0, item.end), torn), self._reader, item.box
+                until_torn(sample_frames(item.uri, self._config.fps, item.start or 0.0, item.end), torn), self._reader, item.box
             )
         images = read_image_set(item.uri).images
         return watch_images(
@@ -212,7 +218,7 @@ class _Worker:
         )
 
 
-def _until_torn(frames: Iterable[Frame], torn: list[DecodeError]) -> Iterator[Frame]:
+def until_torn(frames: Iterable[Frame], torn: list[DecodeError]) -> Iterator[Frame]:
     """The frames up to where a stream ends too early; the error goes to `torn`."""
     try:
         yield from frames

@@ -1,0 +1,157 @@
+"""Forty kinds of input, each with the verdict that a data team expects of it."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline.analyze import AnalyzeConfig, _fingerprint, _Worker
+from data_pipeline.decode import sample_frames
+from data_pipeline.perceive import watch_video
+from data_pipeline.worklist import WorkItem, item_for, items_from_folder
+from infra.errors import UserError
+from tests.data_pipeline.test_decode import write
+
+
+@pytest.fixture(scope="module")
+def face(clip):
+    return Image.open(clip("obama")).convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def worker(models, tmp_path_factory):
+    return _Worker(str(models), AnalyzeConfig(licences=("test",), consents=("given",)), {}, str(tmp_path_factory.mktemp("bad")))
+
+
+def encoded(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def turned(image):
+    """Lying on its side, with the EXIF mark that says so."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(image.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif)
+
+
+def half(image, share):
+    return image.crop((0, 0, int(image.width * share), image.height))
+
+
+def crowd(image, count):
+    small = image.resize((240, 240))
+    sheet = Image.new("RGB", (1200, 240 * (count // 5)))
+    for number in range(count):
+        sheet.paste(small, (240 * (number % 5), 240 * (number // 5)))
+    return sheet
+
+
+OK, NO_FACE, FAILED = "ok", "rejected: no face", "failed: decode"
+IMAGES = {
+    "jpeg": ("a.jpg", lambda f: encoded(f, "JPEG"), OK),
+    "progressive jpeg": ("a.jpg", lambda f: encoded(f, "JPEG", progressive=True), OK),
+    "grey jpeg": ("a.jpg", lambda f: encoded(f.convert("L"), "JPEG"), OK),
+    "cmyk jpeg": ("a.jpg", lambda f: encoded(f.convert("CMYK"), "JPEG"), OK),
+    "turned by exif": ("a.jpg", turned, OK),
+    "hardly compressed to nothing": ("a.jpg", lambda f: encoded(f, "JPEG", quality=12), OK),
+    "png": ("a.png", lambda f: encoded(f, "PNG"), OK),
+    "png with alpha": ("a.png", lambda f: encoded(f.convert("RGBA"), "PNG"), OK),
+    "png with a palette": ("a.png", lambda f: encoded(f.convert("P"), "PNG"), OK),
+    "png of 16 bits": ("a.png", lambda f: encoded(Image.fromarray(np.asarray(f.convert("L")).astype(np.uint16) * 257), "PNG"), OK),
+    "webp": ("a.webp", lambda f: encoded(f, "WEBP"), OK),
+    "png named jpg": ("a.jpg", lambda f: encoded(f, "PNG"), OK),
+    "bitmap named png": ("a.png", lambda f: encoded(f, "BMP"), OK),
+    "unicode name": ("ａ-Гесь-面.jpg", lambda f: encoded(f, "JPEG"), OK),
+    "dotted name": ("a.b.c..d.jpg", lambda f: encoded(f, "JPEG"), OK),
+    "name in capitals": ("A.JPG", lambda f: encoded(f, "JPEG"), OK),
+    "name with spaces and quotes": ("a 'b' \"c\".jpg", lambda f: encoded(f, "JPEG"), OK),
+    "ten faces": ("a.jpg", lambda f: encoded(crowd(f, 10), "JPEG"), OK),
+    "very wide": ("a.jpg", lambda f: encoded(crowd(f, 5), "JPEG"), OK),
+    "large": ("a.jpg", lambda f: encoded(f.resize((4000, 4000)), "JPEG"), OK),
+    "dark": ("a.jpg", lambda f: encoded(f.point(lambda v: v // 4), "JPEG"), OK),
+    "empty": ("a.jpg", lambda f: b"", FAILED),
+    "text": ("a.jpg", lambda f: b"hello", FAILED),
+    "cut to a few bytes": ("a.jpg", lambda f: encoded(f, "JPEG")[:40], FAILED),
+    "png cut in half": ("a.png", lambda f: encoded(f, "PNG")[:200], FAILED),
+    "pdf named jpg": ("a.jpg", lambda f: b"%PDF-1.7" + b"0" * 500, FAILED),
+    "zip named png": ("a.png", lambda f: b"PK\x03\x04" + b"0" * 500, FAILED),
+    "one pixel": ("a.png", lambda f: encoded(Image.new("RGB", (1, 1)), "PNG"), NO_FACE),
+    "a line": ("a.png", lambda f: encoded(Image.new("RGB", (900, 1)), "PNG"), NO_FACE),
+    "black": ("a.png", lambda f: encoded(Image.new("RGB", (300, 300)), "PNG"), NO_FACE),
+    "noise": (
+        "a.png",
+        lambda f: encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)), "PNG"),
+        NO_FACE,
+    ),
+    "a face of 12 px": ("a.png", lambda f: encoded(f.resize((24, 24)), "PNG"), NO_FACE),
+    "an ear only": ("a.png", lambda f: encoded(half(f, 0.15), "PNG"), NO_FACE),
+    "set outside its folder": ("a.json", lambda f: b'{"images": [{"uri": "../x.jpg"}]}', FAILED),
+    "set that is no set": ("a.json", lambda f: b'{"pictures": []}', FAILED),
+    "set that is no json": ("a.json", lambda f: b"{", FAILED),
+}
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_images(worker, face, tmp_path, kind):
+    name, make, expected = IMAGES[kind]
+    path = tmp_path / name
+    path.write_bytes(make(face))
+    item = item_for(str(path), source_id="x", licence="test", consent="given")
+    rows, outcome = worker._observe(item)
+    assert outcome["status"] + (f": {outcome['reason']}" if outcome["reason"] else "") == expected, outcome
+    assert bool(rows) == (expected == OK)
+    assert outcome["status"] == "ok" or outcome["message"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [({"licence": "other"}, "licence"), ({"licence": "unknown"}, "licence"), ({"licence": "test", "consent": "unknown"}, "consent")],
+)
+def test_the_policy_applies_before_any_pixel(worker, tmp_path, columns, reason):
+    item = WorkItem(**({"source_id": "x", "uri": str(tmp_path / "never_opened.mp4"), "kind": "video", "consent": "given"} | columns))
+    assert worker._observe(item)[1]["reason"] == reason
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    """They have no content to make a fingerprint of: the ledger says missing."""
+    loop = tmp_path / "loop.jpg"
+    loop.symlink_to(loop)
+    folder = tmp_path / "folder.jpg"
+    folder.mkdir()
+    for path in (loop, folder, tmp_path / "gone.jpg"):
+        assert _fingerprint(item_for(str(path)), AnalyzeConfig(), {}) is None, path
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"x")
+    path.chmod(0)
+    assert _fingerprint(item_for(str(path)), AnalyzeConfig(), {}) is None
+
+
+def test_two_files_that_would_share_an_id(tmp_path, face):
+    for name in ("a b.jpg", "a-b.jpg"):
+        (tmp_path / name).write_bytes(encoded(face, "JPEG"))
+    with pytest.raises(UserError, match="names two sources"):
+        items_from_folder(str(tmp_path))
+
+
+def test_no_track_goes_over_a_cut(reader, clip, face, tmp_path):
+    """Two people one after the other, in the same place of the picture: the cut parts them, and a box chooses one side."""
+    first, second = (np.asarray(Image.open(clip(name)).convert("RGB").resize((320, 320))) for name in ("obama", "biden"))
+
+    def scene(number, height, width):
+        moved = np.roll(first if number < 20 else second, number % 3, axis=1)
+        return np.ascontiguousarray(moved)
+
+    path = write(tmp_path / "two.mp4", size=(320, 320), make=scene)
+    sightings, _ = watch_video(sample_frames(path, 5.0), reader)
+    tracks = {shot: {s.track for s in sightings if s.frame.shot == shot} for shot in (0, 1)}
+    assert all(tracks.values())
+    assert not tracks[0] & tracks[1]
+    assert watch_video(sample_frames(path, 5.0), reader, (0.0, 0.0, 0.1, 0.1))[0] == []

@@ -1,0 +1,118 @@
+"""Videos as they come: variable frame rate, HEVC, 10 bits, odd sizes, rotation, torn streams, cuts. Sampling and seeking must agree."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from data_pipeline.analyze import until_torn
+from data_pipeline.decode import DecodeError, read_frames_at, sample_frames
+
+
+def picture(number, height=120, width=160):
+    """A gradient with a white square that moves: every frame differs from every other."""
+    image = np.linspace(40, 200, width)[None, :, None].repeat(height, 0).repeat(3, 2).astype(np.uint8)
+    left = 4 + (number * 7) % (width - 40)
+    image[20:50, left : left + 30] = (250, 250, 250)
+    return image
+
+
+def write(path, count=40, size=(120, 160), codec="libx264", pixels="yuv420p", times=None, make=picture, faststart=False):
+    options = {"movflags": "faststart"} if faststart else {}
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=20, options={"x265-params": "log-level=none"} if codec == "libx265" else {})
+        stream.height, stream.width, stream.pix_fmt = *size, pixels
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number in range(count):
+            frame = av.VideoFrame.from_ndarray(make(number, *size), format="rgb24")
+            frame.pts, frame.time_base = int(times[number] * 1000) if times else number * 50, Fraction(1, 1000)
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return str(path)
+
+
+KINDS = {
+    "plain": {},
+    "variable rate": {"times": [n * 0.05 if n < 20 else 1.0 + (n - 20) * 0.2 for n in range(40)]},
+    "hevc": {"codec": "libx265"},
+    "ten bits": {"codec": "libx265", "pixels": "yuv420p10le"},
+    "odd size": {"size": (121, 163), "pixels": "yuv444p"},
+    "vp9 in webm": {"codec": "libvpx-vp9"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sampled_frames_can_be_sought(tmp_path, kind):
+    path = write(tmp_path / ("x.webm" if "webm" in kind else "x.mp4"), **KINDS[kind])
+    frames = list(sample_frames(path, 5.0))
+    assert len(frames) >= 10
+    steps = np.diff([frame.pts for frame in frames])
+    assert (steps >= 0.15).all()
+    height, width = KINDS[kind].get("size", (120, 160))
+    wanted = [frames[number] for number in (1, 4, 8)]
+    for seen, sought in zip(wanted, read_frames_at(path, [frame.pts for frame in wanted]), strict=True):
+        assert sought.image.shape == (height, width, 3)
+        assert np.abs(seen.image.astype(int) - sought.image).mean() < 3, (
+            kind
+        )  # another decoder rounds colours otherwise; a wrong frame differs by far more
+    assert np.abs(frames[1].image.astype(int) - frames[4].image).mean() > 3
+
+
+@pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)])
+def test_a_turned_video_comes_upright_from_both_decoders(tmp_path, matrix):
+    """As telephones write them: the picture lies on its side and the header says how to turn it."""
+    path = Path(write(tmp_path / "x.mp4"))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 44
+    for place, value in zip((0, 4, 12, 16), matrix, strict=True):
+        content[at + place : at + place + 4] = (value * 65536).to_bytes(4, "big", signed=True)
+    path.write_bytes(content)
+    frames = list(sample_frames(str(path), 5.0))
+    assert frames[0].image.shape[:2] == ((120, 160) if matrix[0] else (160, 120))
+    sought = read_frames_at(str(path), [frames[3].pts])[0].image
+    assert sought.shape == frames[3].image.shape
+    assert np.abs(sought.astype(int) - frames[3].image).mean() < 3
+
+
+def test_only_the_span_is_looked_at(tmp_path):
+    path = write(tmp_path / "x.mp4")
+    frames = list(sample_frames(path, 10.0, 0.5, 1.2))
+    assert (frames[0].pts, frames[-1].pts) == pytest.approx((0.5, 1.2), abs=0.06)
+
+
+def test_a_torn_stream_gives_what_came_before(tmp_path):
+    whole = Path(write(tmp_path / "x.mp4", count=100, faststart=True)).read_bytes()
+    torn = tmp_path / "torn.mp4"
+    torn.write_bytes(whole[: len(whole) * 2 // 3])
+    torn_by: list[DecodeError] = []
+    frames = list(until_torn(sample_frames(str(torn), 5.0), torn_by))
+    assert torn_by[0].kind == "truncated"
+    assert "s of 5.0 s" in str(torn_by[0])
+    assert 5 < len(frames) < 25
+
+
+def test_a_cut_begins_a_shot(tmp_path):
+    def two_scenes(number, height=120, width=160):
+        return picture(number) if number < 20 else picture(number) * np.array([1, 0, 0], np.uint8)
+
+    frames = list(sample_frames(write(tmp_path / "x.mp4", make=two_scenes), 10.0))
+    assert [frame.shot for frame in frames] == [0 if frame.pts < 0.99 else 1 for frame in frames]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a video", b"\x00" * 5000])
+def test_what_is_no_video_is_said_to_be_none(tmp_path, content):
+    path = tmp_path / "x.mp4"
+    path.write_bytes(content)
+    with pytest.raises(DecodeError) as error:
+        list(sample_frames(str(path), 5.0))
+    assert error.value.kind == "decode"
+
+
+def test_a_time_between_frames_is_refused(tmp_path):
+    path = write(tmp_path / "x.mp4")
+    with pytest.raises(DecodeError, match="nearest frame"):
+        read_frames_at(path, [0.52])
