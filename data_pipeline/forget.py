@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from data_pipeline.candidates import read_candidates
 from data_pipeline.image_set import read_image_set
 from data_pipeline.pack import read_index, read_manifest, read_members, write_shard
+from data_pipeline.subset import make_view
 from data_pipeline.worklist import WorkItem, read_worklist, write_worklist
 from infra.errors import UserError
 from infra.storage import commit, delete, exists, join, list_files, list_folders, read_bytes, sha256_bytes, sha256_json
@@ -91,14 +92,14 @@ def apply_removals(work: str) -> Forgotten:
     items = read_worklist(join(work, "worklist.parquet"))
     gone = {item.source_id: item for item in items if removals.covers(item.source_id, item.identity, item.licence)}
     samples, digests = {}, []
-    for folder in list_folders(join(work, "versions")):
-        if not exists(join(folder, "index.json")):
-            continue
+    for folder in _versions(work, views=False):
         before, taken = _shrink(folder, removals)
         if taken:
             samples[folder.rsplit("/", 1)[-1]] = taken
             digests.append(before)
         _sweep(folder)
+    for folder in _versions(work, views=True):
+        _remake_view(folder)
     _delete_observations(work, gone)
     _sweep_crops(work)
     write_worklist([item for item in items if item.source_id not in gone], join(work, "worklist.parquet"))
@@ -178,12 +179,27 @@ def _sweep(folder: str) -> None:
         delete(uri)
 
 
+def _versions(work: str, views: bool) -> list[str]:
+    """Folders of published versions, or of views."""
+    published = [folder for folder in list_folders(join(work, "versions")) if exists(join(folder, "index.json"))]
+    return [folder for folder in published if ("view_of" in read_index(folder)) == views]
+
+
+def _remake_view(folder: str) -> None:
+    """A view of a version that shrank is made again, and deleted where nothing is left of it."""
+    index = read_index(folder)
+    try:
+        make_view(index["view_of"], index["name"], index["where"])
+    except UserError:
+        for name in ("index.json", index["manifest"]):
+            delete(join(folder, name))
+
+
 def _sweep_crops(work: str) -> None:
     """Deletes the crops that no version's candidates name any more."""
     named: set[str] = set()
-    for folder in list_folders(join(work, "versions")):
-        if exists(join(folder, "index.json")):
-            named.update(name for row in read_candidates(folder) for name in row["rendered"])
+    for folder in _versions(work, views=False):
+        named.update(name for row in read_candidates(folder) for name in row["rendered"])
     for uri in list_files(join(work, "renders")):
         if uri.rsplit("/", 1)[-1] not in named:
             delete(uri)

@@ -23,6 +23,8 @@ class Dataset:
     """A published dataset version."""
 
     uri: str
+    shards: str
+    """Folder of its shards: its own, or for a view those of the version it is of."""
     digest: str
     rows: list[dict[str, Any]]
     """The manifest's."""
@@ -38,7 +40,10 @@ class Dataset:
             raise UserError(f"{uri}: no published dataset version here (no index.json). Build one: lato data build")
         index = json.loads(read_bytes(join(uri, "index.json")))
         rows = pq.read_table(io.BytesIO(read_bytes(join(uri, index["manifest"])))).to_pylist()
-        return cls(uri, index["digest"], sorted(rows, key=lambda row: row["key"]))
+        shards = index.get("view_of", uri)
+        if shards != uri and json.loads(read_bytes(join(shards, "index.json")))["digest"] != index["parent"]:
+            raise UserError(f"{uri}: the version that this view is of has changed (samples were removed from it). Make the view again.")
+        return cls(uri, join(shards, "shards"), index["digest"], sorted(rows, key=lambda row: row["key"]))
 
     def split(self, name: str) -> list[dict[str, Any]]:
         """Manifest rows of a split, by key.
@@ -53,14 +58,14 @@ class Dataset:
 
     def read(self, row: dict[str, Any]) -> FacePair:
         """One sample."""
-        with open_read(join(self.uri, "shards", row["shard"])) as file:
+        with open_read(join(self.shards, row["shard"])) as file:
             return decode_pair(row["key"], {member: _member(file, row, member) for member in MEMBERS})
 
     def read_landmarks(self, rows: list[dict[str, Any]]) -> Landmarks:
         """(N, 2, 68, 2) source and target landmarks, without the pictures."""
         arrays = []
         for row in rows:
-            with open_read(join(self.uri, "shards", row["shard"])) as file:
+            with open_read(join(self.shards, row["shard"])) as file:
                 arrays.append(np.load(io.BytesIO(_member(file, row, "landmarks.npy")), allow_pickle=False))
         return np.stack(arrays).astype(np.float32)
 

@@ -120,3 +120,30 @@ def register(app: typer.Typer) -> None:
             f"{out}: {len(items)} sources; {len(missing)} of the list are not in {videos}"
             + (f" ({', '.join(missing[:5])} ...)" if missing else "")
         )
+
+    @group.command()
+    def view(
+        version: str = typer.Argument(help="Folder of a version."),
+        name: str = typer.Argument(help="Name of the view; it is published beside the version."),
+        where: str = typer.Option(..., help='Conditions on manifest columns: "kind = video and identity_similarity >= 0.6".'),
+    ) -> None:
+        """A named part of a version with a digest of its own, which training can read."""
+        from data_pipeline.subset import make_view
+        from infra.console import say
+
+        folder, samples = make_view(str(Path(version).absolute()), name, where)
+        say(f"{folder}: " + ", ".join(f"{count} {split}" for split, count in sorted(samples.items())))
+
+    @group.command()
+    def export(
+        version: str = typer.Argument(help="Folder of a version."),
+        folder: str = typer.Argument(help="Where to."),
+        commercial: bool = typer.Option(False, help="Only samples whose licence allows commercial use."),
+    ) -> None:
+        """Copies a version into a folder that stands alone."""
+        from data_pipeline.subset import export as copy_out
+        from infra.console import say
+
+        exported, left = copy_out(version, folder, commercial)
+        for what, counts in (("exported", exported), ("left out", left)):
+            say(f"{what}: " + (", ".join(f"{count} {licence}" for licence, count in sorted(counts.items())) or "nothing"))

@@ -15,6 +15,7 @@ from data_pipeline.pack import read_manifest
 from data_pipeline.pairing import PairingConfig
 from data_pipeline.report import wilson, write_data_report
 from data_pipeline.split import SplitConfig
+from data_pipeline.subset import export, make_view
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.verify import verify_version
 from data_pipeline.why import why
@@ -109,6 +110,7 @@ def test_a_person_is_forgotten_even_if_killed_at_any_step(ray_session, models, t
     theirs = {key for key, row in before.items() if row["identity"] == "anny_0_00003"}
     assert theirs
     digest = Dataset.open(version.uri).digest
+    view, _ = make_view(version.uri, "some", f"yaw >= {min(row['yaw'] for row in before.values())}")
     steps = 0
     while True:
         ended = subprocess.run([sys.executable, "-c", _KILLED, str(work), str(steps)], capture_output=True, text=True)
@@ -122,8 +124,9 @@ def test_a_person_is_forgotten_even_if_killed_at_any_step(ray_session, models, t
     assert after.digest != digest
     assert {row["key"] for row in after.rows} == before.keys() - theirs
     assert verify_version(version.uri) == []
-    for row in after.rows:
-        after.read(row)
+    for dataset in (after, Dataset.open(view)):
+        for row in dataset.rows:
+            dataset.read(row)
     assert json.loads((Path(version.uri) / "index.json").read_text())["tombstones"] == [digest]
     untouched = {row["shard"] for row in before.values()} - {before[key]["shard"] for key in theirs}
     assert untouched <= {row["shard"] for row in after.rows}
@@ -134,6 +137,42 @@ def test_a_person_is_forgotten_even_if_killed_at_any_step(ray_session, models, t
             assert not any(key.encode() in content for key in theirs), path
     again = build(work, models)  # and a later build does not bring them back
     assert {row["key"] for row in read_manifest(again.uri)} == before.keys() - theirs
+
+
+def test_a_view_trains_and_knows_when_its_version_changed(built, tmp_path):
+    _, version = built
+    rows = read_manifest(version.uri)
+    folder, samples = make_view(version.uri, "happy", "expression in happy,sad and identity_similarity >= 0.1 and edit_kind != compound")
+    chosen = {
+        r["key"] for r in rows if r["expression"] in ("happy", "sad") and r["edit_kind"] != "compound" and r["identity_similarity"] >= 0.1
+    }
+    view = Dataset.open(folder)
+    assert {row["key"] for row in view.rows} == chosen
+    assert sum(samples.values()) == len(chosen)
+    assert view.digest != version.digest
+    assert view.read(view.rows[0]).meta.edit.expression in ("happy", "sad")
+    for wrong, message in (
+        ("mood = happy", "cannot read"),
+        ("expression ~ happy", "cannot read"),
+        ("yaw = far", "is a number"),
+        ("yaw = 5", "no sample"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_view(version.uri, "wrong", wrong)
+    index = Path(folder) / "index.json"
+    index.write_text(index.read_text().replace(version.digest, "0" * 64))
+    with pytest.raises(UserError, match="has changed"):
+        Dataset.open(folder)
+
+
+def test_an_export_stands_alone(built, tmp_path):
+    work, version = built
+    exported, left = export(version.uri, str(tmp_path / "out"), commercial_only=True)
+    assert exported == {"CC0-1.0": len(read_manifest(version.uri))}
+    assert left == {}
+    assert verify_version(str(tmp_path / "out")) == []
+    with pytest.raises(UserError, match="published there already"):
+        export(version.uri, str(tmp_path / "out"), commercial_only=True)
 
 
 def test_forget_asks_whom(built):

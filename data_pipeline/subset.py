@@ -1,0 +1,130 @@
+"""Views and exports: parts of a published version. A view only names samples; an export copies them into shards of their own."""
+
+from __future__ import annotations
+
+import io
+import json
+import operator
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.pack import MANIFEST, read_index, read_manifest, read_members, write_shard
+from infra.errors import UserError
+from infra.storage import commit, exists, join, sha256_bytes, sha256_json
+
+COMMERCIAL = frozenset({"CC0-1.0", "CC-BY-4.0", "CC-BY-3.0", "CC-BY-2.0", "MIT", "Apache-2.0", "BSD-3-Clause", "PDDL-1.0", "public domain"})
+"""Licences that allow commercial use as they stand. All others, `unknown` too, do not."""
+
+_CONDITION = re.compile(r"\s*(\w+)\s*(==|=|!=|<=|>=|<|>|in)\s*(.+?)\s*")
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq, "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+    "in": lambda value, given: value in given,
+}  # fmt: skip
+
+
+def make_view(version: str, name: str, where: str) -> tuple[str, dict[str, int]]:
+    """Publishes a named part of a version beside it: its own manifest and digest, the version's shards.
+
+    Args:
+        version: Folder of the version.
+        name: Name of the view.
+        where: Conditions on manifest columns joined by `and`, for example `kind = video and identity_similarity >= 0.6 and expression in happy,sad`.
+
+    Returns:
+        The view's folder, and samples by split.
+
+    Raises:
+        UserError: A condition cannot be read, names no column, or nothing is left.
+    """
+    index, manifest = read_index(version), read_manifest(version)
+    rows = select(manifest, where)
+    folder = join(version.rsplit("/", 1)[0], name)
+    if exists(join(folder, "index.json")) and read_index(folder).get("view_of") != version:
+        raise UserError(f"{folder}: a version of that name is there already")
+    data = _table(rows)
+    commit(join(folder, MANIFEST), data)
+    made = {"name": name, "view_of": version, "parent": index["digest"], "where": where, "samples": len(rows)}
+    made |= {"manifest": MANIFEST, "manifest_sha256": sha256_bytes(data), "shards": []}
+    made["digest"] = sha256_json({"parent": index["digest"], "manifest": made["manifest_sha256"]})
+    commit(join(folder, "index.json"), json.dumps(made, indent=1, sort_keys=True).encode())
+    return folder, dict(Counter(row["split"] for row in rows))
+
+
+def export(version: str, folder: str, commercial_only: bool) -> tuple[dict[str, int], dict[str, int]]:
+    """Copies a version's samples, by licence, into a folder that stands alone.
+
+    Args:
+        version: Folder of the version.
+        folder: Where to.
+        commercial_only: Only licences in `COMMERCIAL`.
+
+    Returns:
+        Samples exported and left out, each by licence.
+
+    Raises:
+        UserError: Something is published there already, or nothing is left.
+    """
+    if exists(join(folder, "index.json")):
+        raise UserError(f"{folder}: a version is published there already")
+    index, manifest = read_index(version), read_manifest(version)
+    kept = [row for row in manifest if not commercial_only or row["licence"] in COMMERCIAL]
+    if not kept:
+        raise UserError(
+            f"{version}: no sample's licence allows commercial use. Licences: {', '.join(sorted({r['licence'] for r in manifest}))}"
+        )
+    shards, rows = [], []
+    for shard in index["shards"]:
+        mine = [row for row in kept if row["shard"] == shard["name"]]
+        if not mine:
+            continue
+        data, new = write_shard([(row, read_members(version, row)) for row in mine], shard["name"])
+        commit(join(folder, "shards", shard["name"]), data)
+        shards.append({**shard, "count": len(mine), "bytes": len(data), "sha256": sha256_bytes(data)})
+        rows += new
+    data = _table(rows)
+    commit(join(folder, MANIFEST), data)
+    made = {"name": index["name"], "parent": index["digest"], "samples": len(rows), "shards": shards, "manifest": MANIFEST}
+    made |= {"manifest_sha256": sha256_bytes(data), "commercial_only": commercial_only}
+    made["digest"] = sha256_json({"shards": shards, "manifest": made["manifest_sha256"]})
+    commit(join(folder, "index.json"), json.dumps(made, indent=1, sort_keys=True).encode())
+    exported = Counter(row["licence"] for row in kept)
+    return dict(exported), dict(Counter(row["licence"] for row in manifest) - exported)
+
+
+def select(rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+    """The rows for which every condition of `where` holds; see `make_view`."""
+    columns = rows[0].keys() if rows else ()
+    kept = rows
+    for text in re.split(r"\s+and\s+", where.strip()):
+        match = _CONDITION.fullmatch(text)
+        if match is None or match.group(1) not in columns:
+            raise UserError(f"where: cannot read {text!r}. Write column operator value; columns are {', '.join(columns)}")
+        column, sign, value = match.groups()
+        wanted = [_typed(part, rows, column) for part in value.split(",")] if sign == "in" else _typed(value, rows, column)
+        compare = _OPERATORS[sign]
+        kept = [row for row in kept if row[column] is not None and compare(row[column], wanted)]
+    if not kept:
+        raise UserError(f"where: no sample is left of {len(rows)}")
+    return kept
+
+
+def _typed(text: str, rows: list[dict[str, Any]], column: str) -> Any:
+    text = text.strip().strip("'\"")
+    sample = next((row[column] for row in rows if row[column] is not None), "")
+    if isinstance(sample, str):
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError(f"where: {column} is a number, given {text!r}") from error
+
+
+def _table(rows: list[dict[str, Any]]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
+    return buffer.getvalue()
