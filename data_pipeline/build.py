@@ -12,6 +12,7 @@ import numpy as np
 
 from data_pipeline.analyze import AnalyzeConfig, analyze, write_ledger
 from data_pipeline.candidates import write_candidates
+from data_pipeline.card import write_card
 from data_pipeline.forget import FILE, Removals
 from data_pipeline.ledger import Ledger
 from data_pipeline.observations import read_part
@@ -118,6 +119,7 @@ def build_dataset(config: DataConfig, work: str, models: Path, extra: list[WorkI
         candidates, {sample.key: sample.split for sample in planned}, {name: item.licence for name, item in by_id.items()}, folder
     )
     digest = pack(planned, config.pack, folder, config.name, created_from)
+    write_card(folder)
     return DatasetVersion(folder, digest, dict(Counter(sample.split for sample in planned)), funnel)
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.candidates import read_candidates
+from data_pipeline.card import write_card
 from data_pipeline.image_set import read_image_set
 from data_pipeline.pack import read_index, read_manifest, read_members, write_shard
 from data_pipeline.subset import make_view
@@ -174,9 +175,9 @@ def _sweep(folder: str) -> None:
     named = {shard["name"] for shard in index["shards"]}
     stale = [uri for uri in list_files(join(folder, "shards")) if uri.rsplit("/", 1)[-1] not in named]
     stale += [uri for uri in list_files(folder, ".parquet") if uri.rsplit("/", 1)[-1] not in (index["manifest"], index["candidates"])]
-    stale += [join(folder, name) for name in ("report.html", "README.md", "croissant.json")]
-    for uri in stale:
+    for uri in [*stale, join(folder, "report.html")]:
         delete(uri)
+    write_card(folder)
 
 
 def _versions(work: str, views: bool) -> list[str]:

@@ -147,3 +147,18 @@ def register(app: typer.Typer) -> None:
         exported, left = copy_out(version, folder, commercial)
         for what, counts in (("exported", exported), ("left out", left)):
             say(f"{what}: " + (", ".join(f"{count} {licence}" for licence, count in sorted(counts.items())) or "nothing"))
+
+    @group.command()
+    def retry(
+        reason: str = typer.Argument(help="crash, hang, decode, truncated or missing."),
+        work_dir: str = typer.Option("work/data", help="The build's folder."),
+    ) -> None:
+        """Reopens what failed for one reason; the next build looks at it again."""
+        from data_pipeline.retry import reopen
+        from infra.console import say
+        from infra.storage import lease
+
+        work = str(Path(work_dir).absolute())
+        with lease(work, "lato data retry"):
+            names = reopen(work, reason)
+        say(f"{len(names)} sources reopened: {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}. Run lato data build again.")

@@ -14,12 +14,14 @@ from data_pipeline.forget import Removals, apply_removals, forget
 from data_pipeline.pack import read_manifest
 from data_pipeline.pairing import PairingConfig
 from data_pipeline.report import wilson, write_data_report
+from data_pipeline.retry import reopen
 from data_pipeline.split import SplitConfig
 from data_pipeline.subset import export, make_view
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.verify import verify_version
 from data_pipeline.why import why
 from infra.errors import UserError
+from infra.storage import sha256_file
 from training.data import Dataset
 
 CONFIG = DataConfig(synthetic=AnnyConfig(people=8, images=4), split=SplitConfig(val=0.2, test=0.2))
@@ -173,6 +175,35 @@ def test_an_export_stands_alone(built, tmp_path):
     assert verify_version(str(tmp_path / "out")) == []
     with pytest.raises(UserError, match="published there already"):
         export(version.uri, str(tmp_path / "out"), commercial_only=True)
+
+
+def test_card_and_croissant_name_every_file_by_hash(built):
+    import yaml
+
+    _, version = built
+    card = (Path(version.uri) / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert {entry["split"] for entry in front["configs"][0]["data_files"]} == {row["split"] for row in read_manifest(version.uri)}
+    assert version.digest in card
+    croissant = json.loads((Path(version.uri) / "croissant.json").read_text())
+    for entry in croissant["distribution"]:
+        assert sha256_file(str(Path(version.uri) / entry["contentUrl"])) == entry["sha256"]
+    assert {field["name"] for field in croissant["recordSet"][0]["field"]} >= {"key", "split", "instruction", "licence"}
+
+
+def test_failures_are_reopened_by_reason(ray_session, models, tmp_path):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/broken.mp4").write_bytes(b"no video")
+    work = tmp_path / "w"
+    config = CONFIG.model_copy(update={"folder": str(tmp_path / "src")})
+    build_dataset(config, str(work), models, [])
+    with pytest.raises(UserError, match=r"no source failed with 'crash'; reasons in this build: decode"):
+        reopen(str(work), "crash")
+    parts = len(list((work / "parts").iterdir()))
+    assert reopen(str(work), "decode") == ["broken"]
+    assert len(list((work / "parts").iterdir())) == parts - 1
+    build_dataset(config, str(work), models, [])
+    assert len(list((work / "parts").iterdir())) == parts
 
 
 def test_forget_asks_whom(built):

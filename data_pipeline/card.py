@@ -1,0 +1,102 @@
+"""A dataset card in Hugging Face's format and a Croissant file (mlcommons.org/croissant/1.0), beside the shards."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from data_pipeline.pack import read_index, read_manifest
+from infra.storage import commit, join
+
+CARD, CROISSANT = "README.md", "croissant.json"
+_TYPES = {str: "sc:Text", int: "sc:Integer", float: "sc:Float", bool: "sc:Boolean"}
+
+
+def write_card(folder: str) -> None:
+    """Writes both for a published version."""
+    index, manifest = read_index(folder), read_manifest(folder)
+    commit(join(folder, CARD), _card(index, manifest).encode())
+    commit(join(folder, CROISSANT), (json.dumps(_croissant(index, manifest), indent=1, sort_keys=True) + "\n").encode())
+
+
+def _card(index: dict[str, Any], manifest: list[dict[str, Any]]) -> str:
+    def counts(column: str) -> str:
+        return "\n".join(f"| {name} | {count:,} |" for name, count in Counter(str(row[column]) for row in manifest).most_common())
+
+    size = next(
+        label
+        for limit, label in ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e12, "n>1M"))
+        if len(manifest) < limit
+    )
+    licences = sorted({str(row["licence"]) for row in manifest})
+    return f"""---
+pretty_name: {index["name"]}
+license: {"cc0-1.0" if licences == ["CC0-1.0"] else "other"}
+task_categories: [image-to-image]
+size_categories: ["{size}"]
+tags: [face-editing, landmarks, webdataset]
+configs:
+- config_name: default
+  data_files:
+{chr(10).join(f"  - {{split: {split}, path: shards/{split}-*.tar}}" for split in sorted({str(row["split"]) for row in manifest}))}
+---
+
+# {index["name"]}
+
+Pairs of pictures of one person before and after an edit of expression or head pose, with the instruction, 68 landmarks of both on a 512 px canvas, and where each
+comes from. {len(manifest):,} samples, digest `{index["digest"]}`.
+
+A sample is `<key>.source.jpg`, `<key>.target.jpg`, `<key>.landmarks.npy` (float32, 2 x 68 x 2) and `<key>.json`. `manifest.parquet` has a row a sample with the byte
+offset of every member; `index.json` has the sha256 of every shard.
+
+| split | samples |
+|---|---|
+{counts("split")}
+
+| kind of edit | samples |
+|---|---|
+{counts("edit_kind")}
+
+| licence of the source | samples |
+|---|---|
+{counts("licence")}
+
+No person, source or group is in two splits. Faces are measured by detectors, not labelled by hand; instructions come from templates. People can be taken out
+(`lato data forget`); what was removed stays removed in later builds.
+"""
+
+
+def _croissant(index: dict[str, Any], manifest: list[dict[str, Any]]) -> dict[str, Any]:
+    fields = []
+    for column in manifest[0]:
+        sample = next((row[column] for row in manifest if row[column] is not None), "")
+        fields.append({
+            "@type": "cr:Field", "@id": f"samples/{column}", "name": column, "dataType": _TYPES.get(type(sample), "sc:Text"),
+            "source": {"fileObject": {"@id": "manifest"}, "extract": {"column": column}},
+        })  # fmt: skip
+    shards = [
+        {"@type": "cr:FileObject", "@id": shard["name"], "name": shard["name"], "contentUrl": f"shards/{shard['name']}",
+         "contentSize": f"{shard['bytes']} B", "encodingFormat": "application/x-tar", "sha256": shard["sha256"]}
+        for shard in index["shards"]
+    ]  # fmt: skip
+    table = {
+        "@type": "cr:FileObject", "@id": "manifest", "name": "manifest", "contentUrl": index["manifest"],
+        "encodingFormat": "application/x-parquet", "sha256": index["manifest_sha256"],
+    }  # fmt: skip
+    return {
+        "@context": {
+            "@vocab": "https://schema.org/", "sc": "https://schema.org/", "cr": "http://mlcommons.org/croissant/",
+            "dct": "http://purl.org/dc/terms/", "conformsTo": "dct:conformsTo", "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+            "field": "cr:field", "recordSet": "cr:recordSet", "source": "cr:source", "extract": "cr:extract", "column": "cr:column",
+            "fileObject": "cr:fileObject",
+        },
+        "@type": "sc:Dataset",
+        "conformsTo": "http://mlcommons.org/croissant/1.0",
+        "name": index["name"],
+        "description": "Face-edit pairs with instructions and landmarks.",
+        "version": index["digest"][:12],
+        "license": sorted({str(row["licence"]) for row in manifest}),
+        "distribution": [table, *shards],
+        "recordSet": [{"@type": "cr:RecordSet", "@id": "samples", "name": "samples", "field": fields}],
+    }  # fmt: skip
