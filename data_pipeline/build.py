@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipeline.analyze import AnalyzeConfig, analyze, write_ledger
 from data_pipeline.candidates import write_candidates
-from data_pipeline.card import write_card
+from data_pipeline.card import CARD, write_card
 from data_pipeline.forget import FILE, Removals
 from data_pipeline.ledger import Ledger
 from data_pipeline.observations import read_part
@@ -95,6 +95,8 @@ def build_dataset(config: DataConfig, work: str, models: Path, extra: list[WorkI
     created_from = _plan_digest(config, ledger, items)
     published = _read_published(folder, created_from)
     if published:
+        if not exists(join(folder, CARD)):  # a build that was killed between the two
+            write_card(folder)
         say(f"  version {config.name} stands already ({sum(published.samples.values())} samples)")
         return published
 
