@@ -14,6 +14,7 @@ from data_pipeline.analyze import AnalyzeConfig, analyze, write_ledger
 from data_pipeline.candidates import write_candidates
 from data_pipeline.card import CARD, write_card
 from data_pipeline.forget import FILE, Removals
+from data_pipeline.holdout import Holdout, HoldoutConfig
 from data_pipeline.ledger import Ledger
 from data_pipeline.observations import read_part
 from data_pipeline.pack import PackConfig, Planned, pack
@@ -52,6 +53,8 @@ class DataConfig(Config):
     """How samples are divided."""
     pack: PackConfig = PackConfig()
     """How shards are cut."""
+    holdout: HoldoutConfig = HoldoutConfig()
+    """Evaluation sets that training may not see."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,13 @@ def build_dataset(config: DataConfig, work: str, models: Path, extra: list[WorkI
         items = [item for item in items if item not in removed]
     if not items:
         raise UserError("there are no sources: give worklist=, folder= or synthetic.people=")
+    holdout = Holdout.read(config.holdout, models)
     write_worklist(items, join(work, "worklist.parquet"))
     ledger = analyze(items, config.analyze, models, work)
     write_ledger(ledger, join(work, "ledger.jsonl"))
     _stop_if_pending(ledger)
     folder = join(work, "versions", config.name)
-    created_from = _plan_digest(config, ledger, items)
+    created_from = _plan_digest(config, ledger, items, holdout)
     published = _read_published(folder, created_from)
     if published:
         if not exists(join(folder, CARD)):  # a build that was killed between the two
@@ -101,7 +105,7 @@ def build_dataset(config: DataConfig, work: str, models: Path, extra: list[WorkI
         return published
 
     rows = [row for entry in ledger.usable() for row in read_part(work, entry["fingerprint"]).to_pylist()]
-    candidates = apply_quotas(find_candidates(rows, config.pairing), config.pairing)
+    candidates = apply_quotas(holdout.bar(find_candidates(rows, config.pairing)), config.pairing)
     accepted = [candidate for candidate in candidates if candidate.verdict == "accepted"]
     by_id = {item.source_id: item for item in items}
     failed = render_crops(accepted, {item.source_id: item.uri for item in items}, work)
@@ -151,11 +155,13 @@ def _stop_if_pending(ledger: Ledger) -> None:
         )
 
 
-def _plan_digest(config: DataConfig, ledger: Ledger, items: list[WorkItem]) -> str:
+def _plan_digest(config: DataConfig, ledger: Ledger, items: list[WorkItem], holdout: Holdout) -> str:
     parts = sorted(str(row["fingerprint"]) for row in ledger.rows)
     tied = [item.model_dump(include={"source_id", "group", "split", "licence"}) for item in items]
-    chosen = config.model_dump(mode="json", include={"pairing", "split", "pack"})
-    return sha256_json({"version": VERSION, "parts": parts, "config": chosen, "items": tied})
+    chosen = config.model_dump(mode="json", include={"pairing", "split", "pack", "holdout"})
+    return sha256_json(
+        {"version": VERSION, "parts": parts, "config": chosen, "items": tied, "held_out": sorted(mark.hex() for mark in holdout.hashes)}
+    )
 
 
 def _read_published(folder: str, created_from: str) -> DatasetVersion | None:

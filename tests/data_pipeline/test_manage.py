@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from data_pipeline.build import DataConfig, build_dataset
 from data_pipeline.candidates import read_candidates
+from data_pipeline.decode import sample_frames
 from data_pipeline.diff import diff_versions
 from data_pipeline.forget import Removals, apply_removals, forget
+from data_pipeline.holdout import HoldoutConfig
 from data_pipeline.pack import read_manifest
 from data_pipeline.pairing import PairingConfig
 from data_pipeline.report import wilson, write_data_report
@@ -20,6 +23,7 @@ from data_pipeline.subset import export, make_view
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.verify import verify_version
 from data_pipeline.why import why
+from data_pipeline.worklist import item_for
 from infra.errors import UserError
 from infra.storage import sha256_file
 from training.data import Dataset
@@ -204,6 +208,25 @@ def test_failures_are_reopened_by_reason(ray_session, models, tmp_path):
     assert len(list((work / "parts").iterdir())) == parts - 1
     build_dataset(config, str(work), models, [])
     assert len(list((work / "parts").iterdir())) == parts
+
+
+def test_evaluation_sets_are_kept_out(ray_session, models, clip, tmp_path):
+    """By declared name, by content, and a real person by looks: other photos of them are barred."""
+    evaluation = tmp_path / "evaluation"
+    evaluation.mkdir()
+    frame = next(iter(sample_frames(clip("single_face"), 5.0)))
+    Image.fromarray(frame.image).save(evaluation / "frame.png")
+    clips = [item_for(clip("single_face"), licence="test")]
+    plain = CONFIG.model_copy(update={"pairing": PairingConfig(max_upscale=6.0)})
+    free = build_dataset(plain, str(tmp_path / "w"), models, clips)
+    assert any(row["kind"] == "video" for row in read_candidates(free.uri) if row["verdict"] == "accepted")
+    barred = plain.model_copy(update={"name": "barred", "holdout": HoldoutConfig(identities=("anny_0_00001",), folder=str(evaluation))})
+    rows = read_candidates(build_dataset(barred, str(tmp_path / "w"), models, clips).uri)
+    assert {row["source_id"] for row in rows if row["verdict"] == "held out"} == {"single_face", "anny_0_00001"}
+    assert not {"single_face", "anny_0_00001"} & {row["source_id"] for row in rows if row["split"]}
+    Image.new("RGB", (64, 64)).save(evaluation / "blank.png")
+    with pytest.raises(UserError, match=r"no face is found in blank.png"):
+        build_dataset(barred, str(tmp_path / "w"), models, clips)
 
 
 def test_forget_asks_whom(built):

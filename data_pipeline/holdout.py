@@ -1,0 +1,84 @@
+"""Evaluation sets that must not be trained on: candidates that show their people or their pictures are barred."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.pairing import Candidate
+from data_pipeline.worklist import IMAGE_SUFFIXES
+from infra.config import Config
+from infra.errors import UserError
+from lato.faces import FaceReader
+from lato.faces.quality import hash_distance
+from lato.pairs import decode_image
+
+
+class HoldoutConfig(Config):
+    """What evaluation uses, and training may not."""
+
+    identities: tuple[str, ...] = ()
+    """Declared people."""
+    sha256: tuple[str, ...] = ()
+    """Contents of sources."""
+    folder: str | None = None
+    """Pictures of evaluation sets: real people who look like one in them, and near-duplicates of them, are barred."""
+    similarity: float = 0.45
+    """Cosine from which two real faces count as one person."""
+    bits: int = 10
+    """Of 256, within which two faces are near-duplicates."""
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """The evaluation sets, read."""
+
+    config: HoldoutConfig
+    embeddings: npt.NDArray[np.float32]
+    """(N, D) unit vectors of their faces."""
+    hashes: tuple[bytes, ...]
+
+    @classmethod
+    def read(cls, config: HoldoutConfig, models: Path) -> Holdout:
+        """Reads the faces of the evaluation pictures.
+
+        Raises:
+            UserError: The folder is not there, or a picture in it shows no face: it could not be kept out of training.
+        """
+        embeddings, hashes, blind = [], [], []
+        if config.folder:
+            if not Path(config.folder).is_dir():
+                raise UserError(f"holdout.folder: there is no folder {config.folder}")
+            reader = FaceReader.from_folder(models)
+            for file in sorted(path for path in Path(config.folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
+                reading = reader.read(decode_image(file.read_bytes(), str(file)))
+                if reading is None:
+                    blind.append(file.name)
+                    continue
+                embeddings.append(reading.embedding)
+                hashes.append(reading.quality.phash)
+        if blind:
+            raise UserError(f"holdout.folder: no face is found in {', '.join(blind[:5])}; take them out, or name their sources by sha256")
+        return cls(config, np.stack(embeddings) if embeddings else np.zeros((0, 0), np.float32), tuple(hashes))
+
+    def bar(self, candidates: list[Candidate]) -> list[Candidate]:
+        """The candidates, those accepted that show what is held out with the verdict `held out`."""
+        return [
+            replace(c, verdict="held out") if c.verdict == "accepted" and any(self._shows(row) for row in (c.source, c.target)) else c
+            for c in candidates
+        ]
+
+    def _shows(self, row: dict[str, Any]) -> bool:
+        if row["identity"] in self.config.identities or row["source_sha256"] in self.config.sha256:
+            return True
+        if not len(self.embeddings):
+            return False
+        alike = (
+            row["kind"] != "synthetic"
+            and float((self.embeddings @ np.asarray(row["embedding"], np.float32)).max()) >= self.config.similarity
+        )
+        return alike or any(hash_distance(row["phash"], known) <= self.config.bits for known in self.hashes)
