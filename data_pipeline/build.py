@@ -81,7 +81,7 @@ def build_dataset(config: DataConfig, work: str, models: Path, extra: list[WorkI
     Raises:
         UserError: There are no sources, nothing could be paired, or sources are still pending (nothing is published then).
     """
-    given = _read_sources(config, extra or [])
+    given = read_sources(config, extra or [])
     items = given + (render_people(config.synthetic, work) if config.synthetic else [])
     removals = Removals.read(work)
     removed = [item for item in items if removals.covers(item.source_id, item.identity, item.licence)]
@@ -136,7 +136,8 @@ def print_version(version: DatasetVersion) -> None:
     say(f"  {version.uri}: {counts}; digest {version.digest[:16]}")
 
 
-def _read_sources(config: DataConfig, extra: list[WorkItem]) -> list[WorkItem]:
+def read_sources(config: DataConfig, extra: list[WorkItem]) -> list[WorkItem]:
+    """The work items that a config names, and others; duplicates merged."""
     items = list(extra)
     if config.worklist:
         items += read_worklist(config.worklist)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -17,12 +18,17 @@ def register(app: typer.Typer) -> None:
         overrides: list[str] = typer.Argument(None, help="key=value, for example folder=clips synthetic.people=100"),
         work_dir: str = typer.Option("work/data", help="Where everything goes."),
         config: str = typer.Option(None, help="A YAML file."),
+        dry_run: bool = typer.Option(False, "--dry-run", help="Print the plan and stop."),
     ) -> None:
         """Sources -> observations -> pairs -> shards. Run again, it goes on where it stopped."""
         from data_pipeline.build import DataConfig, build_dataset, print_version
+        from infra.config import load_config
         from infra.jobs.common import open_work, perception_models
         from infra.runtime import RuntimeConfig, start_ray, stop_ray
 
+        if dry_run:
+            _print_plan(load_config(DataConfig, config, list(overrides or [])))
+            return
         with open_work(DataConfig, config, list(overrides or []), work_dir, "lato data build") as (settings, work):
             models = perception_models()
             start_ray(RuntimeConfig())
@@ -162,3 +168,27 @@ def register(app: typer.Typer) -> None:
         with lease(work, "lato data retry"):
             names = reopen(work, reason)
         say(f"{len(names)} sources reopened: {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}. Run lato data build again.")
+
+
+def _print_plan(settings: Any) -> None:
+    """What a build would look at, and for how long."""
+    from data_pipeline.build import read_sources
+    from data_pipeline.plan import plan_build
+    from infra.console import duration, say
+    from infra.jobs.common import perception_models
+
+    items = read_sources(settings, [])
+    plan = plan_build(items, settings.analyze, perception_models())
+    people = settings.synthetic.people * settings.synthetic.images if settings.synthetic else 0
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(plan.sources.items())) or "none"
+    say(f"sources: {kinds}; {plan.megabytes:,.1f} MB, {duration(plan.video_seconds)} of video")
+    say(
+        f"frames to look at: {plan.frames:,} at {settings.analyze.fps:g} a second"
+        + (f", and {people:,} synthetic pictures" if people else "")
+    )
+    say(
+        f"analysis: {plan.seconds_per_frame * 1000:.0f} ms CPU a frame (probe), {duration(plan.seconds(settings.analyze.workers))} with "
+        f"{settings.analyze.workers} workers, about {plan.worker_megabytes:,.0f} MB each"
+    )
+    if plan.unreadable:
+        say(f"cannot be read now: {len(plan.unreadable)} ({', '.join(plan.unreadable[:5])})")

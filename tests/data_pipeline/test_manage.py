@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from data_pipeline.analyze import AnalyzeConfig
 from data_pipeline.build import DataConfig, build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.decode import sample_frames
@@ -16,6 +17,7 @@ from data_pipeline.forget import Removals, apply_removals, forget
 from data_pipeline.holdout import HoldoutConfig
 from data_pipeline.pack import read_manifest
 from data_pipeline.pairing import PairingConfig
+from data_pipeline.plan import plan_build
 from data_pipeline.report import wilson, write_data_report
 from data_pipeline.retry import reopen
 from data_pipeline.split import SplitConfig
@@ -227,6 +229,17 @@ def test_evaluation_sets_are_kept_out(ray_session, models, clip, tmp_path):
     Image.new("RGB", (64, 64)).save(evaluation / "blank.png")
     with pytest.raises(UserError, match=r"no face is found in blank.png"):
         build_dataset(barred, str(tmp_path / "w"), models, clips)
+
+
+def test_the_plan_counts_what_will_be_looked_at(models, clip, tmp_path):
+    (tmp_path / "fake.mp4").write_text("no video")
+    items = [item_for(clip("single_face")), item_for(clip("obama")), item_for(str(tmp_path / "fake.mp4"))]
+    plan = plan_build(items, AnalyzeConfig(fps=5.0), models)
+    assert plan.sources == {"video": 2, "image": 1}
+    assert plan.unreadable == ["fake"]
+    looked_at = len(list(sample_frames(clip("single_face"), 5.0))) + 1
+    assert abs(plan.frames - looked_at) <= 1
+    assert 0 < plan.seconds_per_frame < 5
 
 
 def test_forget_asks_whom(built):
