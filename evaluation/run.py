@@ -73,6 +73,7 @@ def evaluate(config: EvalConfig, dataset: str, pipeline_folder: Path, models: Pa
         return EvalResult(scores_uri, samples, summarise(rows))
     reader = FaceReader.from_folder(models)
     pipeline = LaToPipeline.from_pretrained(pipeline_folder)
+    pipeline.set_progress_bar_config(disable=True)
     guidance = Guidance("joint", config.guidance)
     editors: list[Editor] = [CopyEditor(), WarpEditor()]
     editors += [LaToEditor(pipeline, predicted, config.steps, guidance) for predicted in (False, True)]
