@@ -22,7 +22,8 @@ from data_pipeline.perceive import REPRESENTATIVES, describe, watch_images, watc
 from data_pipeline.worklist import WorkItem
 from infra.config import Config
 from infra.console import Progress
-from infra.storage import commit, exists, join, list_files, read_bytes, sha256_file, sha256_json
+from infra.errors import UserError
+from infra.storage import commit, delete, exists, join, list_files, read_bytes, sha256_file, sha256_json
 from lato.faces import MODEL_FILES, FaceReader
 from lato.pairs import decode_image
 
@@ -130,6 +131,9 @@ def _run_round(
         worker, bundle = waiting.pop(ready[0])
         try:
             ray.get(ready[0])
+        except ray.exceptions.RayTaskError as error:
+            message = f"a worker could not go on: {error.cause}. What was done stands; mend this and run the same command again."
+            raise UserError(message) from error
         except ray.exceptions.RayActorError:
             continue  # its sources stay pending, and the next round counts the attempt
         progress.advance(len(bundle))
@@ -159,8 +163,13 @@ class _Worker:
                     fingerprint, item, [], {"status": "failed", "reason": "crash", "message": f"ended its worker {attempt - 1} times"}
                 )
                 continue
-            commit(join(self._work, "attempts", fingerprint, str(attempt)), b"", exclusive=True)
-            rows, outcome = self._observe(item)
+            mark = join(self._work, "attempts", fingerprint, str(attempt))
+            commit(mark, b"", exclusive=True)
+            try:
+                rows, outcome = self._observe(item)
+            except Exception:  # the machine's fault: told, and not counted against the source (a death is, as nothing can take it back)
+                delete(mark)
+                raise
             self._commit(fingerprint, item, rows, outcome)
 
     def _commit(self, fingerprint: str, item: WorkItem, rows: list[dict[str, Any]], outcome: dict[str, Any]) -> None:

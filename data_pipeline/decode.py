@@ -41,6 +41,10 @@ class DecodeError(Exception):
         self.kind = kind
 
 
+class MachineError(RuntimeError):
+    """The machine, not the source, kept a video from being decoded (a missing library, no memory): never a verdict on the source."""
+
+
 def sample_frames(path: str, fps: float, start: float = 0.0, end: float | None = None) -> Iterator[Frame]:
     """Frames of a video at no more than `fps` a second, in order.
 
@@ -89,6 +93,8 @@ def _in_child(work: object, path: str, argument: object) -> Iterator[Frame]:
                 yield value
             elif kind == "end":
                 return
+            elif kind == "machine":
+                raise MachineError(value)
             else:
                 raise DecodeError(kind, value)
     finally:
@@ -103,6 +109,8 @@ def _run(sender: Connection, work: object, path: str, argument: object) -> None:
         sender.send(("end", None))
     except DecodeError as error:
         sender.send((error.kind, str(error)))
+    except (ImportError, MemoryError) as error:
+        sender.send(("machine", f"{type(error).__name__}: {error}"))
     except Exception as error:  # whatever the decoder raises is this source's verdict, told to the parent
         sender.send(("decode", f"{type(error).__name__}: {error}"))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.analyze import until_torn
-from data_pipeline.decode import DecodeError, read_frames_at, sample_frames
+from data_pipeline.decode import DecodeError, MachineError, _in_child, read_frames_at, sample_frames
 
 
 def picture(number, height=120, width=160):
@@ -116,3 +116,12 @@ def test_a_time_between_frames_is_refused(tmp_path):
     path = write(tmp_path / "x.mp4")
     with pytest.raises(DecodeError, match="nearest frame"):
         read_frames_at(path, [0.52])
+
+
+def _lacks_a_library(sender, path, argument):
+    raise ModuleNotFoundError("No module named 'decoder'")
+
+
+def test_a_missing_library_is_no_verdict_on_the_source():
+    with pytest.raises(MachineError, match="No module named 'decoder'"):
+        list(_in_child(_lacks_a_library, "x.mp4", None))
