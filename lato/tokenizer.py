@@ -51,6 +51,8 @@ class TokenizerOutput:
     """Mean squared distance of encoder outputs from their codes, gradient to the encoder only."""
     perplexity: Tensor
     """exp of the entropy of the batch's code use."""
+    codes_used: Tensor
+    """How many codes the batch uses."""
     statistics: CodeStatistics
 
 
@@ -287,6 +289,7 @@ class LandmarkTokenizer(ModelMixin, ConfigMixin):
             codes=codes.unflatten(0, vectors.shape[:2]),
             reconstruction_loss=F.l1_loss(decoded, _from_canvas(landmarks)),
             commit_loss=F.mse_loss(vectors, quantized.detach()),
+            codes_used=(statistics.count > 0).sum(),
             perplexity=torch.exp(-(share * torch.log(share + 1e-6)).sum()),
             statistics=statistics,
         )

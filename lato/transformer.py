@@ -311,7 +311,7 @@ class LaToTransformer(ModelMixin, ConfigMixin, LandmarkAdapterMixin):
         """Tokens (B, 68, D) and ids (B, 68, 3). A null token carries neither code nor place of the target."""
         keep = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device) if mask is None else mask.bool()
         ids = landmark_ids(landmarks, grid, self.config["landmark_positions"], getattr(self, "landmark_places", None))
-        ids = ids * keep[..., None]
+        ids = torch.where(keep[..., None], ids, 0.0)
         if self.config["conditioning"] == "control":
             keep = torch.zeros_like(keep)
         latents = self.null_landmarks(latents / self.config["landmark_std"], keep)
@@ -333,8 +333,7 @@ class LaToTransformer(ModelMixin, ConfigMixin, LandmarkAdapterMixin):
             "text_embeddings": (batch, length, self.config["text_dim"]),
             "text_mask": (batch, length),
         }
-        needs = [("landmark_latents", "landmarks"), ("landmark_mask", "landmark_latents")]
-        needs += [("condition_tokens", "condition_ids"), ("condition_ids", "condition_tokens")]
+        needs = [("landmark_latents", "landmarks"), ("condition_tokens", "condition_ids"), ("condition_ids", "condition_tokens")]
         for name, other in needs:
             if given[name] is not None and given[other] is None:
                 raise ValueError(f"{other}: {name} needs it, given None")
@@ -349,5 +348,8 @@ class LaToTransformer(ModelMixin, ConfigMixin, LandmarkAdapterMixin):
             tensor = given[name]
             if tensor is None or tuple(tensor.shape) != shape:
                 raise ValueError(f"{name}: expected shape {shape}, given {None if tensor is None else tuple(tensor.shape)}")
-        if given["landmark_latents"] is not None and given["landmarks"] is not None:
-            check_landmarks(given["landmarks"])
+        landmarks, mask = given["landmarks"], given["landmark_mask"]
+        if given["landmark_latents"] is not None and landmarks is not None:
+            kept = landmarks if mask is None else landmarks[mask.bool().all(1)]  # where a null token stands, anything may be written
+            if len(kept):
+                check_landmarks(kept)

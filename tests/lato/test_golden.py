@@ -107,6 +107,8 @@ def test_null_tokens_know_nothing_of_the_target(dit_io):
     nothing = torch.zeros(2, 68, dtype=torch.bool)
     other = {"landmarks": dit_io["landmarks"].flip(0), "landmark_latents": dit_io["landmark_latents"].flip(0).transpose(1, 2)}
     null = run_dit(transformer, dit_io, landmark_mask=nothing)
+    unknown = {"landmarks": torch.full((2, 68, 2), float("nan")), "landmark_latents": torch.full((2, 68, 64), float("nan"))}
+    assert torch.equal(null, run_dit(transformer, dit_io, landmark_mask=nothing, **unknown))
     assert torch.equal(null, run_dit(transformer, dit_io, landmark_mask=nothing, **other))
     assert not torch.allclose(null, run_dit(transformer, dit_io), atol=1e-3)
 

@@ -191,9 +191,10 @@ def test_a_batch_equals_its_pictures_alone(pipeline, face):
     assert np.abs(together.images[1].astype(int) - alone.images[0]).max() <= 1
 
 
-def test_released_padding_is_blind_to_the_batch_too(pipeline, face):
+@pytest.mark.parametrize("padding", ["released", "masked"])
+def test_a_sample_alone_equals_itself_beside_a_longer_text(pipeline, face, padding):
     pictures, points = face
-    config = {name: value for name, value in pipeline.transformer.config.items() if not name.startswith("_")} | {"text_padding": "released"}
+    config = {name: value for name, value in pipeline.transformer.config.items() if not name.startswith("_")} | {"text_padding": padding}
     torch.manual_seed(1)
     released = LaToPipeline.from_parts(
         LaToTransformer(**config), pipeline.landmark_tokenizer, pipeline.vae,

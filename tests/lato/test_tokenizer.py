@@ -28,6 +28,14 @@ def test_forward_changes_no_buffer():
     assert all(torch.equal(tensor, before[name]) for name, tensor in tokenizer.state_dict().items())
 
 
+def test_code_use_is_told():
+    tokenizer = small()
+    tokenizer.initialise_codebook(faces(4))
+    output = tokenizer(faces(4, 1))
+    assert int(output.codes_used) == len(output.codes.unique())
+    assert 1 <= float(output.perplexity) <= int(output.codes_used) + 1e-3
+
+
 def test_revived_codes_stay_revived():
     tokenizer = small(num_codes=512)
     tokenizer.initialise_codebook(faces(1))
