@@ -1,22 +1,30 @@
 """MLflow, kept at arm's length: a run takes parameters, metrics, pictures and files; a tracking server that fails never stops a job.
 
-What could not be sent is written to a file beside the job's outputs and sent when the run is next opened.
+What could not be sent is written to a file beside the job's outputs, and sent when the server is back or the run is next opened.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
+
+from infra.errors import UserError
+from infra.storage import commit
 
 _LONGEST_VALUE = 500
+_RETRY_SECONDS = 30.0
+"""Between two attempts to send a backlog."""
 
 
 def default_uri(work: str) -> str:
@@ -34,6 +42,7 @@ class Run:
 
     def __init__(self, client: Any, run_id: str, backlog: Path) -> None:
         self._client, self.run_id, self._backlog = client, run_id, backlog
+        self._replayed = 0.0
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Logs parameters, nested keys joined by dots; those already logged stay as they are."""
@@ -51,45 +60,60 @@ class Run:
 
     def image(self, name: str, image: npt.NDArray[np.uint8]) -> None:
         """Stores an RGB picture as an artifact, `name` with its suffix."""
-        self._attempt(lambda: self._client.log_image(self.run_id, image, artifact_file=name), f"image {name}")
+        import cv2
+
+        png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+        self._send("image", {"name": name, "png": base64.b64encode(png).decode()})
 
     def artifact(self, path: str, folder: str | None = None) -> None:
         """Stores a file."""
-        self._attempt(lambda: self._client.log_artifact(self.run_id, path, folder), f"file {path}")
+        self._send("artifact", {"path": path, "folder": folder})
 
     def text(self, text: str, name: str) -> None:
         """Stores a text as a file."""
-        self._attempt(lambda: self._client.log_text(self.run_id, text, name), f"text {name}")
+        self._send("text", {"text": text, "name": name})
 
     def dataset(self, name: str, digest: str, uri: str) -> None:
         """Links the run to a dataset version."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        entity = Dataset(name=name, digest=digest[:36], source_type="local", source=json.dumps({"uri": uri}))
-        tags = [InputTag("mlflow.data.context", "training")]
-        self._attempt(lambda: self._client.log_inputs(self.run_id, [DatasetInput(entity, tags)]), f"dataset {name}")
+        self._send("dataset", {"name": name, "digest": digest[:36], "uri": uri})
 
     def close(self, status: str = "FINISHED") -> None:
-        """Ends the run as FINISHED, FAILED or KILLED."""
-        self._attempt(lambda: self._client.set_terminated(self.run_id, status), f"status {status}")
+        """Ends the run as FINISHED, FAILED or KILLED; sends first what is left."""
+        self.replay()
+        self._send("status", status)
 
     def replay(self) -> None:
-        """Sends what an earlier failure left behind."""
+        """Sends what earlier failures left behind; what fails again stays."""
         if not self._backlog.exists():
             return
-        entries = [json.loads(line) for line in self._backlog.read_text().splitlines()]
+        self._replayed = time.monotonic()
+        entries = self._backlog.read_text().splitlines()
+        for number, line in enumerate(entries):
+            kind, value = json.loads(line)
+            if not self._attempt(kind, value):
+                commit(str(self._backlog), "".join(f"{left}\n" for left in entries[number:]).encode())
+                return
         self._backlog.unlink()
-        for kind, value in entries:
-            self._send(kind, value)
 
     def _send(self, kind: str, value: Any) -> None:
-        if not self._attempt(lambda: self._log(kind, value), kind):
+        if self._backlog.exists() and time.monotonic() - self._replayed > _RETRY_SECONDS:
+            self.replay()
+        if not self._attempt(kind, value):
             self._backlog.parent.mkdir(parents=True, exist_ok=True)
             with self._backlog.open("a") as file:
                 file.write(json.dumps([kind, value]) + "\n")
 
+    def _attempt(self, kind: str, value: Any) -> bool:
+        try:
+            self._log(kind, value)
+        except Exception as error:  # tracking is a guest here: whatever it raises is told, kept in the backlog, and the job goes on
+            said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            logging.getLogger("lato.tracking").warning("MLflow did not take %s (kept in %s): %s", kind, self._backlog, said)
+            return False
+        return True
+
     def _log(self, kind: str, value: Any) -> None:
-        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
         if kind == "metrics":
             metrics = [Metric(name, number, value["time"], value["step"]) for name, number in value["values"].items()]
@@ -97,16 +121,20 @@ class Run:
         elif kind == "params":
             known = self._client.get_run(self.run_id).data.params  # logging another value for a known name is an error
             self._client.log_batch(self.run_id, params=[Param(name, text) for name, text in value.items() if name not in known])
-        else:
+        elif kind == "tags":
             self._client.log_batch(self.run_id, tags=[RunTag(name, text) for name, text in value.items()])
-
-    def _attempt(self, call: Callable[[], Any], what: str) -> bool:
-        try:
-            call()
-        except Exception as error:  # tracking is a guest here: whatever it raises is told, and the job goes on
-            logging.getLogger("lato.tracking").warning("MLflow did not take %s: %s", what, str(error).splitlines()[0][:200])
-            return False
-        return True
+        elif kind == "text":
+            self._client.log_text(self.run_id, value["text"], value["name"])
+        elif kind == "artifact":
+            self._client.log_artifact(self.run_id, value["path"], value["folder"])
+        elif kind == "image":
+            self._client.log_image(self.run_id, Image.open(io.BytesIO(base64.b64decode(value["png"]))), artifact_file=value["name"])
+        elif kind == "dataset":
+            entity = Dataset(name=value["name"], digest=value["digest"], source_type="local", source=json.dumps({"uri": value["uri"]}))
+            self._client.log_inputs(self.run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+        else:
+            assert kind == "status", kind
+            self._client.set_terminated(self.run_id, value)
 
 
 def open_run(uri: str, experiment: str, name: str, backlog: str, parent_run_id: str | None = None, run_id: str | None = None) -> Run:
@@ -119,12 +147,20 @@ def open_run(uri: str, experiment: str, name: str, backlog: str, parent_run_id: 
         backlog: File for what cannot be sent.
         parent_run_id: Makes it a child of that run.
         run_id: A run to go on with.
+
+    Raises:
+        UserError: A tracking server does not answer now. (One that stops answering later never stops a job.)
     """
     _quieten()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     client = MlflowClient(tracking_uri=uri)
+    if uri.startswith("http"):
+        try:
+            client.search_experiments(max_results=1)
+        except MlflowException as error:
+            raise UserError(f"the MLflow server at {uri} does not answer. Start it, or leave tracking to the work folder.") from error
     if run_id:
         try:
             client.update_run(run_id, status="RUNNING")
