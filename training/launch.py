@@ -12,7 +12,7 @@ from typing import Any
 
 from infra.console import duration, say
 from infra.errors import UserError
-from infra.storage import commit, sha256_json
+from infra.storage import commit, sha256_file, sha256_json
 from infra.tracking import open_run
 from training.config import EngineConfig
 
@@ -91,7 +91,6 @@ def train(
     follower.finish()
     held = [line["held_out"] for line in read_metrics(folder / "metrics.jsonl") if "held_out" in line]
     seconds = time.monotonic() - started
-    run.text(json.dumps(_checkpoints(folder), indent=1), "checkpoints.json")
     for file in sorted((folder / "export").glob("*.json")):
         run.artifact(str(file), "export")
     run.close()
@@ -162,11 +161,6 @@ def _rank(settings: dict[str, Any]) -> None:
         raise
 
 
-def _checkpoints(folder: Path) -> list[dict[str, Any]]:
-    markers = sorted((folder / "checkpoints").glob("step-*/COMPLETE"))
-    return [{"uri": str(marker.parent), **json.loads(marker.read_text())} for marker in markers]
-
-
 class _Follower(threading.Thread):
     """Reads the metrics file as it grows: prints a line now and then, and logs to MLflow. The driver owns both, so nothing is printed twice."""
 
@@ -176,6 +170,7 @@ class _Follower(threading.Thread):
         self._over = threading.Event()
         self._read = path.stat().st_size if path.exists() else 0
         self._printed = 0.0
+        self._checkpoints: set[str] = set()
 
     def run(self) -> None:
         while not self._over.wait(1.0):
@@ -188,6 +183,14 @@ class _Follower(threading.Thread):
         self.join()
 
     def _drain(self) -> None:
+        for marker in sorted((self._path.parent / "checkpoints").glob("step-*/COMPLETE")):
+            if marker.parent.name not in self._checkpoints:
+                self._checkpoints.add(marker.parent.name)
+                try:
+                    said = {"uri": str(marker.parent), "sha256": sha256_file(str(marker)), **json.loads(marker.read_text())}
+                except FileNotFoundError:  # retention took it in this moment
+                    continue
+                self._run.text(json.dumps(said, indent=1), f"checkpoints/{marker.parent.name}.json")
         if not self._path.exists():
             return
         with self._path.open() as file:
