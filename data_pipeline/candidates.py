@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.pack import CANDIDATES, read_index
+from data_pipeline.pack import CANDIDATES, encode_table, read_index
 from data_pipeline.pairing import Candidate, PairingConfig
 from data_pipeline.render import crop_name
 from infra.storage import commit, join, read_bytes
@@ -39,11 +38,8 @@ def write_candidates(candidates: list[Candidate], splits: dict[str, str], licenc
         licences: Source id -> licence.
         folder: The version's.
     """
-    buffer = io.BytesIO()
-    pq.write_table(
-        pa.Table.from_pylist([_row(c, splits.get(c.key), licences[c.source["source_id"]]) for c in candidates]), buffer, compression="zstd"
-    )
-    commit(join(folder, CANDIDATES), buffer.getvalue())
+    rows = [_row(c, splits.get(c.key), licences[c.source["source_id"]]) for c in candidates]
+    commit(join(folder, CANDIDATES), encode_table(rows))
 
 
 def read_candidates(folder: str) -> list[dict[str, Any]]:

@@ -7,18 +7,14 @@ smaller version; (5) what is no longer named is deleted: old shards, observation
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from data_pipeline.candidates import read_candidates
 from data_pipeline.card import write_card
 from data_pipeline.image_set import read_image_set
-from data_pipeline.pack import read_index, read_manifest, read_members, write_shard
+from data_pipeline.pack import encode_table, read_index, read_manifest, read_members, write_shard
 from data_pipeline.subset import make_view
 from data_pipeline.worklist import WorkItem, read_worklist, write_worklist
 from infra.errors import UserError
@@ -141,7 +137,7 @@ def _shrink(folder: str, removals: Removals) -> tuple[str, int]:
         shards.append({**shard, "name": name, "count": len(mine), "bytes": len(data), "sha256": sha256_bytes(data)})
         rows += new
     manifest_name = f"manifest.r{revision}.parquet"
-    data = _table(sorted(rows, key=lambda row: (row["shard"], row["key"])))
+    data = encode_table(sorted(rows, key=lambda row: (row["shard"], row["key"])))
     commit(join(folder, manifest_name), data)
     _shrink_candidates(folder, removals, revision)
     changed = {
@@ -164,7 +160,7 @@ def _shrink_candidates(folder: str, removals: Removals, revision: int) -> None:
     kept = [
         r for r in rows if not (removals.covers(r["source_id"], r["person"], r["licence"]) or removals.covers(r["target_id"], None, None))
     ]
-    commit(join(folder, f"candidates.r{revision}.parquet"), _table(kept))
+    commit(join(folder, f"candidates.r{revision}.parquet"), encode_table(kept))
 
 
 def _sweep(folder: str) -> None:
@@ -223,9 +219,3 @@ def _delete_observations(work: str, gone: dict[str, WorkItem]) -> None:
                     delete(image.uri)
             delete(item.uri)
     commit(ledger_uri, "".join(json.dumps(row, sort_keys=True) + "\n" for row in ledger if row["source_id"] not in gone).encode())
-
-
-def _table(rows: list[dict[str, Any]]) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
-    return buffer.getvalue()

@@ -69,9 +69,8 @@ def pack(samples: list[Planned], config: PackConfig, folder: str, name: str, cre
             shards.append({"name": shard, "split": split, "count": len(group), "bytes": len(data), "sha256": sha256_bytes(data)})
             manifest += rows
             progress.advance(len(group))
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(manifest), buffer, compression="zstd")
-    commit(join(folder, MANIFEST), buffer.getvalue())
+    table = encode_table(manifest)
+    commit(join(folder, MANIFEST), table)
     index: dict[str, Any] = {
         "name": name,
         "created_from": created_from,
@@ -79,7 +78,7 @@ def pack(samples: list[Planned], config: PackConfig, folder: str, name: str, cre
         "shards": shards,
         "manifest": MANIFEST,
         "candidates": CANDIDATES,
-        "manifest_sha256": sha256_bytes(buffer.getvalue()),
+        "manifest_sha256": sha256_bytes(table),
     }
     index["digest"] = sha256_json({"shards": shards, "manifest": index["manifest_sha256"]})
     commit(join(folder, "index.json"), json.dumps(index, indent=1, sort_keys=True).encode())
@@ -110,6 +109,13 @@ def write_shard(samples: list[tuple[dict[str, Any], dict[str, bytes]]], shard: s
                 archive.addfile(header, io.BytesIO(members[member]))
             rows.append(row)
     return buffer.getvalue(), rows
+
+
+def encode_table(rows: list[dict[str, Any]]) -> bytes:
+    """Rows as the bytes of a Parquet file; equal rows, equal bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 def read_members(folder: str, row: dict[str, Any]) -> dict[str, bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import operator
 import re
@@ -10,10 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from data_pipeline.pack import MANIFEST, read_index, read_manifest, read_members, write_shard
+from data_pipeline.pack import MANIFEST, encode_table, read_index, read_manifest, read_members, write_shard
 from infra.errors import UserError
 from infra.storage import commit, exists, join, sha256_bytes, sha256_json
 
@@ -46,7 +42,7 @@ def make_view(version: str, name: str, where: str) -> tuple[str, dict[str, int]]
     folder = join(version.rsplit("/", 1)[0], name)
     if exists(join(folder, "index.json")) and read_index(folder).get("view_of") != version:
         raise UserError(f"{folder}: a version of that name is there already")
-    data = _table(rows)
+    data = encode_table(rows)
     commit(join(folder, MANIFEST), data)
     made = {"name": name, "view_of": version, "parent": index["digest"], "where": where, "samples": len(rows)}
     made |= {"manifest": MANIFEST, "manifest_sha256": sha256_bytes(data), "shards": []}
@@ -86,7 +82,7 @@ def export(version: str, folder: str, commercial_only: bool) -> tuple[dict[str, 
         commit(join(folder, "shards", shard["name"]), data)
         shards.append({**shard, "count": len(mine), "bytes": len(data), "sha256": sha256_bytes(data)})
         rows += new
-    data = _table(rows)
+    data = encode_table(rows)
     commit(join(folder, MANIFEST), data)
     made = {"name": index["name"], "parent": index["digest"], "samples": len(rows), "shards": shards, "manifest": MANIFEST}
     made |= {"manifest_sha256": sha256_bytes(data), "commercial_only": commercial_only}
@@ -122,9 +118,3 @@ def _typed(text: str, rows: list[dict[str, Any]], column: str) -> Any:
         return float(text)
     except ValueError as error:
         raise UserError(f"where: {column} is a number, given {text!r}") from error
-
-
-def _table(rows: list[dict[str, Any]]) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
-    return buffer.getvalue()

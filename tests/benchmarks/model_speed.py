@@ -51,14 +51,18 @@ def _status(field: str) -> float:
     return float(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) * 1024
 
 
-def dense_update(tokenizer: LandmarkTokenizer, vectors: Tensor) -> None:
+def distances_to_codes(tokenizer: LandmarkTokenizer, vectors: Tensor) -> Tensor:
+    """All of them at once, (N, K)."""
+    codebook = tokenizer.vq.codebook
+    return vectors.square().sum(1, keepdim=True) - 2 * vectors @ codebook.T + codebook.square().sum(1)
+
+
+def move_codes_densely(tokenizer: LandmarkTokenizer, vectors: Tensor, distances: Tensor) -> None:
     """The codebook's update by a one-hot matrix, as the release writes it."""
     vq = tokenizer.vq
-    distances = vectors.square().sum(1, keepdim=True) - 2 * vectors @ vq.codebook.T + vq.codebook.square().sum(1)
     one_hot = F.one_hot(distances.argmin(1), len(vq.codebook)).to(vectors.dtype)
-    total, count = one_hot.T @ vectors, one_hot.sum(0)
-    vq.code_sum.mul_(0.99).add_(total, alpha=0.01)
-    vq.code_count.mul_(0.99).add_(count, alpha=0.01)
+    vq.code_sum.mul_(0.99).add_(one_hot.T @ vectors, alpha=0.01)
+    vq.code_count.mul_(0.99).add_(one_hot.sum(0), alpha=0.01)
     vq.codebook.copy_(vq.code_sum / vq.code_count[:, None])
 
 
@@ -83,16 +87,12 @@ def bench_tokenizer() -> list[str]:
     def dense() -> None:
         encoded = tokenizer._encode(faces)
         flat = encoded.flatten(0, 1)
-        distances = flat.detach().square().sum(1, keepdim=True) - 2 * flat.detach() @ tokenizer.vq.codebook.T
-        distances = distances + tokenizer.vq.codebook.square().sum(1)
+        distances = distances_to_codes(tokenizer, flat.detach())
         quantized = tokenizer.vq.codebook[distances.argmin(1)].unflatten(0, encoded.shape[:2])
         decoded = tokenizer.decoder((encoded + (quantized - encoded).detach()).transpose(1, 2)).transpose(1, 2)
         backward(F.mse_loss(encoded, quantized), F.l1_loss(decoded, faces / 256 - 1))
         with torch.no_grad():
-            one_hot = F.one_hot(distances.argmin(1), len(tokenizer.vq.codebook)).float()
-            tokenizer.vq.code_sum.mul_(0.99).add_(one_hot.T @ flat, alpha=0.01)
-            tokenizer.vq.code_count.mul_(0.99).add_(one_hot.sum(0), alpha=0.01)
-            tokenizer.vq.codebook.copy_(tokenizer.vq.code_sum / tokenizer.vq.code_count[:, None])
+            move_codes_densely(tokenizer, flat, distances)
 
     @torch.no_grad()
     def quantizer() -> None:
@@ -100,7 +100,7 @@ def bench_tokenizer() -> list[str]:
 
     @torch.no_grad()
     def one_hot_quantizer() -> None:
-        dense_update(tokenizer, vectors)
+        move_codes_densely(tokenizer, vectors, distances_to_codes(tokenizer, vectors))
 
     @torch.no_grad()
     def product() -> Tensor:
