@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from data_pipeline.pack import CANDIDATES, encode_table, read_index
+from data_pipeline.pack import CANDIDATES, encode_table, home_of, read_index
 from data_pipeline.pairing import Candidate, PairingConfig
 from data_pipeline.render import crop_name
 from infra.storage import commit, join, read_bytes
@@ -43,8 +43,10 @@ def write_candidates(candidates: list[Candidate], splits: dict[str, str], licenc
 
 
 def read_candidates(folder: str) -> list[dict[str, Any]]:
-    """Rows of a version's table."""
-    return pq.read_table(io.BytesIO(read_bytes(join(folder, read_index(folder)["candidates"])))).to_pylist()
+    """Rows of a version's table; of a view, those of its version. An export has none."""
+    home = home_of(folder)
+    name = read_index(home).get("candidates")
+    return [] if name is None else pq.read_table(io.BytesIO(read_bytes(join(home, name)))).to_pylist()
 
 
 def explain(row: dict[str, Any], config: PairingConfig) -> list[tuple[str, str, str, str]]:

@@ -127,11 +127,12 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
         stream.thread_type = "NONE"
         assert stream.time_base is not None, "an opened stream has a time base"
         tick = stream.time_base
-        length = float(stream.duration * tick) if stream.duration else None
+        length = float(stream.duration * tick) if stream.duration else (container.duration or 0) / 1e6 or None
         start = float((stream.start_time or 0) * tick)
         due, index, last = -1.0, -1, 0.0
         shots = _ShotCounter(float(stream.average_rate or 25))
-        for index, frame in enumerate(_frames_until_torn(container, stream)):
+        torn: list[str] = []
+        for index, frame in enumerate(_frames_until_torn(container, stream, torn)):
             shots.see(frame)
             pts = float(frame.pts * tick) - start if frame.pts is not None else index / float(stream.average_rate or 25)
             last = pts
@@ -142,12 +143,13 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
                 sender.send(("frame", Frame(index, pts, _upright(frame), shots.shot)))
     if index < 0:
         raise DecodeError("decode", "not one frame could be decoded")
-    if length is not None and last < length - _LATE:
-        raise DecodeError("truncated", f"ends at {last:.1f} s of {length:.1f} s")
+    if torn or (length is not None and last < length - _LATE):
+        of = "" if length is None else f" of {length:.1f} s"
+        raise DecodeError("truncated", f"ends at {last:.1f} s{of}" + "".join(f" ({why})" for why in torn))
 
 
-def _frames_until_torn(container: Any, stream: Any) -> Iterator[Any]:
-    """Decoded frames; a packet that cannot be decoded after the first frame ends them (and the caller sees that they end too early)."""
+def _frames_until_torn(container: Any, stream: Any, torn: list[str]) -> Iterator[Any]:
+    """Decoded frames; a packet that cannot be decoded after the first frame ends them, and is told in `torn`."""
     import av
 
     seen = False
@@ -155,9 +157,10 @@ def _frames_until_torn(container: Any, stream: Any) -> Iterator[Any]:
         for frame in container.decode(stream):
             seen = True
             yield frame
-    except av.error.InvalidDataError:
+    except av.error.InvalidDataError as error:
         if not seen:
             raise
+        torn.append(f"a packet cannot be decoded: {error.strerror}")
 
 
 class _ShotCounter:

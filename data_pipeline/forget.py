@@ -203,7 +203,7 @@ def _sweep_crops(work: str) -> None:
 
 
 def _delete_observations(work: str, gone: dict[str, WorkItem]) -> None:
-    """Parts, attempts, crops and generated images of removed sources; their rows in the ledger lose everything but that they were removed."""
+    """Deletes parts, attempts, generated images and ledger rows of removed sources; the user's own files stay."""
     ledger_uri = join(work, "ledger.jsonl")
     ledger = [json.loads(line) for line in read_bytes(ledger_uri).splitlines()] if exists(ledger_uri) else []
     for row in ledger:
@@ -213,7 +213,7 @@ def _delete_observations(work: str, gone: dict[str, WorkItem]) -> None:
             delete(uri)
         delete(join(work, "parts", f"{row['fingerprint']}.parquet"))
     for item in gone.values():
-        if item.uri.startswith(work):  # made by this build, not the user's own file
+        if item.uri.startswith(join(work, "synthetic", "")):  # made by this build, not the user's own file
             if item.uri.endswith(".json"):
                 for image in read_image_set(item.uri).images if exists(item.uri) else []:
                     delete(image.uri)

@@ -139,6 +139,19 @@ def read_index(folder: str) -> dict[str, Any]:
     return json.loads(read_bytes(join(folder, "index.json")))
 
 
+def home_of(folder: str) -> str:
+    """The folder that holds a version's shards: its own, or for a view that of the version it is of.
+
+    Raises:
+        UserError: That version has changed since the view was made.
+    """
+    index = read_index(folder)
+    home = index.get("view_of", folder)
+    if home != folder and read_index(home)["digest"] != index["parent"]:
+        raise UserError(f"{folder}: the version that this view is of has changed (samples were removed from it). Make the view again.")
+    return home
+
+
 def read_manifest(folder: str) -> list[dict[str, Any]]:
     """Rows of a version's manifest."""
     return pq.read_table(io.BytesIO(read_bytes(join(folder, read_index(folder)["manifest"])))).to_pylist()

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from data_pipeline.pack import MANIFEST, encode_table, read_index, read_manifest, read_members, write_shard
+from data_pipeline.pack import MANIFEST, encode_table, home_of, read_index, read_manifest, read_members, write_shard
 from infra.errors import UserError
 from infra.storage import commit, exists, join, sha256_bytes, sha256_json
 
@@ -38,6 +38,10 @@ def make_view(version: str, name: str, where: str) -> tuple[str, dict[str, int]]
         UserError: A condition cannot be read, names no column, or nothing is left.
     """
     index, manifest = read_index(version), read_manifest(version)
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise UserError(f"name: expected letters, digits, _ and -, given {name!r}")
+    if "view_of" in index:
+        raise UserError(f"{version}: this is a view itself; make one of {index['view_of']} with both conditions")
     rows = select(manifest, where)
     folder = join(version.rsplit("/", 1)[0], name)
     if exists(join(folder, "index.json")) and read_index(folder).get("view_of") != version:
@@ -67,18 +71,18 @@ def export(version: str, folder: str, commercial_only: bool) -> tuple[dict[str, 
     """
     if exists(join(folder, "index.json")):
         raise UserError(f"{folder}: a version is published there already")
-    index, manifest = read_index(version), read_manifest(version)
+    index, manifest, home = read_index(version), read_manifest(version), home_of(version)
     kept = [row for row in manifest if not commercial_only or row["licence"] in COMMERCIAL]
     if not kept:
         raise UserError(
             f"{version}: no sample's licence allows commercial use. Licences: {', '.join(sorted({r['licence'] for r in manifest}))}"
         )
     shards, rows = [], []
-    for shard in index["shards"]:
+    for shard in read_index(home)["shards"]:
         mine = [row for row in kept if row["shard"] == shard["name"]]
         if not mine:
             continue
-        data, new = write_shard([(row, read_members(version, row)) for row in mine], shard["name"])
+        data, new = write_shard([(row, read_members(home, row)) for row in mine], shard["name"])
         commit(join(folder, "shards", shard["name"]), data)
         shards.append({**shard, "count": len(mine), "bytes": len(data), "sha256": sha256_bytes(data)})
         rows += new

@@ -95,6 +95,17 @@ def test_a_torn_stream_gives_what_came_before(tmp_path):
     assert 5 < len(frames) < 25
 
 
+def test_a_tear_at_the_very_end_is_told_too(tmp_path):
+    """Less than half a second is missing: the length alone would not say so."""
+    whole = Path(write(tmp_path / "x.mp4", count=100, faststart=True)).read_bytes()
+    path = tmp_path / "torn.mp4"
+    path.write_bytes(whole[:-40])
+    torn_by: list[DecodeError] = []
+    frames = list(until_torn(sample_frames(str(path), 5.0), torn_by))
+    assert len(frames) >= 24
+    assert "cannot be decoded" in str(torn_by[0])
+
+
 def test_a_cut_begins_a_shot(tmp_path):
     def two_scenes(number, height=120, width=160):
         return picture(number) if number < 20 else picture(number) * np.array([1, 0, 0], np.uint8)

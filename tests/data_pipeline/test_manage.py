@@ -25,7 +25,7 @@ from data_pipeline.subset import export, make_view
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.verify import verify_version
 from data_pipeline.why import why
-from data_pipeline.worklist import item_for
+from data_pipeline.worklist import item_for, write_worklist
 from infra.errors import UserError
 from infra.storage import sha256_file
 from training.data import Dataset
@@ -167,10 +167,20 @@ def test_a_view_trains_and_knows_when_its_version_changed(built, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             make_view(version.uri, "wrong", wrong)
+    assert verify_version(folder) == []
+    assert set(diff_versions(version.uri, folder)["removed"]) == {row["key"] for row in rows} - chosen
+    exported, _ = export(folder, str(tmp_path / "out"), commercial_only=False)
+    assert sum(exported.values()) == len(chosen)
+    assert {row["key"] for row in read_manifest(str(tmp_path / "out"))} == chosen
+    assert verify_version(str(tmp_path / "out")) == []
+    for name, of, message in (("../out", version.uri, "expected letters"), ("again", folder, "is a view itself")):
+        with pytest.raises(UserError, match=message):
+            make_view(of, name, "expression = happy")
     index = Path(folder) / "index.json"
     index.write_text(index.read_text().replace(version.digest, "0" * 64))
-    with pytest.raises(UserError, match="has changed"):
-        Dataset.open(folder)
+    for read in (Dataset.open, verify_version):
+        with pytest.raises(UserError, match="has changed"):
+            read(folder)
 
 
 def test_an_export_stands_alone(built, tmp_path):
@@ -250,3 +260,15 @@ def test_forget_asks_whom(built):
         forget(str(work / "nowhere"), identity="x")
     assert Removals.read(str(work)).identities == frozenset()
     assert apply_removals(str(work)).sources == 0
+
+
+def test_forgetting_never_deletes_the_users_own_files(tmp_path):
+    """Not even where their folder's name begins like the build's, or where they lie within it."""
+    work = tmp_path / "w"
+    own = [tmp_path / "w2" / "a.mp4", work / "mine" / "b.mp4"]
+    for path in own:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"mine")
+    write_worklist([item_for(str(path), identity="me") for path in own], str(work / "worklist.parquet"))
+    assert forget(str(work), identity="me").sources == 2
+    assert all(path.read_bytes() == b"mine" for path in own)
