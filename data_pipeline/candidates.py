@@ -3,50 +3,95 @@
 from __future__ import annotations
 
 import io
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.pack import CANDIDATES, encode_table, home_of, read_index
-from data_pipeline.pairing import Candidate, PairingConfig
-from data_pipeline.render import crop_name
-from infra.storage import commit, join, read_bytes
+from data_pipeline.judge import LIMITS, PairingConfig, edit_texts, read_pieces, row_verdicts
+from data_pipeline.pack import CANDIDATES, home_of, read_index
+from infra.storage import commit_file, join, read_bytes
 
-SCORES = ("similarity", "sharpness", "noise", "clipped", "blockiness", "letterbox", "upscale", "padding", "roll")
-_END = ("frame", "track", "pts", "yaw", "pitch", "roll", "expression", "expression_intensity", "skin_ita", "face_px")
-
-LIMITS: dict[str, tuple[str, str, int]] = {
-    "identity": ("similarity", "min_similarity", 1),
-    "blurred": ("sharpness", "min_sharpness", 1),
-    "noisy": ("noise", "max_noise", -1),
-    "badly exposed": ("clipped", "max_clipped", -1),
-    "blocky": ("blockiness", "max_blockiness", -1),
-    "letterboxed": ("letterbox", "max_letterbox", -1),
-    "too small": ("upscale", "max_upscale", -1),
-    "cut off": ("padding", "max_padding", -1),
-    "tilted": ("roll", "max_abs_roll", -1),
-}
-"""Verdict -> its score, the threshold's name in `PairingConfig`, and 1 where the score must reach it, -1 where it must stay under."""
+_KINDS = np.array(["pose", "expression", "compound"])
+_DROPPED = ("phash_source", "phash_target", "edit_expression", "edit_intensity", "misread", "held_out")
 
 
-def write_candidates(candidates: list[Candidate], splits: dict[str, str], licences: dict[str, str], folder: str) -> None:
-    """Commits the table of a version.
+def write_candidates(
+    tables: list[str],
+    verdicts: list[npt.NDArray[np.int8]],
+    splits: dict[str, str],
+    licences: dict[str, str],
+    rendered: dict[str, list[str]],
+    folder: str,
+) -> None:
+    """Commits the table of a version, a piece at a time.
 
     Args:
-        candidates: All that were judged.
+        tables: Score tables.
+        verdicts: Codes of their rows.
         splits: Key -> split of those that became samples.
         licences: Source id -> licence.
+        rendered: Key -> names of its crops, of those that became samples.
         folder: The version's.
     """
-    rows = [_row(c, splits.get(c.key), licences[c.source["source_id"]]) for c in candidates]
-    commit(join(folder, CANDIDATES), encode_table(rows))
+    handle, scratch = tempfile.mkstemp(suffix=".parquet")
+    os.close(handle)
+    try:
+        writer = None
+        for uri, codes in zip(tables, verdicts, strict=True):
+            start = 0
+            for piece in read_pieces(uri):
+                table = _describe(piece, codes[start : start + len(piece)], splits, licences, rendered)
+                start += len(piece)
+                writer = writer or pq.ParquetWriter(scratch, table.schema, compression="zstd")
+                writer.write_table(table, row_group_size=len(table))
+        if writer is None:
+            pq.write_table(pa.table({"key": pa.array([], pa.string())}), scratch)
+        else:
+            writer.close()
+        commit_file(scratch, join(folder, CANDIDATES))
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+
+
+def _describe(
+    piece: pa.Table, codes: npt.NDArray[np.int8], splits: dict[str, str], licences: dict[str, str], rendered: dict[str, list[str]]
+) -> pa.Table:
+    numbers, texts = edit_texts(piece)
+    unique, place = np.unique(numbers, return_inverse=True)
+    posed = np.any([np.asarray(piece[f"step_{axis}"]) != 0 for axis in ("yaw", "pitch", "roll")], axis=0)
+    changed = np.asarray(piece["edit_expression"]) >= 0
+    kind = np.where(changed, np.where(posed, 2, 1), 0)
+    keys = piece["key"].to_pylist()
+    added = {
+        "verdict": row_verdicts(codes),
+        "edit": pa.array(np.array([texts[int(code)] for code in unique], object)[place], pa.string()),
+        "edit_kind": pa.array(_KINDS[kind].astype(object), pa.string()),
+        "split": pa.array([splits.get(key) for key in keys], pa.string()),
+        "licence": pa.array([licences[name] for name in piece["source_id"].to_pylist()], pa.string()),
+        "rendered": pa.array([rendered.get(key, []) for key in keys], pa.list_(pa.string())),
+    }
+    table = piece.drop_columns(list(_DROPPED))
+    for name, column in added.items():
+        table = table.append_column(name, column)
+    return table
 
 
 def read_candidates(folder: str) -> list[dict[str, Any]]:
     """Rows of a version's table; of a view, those of its version. An export has none."""
+    return read_candidates_table(folder).to_pylist()
+
+
+def read_candidates_table(folder: str, columns: list[str] | None = None) -> pa.Table:
+    """The same as a table."""
     home = home_of(folder)
     name = read_index(home).get("candidates")
-    return [] if name is None else pq.read_table(io.BytesIO(read_bytes(join(home, name)))).to_pylist()
+    return pa.table({}) if name is None else pq.read_table(io.BytesIO(read_bytes(join(home, name))), columns=columns)
 
 
 def explain(row: dict[str, Any], config: PairingConfig) -> list[tuple[str, str, str, str]]:
@@ -60,26 +105,3 @@ def explain(row: dict[str, Any], config: PairingConfig) -> list[tuple[str, str, 
         else:
             lines.append((verdict, f"{row[score]:.3g}", f"{'>=' if sign > 0 else '<='} {limit:g}", "passed" if passed else "failed"))
     return lines
-
-
-def _row(candidate: Candidate, split: str | None, licence: str) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "key": candidate.key,
-        "source_id": candidate.source["source_id"],
-        "target_id": candidate.target["source_id"],
-        "kind": candidate.source["kind"],
-        "person": candidate.person,
-        "scope": candidate.scope,
-        "licence": licence,
-        "verdict": candidate.verdict,
-        "edit": None if candidate.edit is None else str(candidate.edit),
-        "edit_kind": None if candidate.edit is None else candidate.edit.kind,
-        "split": split,
-        "crop_source": list(candidate.crops[0]),
-        "crop_target": list(candidate.crops[1]),
-        "rendered": [crop_name(row, crop) for row, crop in zip((candidate.source, candidate.target), candidate.crops, strict=True)],
-    }
-    row |= {name: float(candidate.scores[name]) for name in SCORES}
-    for side, end in (("from", candidate.source), ("to", candidate.target)):
-        row |= {f"{side}_{name}": end[name] for name in _END}
-    return row

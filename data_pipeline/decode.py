@@ -7,7 +7,10 @@ memory when nobody reads, so it lives only as long as its child (measurements in
 from __future__ import annotations
 
 import multiprocessing
+import sys
+import types
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -78,7 +81,8 @@ def _in_child(work: object, path: str, argument: object) -> Iterator[Frame]:
     context = multiprocessing.get_context("forkserver")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_run, args=(sender, work, path, argument), daemon=True)
-    child.start()
+    with _without_main():
+        child.start()
     sender.close()
     try:
         while True:
@@ -101,6 +105,17 @@ def _in_child(work: object, path: str, argument: object) -> Iterator[Frame]:
         child.kill()
         child.join()
         receiver.close()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hides the program's main module while a child starts: the child needs nothing of it, and a script without a main guard would run twice."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _run(sender: Connection, work: object, path: str, argument: object) -> None:
@@ -129,18 +144,22 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
         tick = stream.time_base
         length = float(stream.duration * tick) if stream.duration else (container.duration or 0) / 1e6 or None
         start = float((stream.start_time or 0) * tick)
+        rate = float(stream.average_rate or 25)
+        if begin > 1.0:  # a piece of a long video: from the keyframe before it
+            container.seek(int((begin + start) / tick), stream=stream)
         due, index, last = -1.0, -1, 0.0
-        shots = _ShotCounter(float(stream.average_rate or 25))
+        shots = _ShotCounter(rate)
         torn: list[str] = []
         for index, frame in enumerate(_frames_until_torn(container, stream, torn)):
             shots.see(frame)
-            pts = float(frame.pts * tick) - start if frame.pts is not None else index / float(stream.average_rate or 25)
+            pts = float(frame.pts * tick) - start if frame.pts is not None else index / rate
             last = pts
-            if end is not None and pts > end:
+            if end is not None and pts >= end:
                 return
             if pts + 1e-6 >= max(due, begin):
                 due = pts + 1 / fps
-                sender.send(("frame", Frame(index, pts, _upright(frame), shots.shot)))
+                number = index if begin <= 1.0 else round(pts * rate)
+                sender.send(("frame", Frame(number, pts, _upright(frame), shots.shot)))
     if index < 0:
         raise DecodeError("decode", "not one frame could be decoded")
     if torn or (length is not None and last < length - _LATE):

@@ -14,7 +14,8 @@ from typing import Any
 from data_pipeline.candidates import read_candidates
 from data_pipeline.card import write_card
 from data_pipeline.image_set import read_image_set
-from data_pipeline.pack import encode_table, read_index, read_manifest, read_members, write_shard
+from data_pipeline.observations import part_uri
+from data_pipeline.pack import encode_table, read_index, read_manifest, rewrite_shards
 from data_pipeline.subset import make_view
 from data_pipeline.worklist import WorkItem, read_worklist, write_worklist
 from infra.errors import UserError
@@ -88,15 +89,19 @@ def apply_removals(work: str) -> Forgotten:
     removals = Removals.read(work)
     items = read_worklist(join(work, "worklist.parquet"))
     gone = {item.source_id: item for item in items if removals.covers(item.source_id, item.identity, item.licence)}
+    gone |= {item.source_id: item for item in items if item.attributes.get("made_from") in gone}  # generated from their photos
+    lost = Removals(removals.sources | {_hash(name) for name in gone}, removals.identities, removals.licences)
     samples, digests = {}, []
     for folder in _versions(work, views=False):
-        before, taken = _shrink(folder, removals)
+        before, taken = _shrink(folder, lost)
         if taken:
             samples[folder.rsplit("/", 1)[-1]] = taken
             digests.append(before)
         _sweep(folder)
     for folder in _versions(work, views=True):
         _remake_view(folder)
+    for uri in list_files(join(work, "pairs")):  # scores of whole bundles: made anew from the observations that stay
+        delete(uri)
     _delete_observations(work, gone)
     _sweep_crops(work)
     write_worklist([item for item in items if item.source_id not in gone], join(work, "worklist.parquet"))
@@ -123,19 +128,7 @@ def _shrink(folder: str, removals: Removals) -> tuple[str, int]:
     left = {row["key"] for row in keep}
     touched = {row["shard"] for row in manifest if row["key"] not in left}
     revision = index.get("revision", 0) + 1
-    shards, rows = [], [row for row in keep if row["shard"] not in touched]
-    for shard in index["shards"]:
-        if shard["name"] not in touched:
-            shards.append(shard)
-            continue
-        mine = [row for row in keep if row["shard"] == shard["name"]]
-        if not mine:
-            continue
-        name = f"{shard['name'].split('.')[0]}.r{revision}.tar"
-        data, new = write_shard([(row, read_members(folder, row)) for row in mine], name)
-        commit(join(folder, "shards", name), data)
-        shards.append({**shard, "name": name, "count": len(mine), "bytes": len(data), "sha256": sha256_bytes(data)})
-        rows += new
+    shards, rows = rewrite_shards(folder, folder, keep, touched, f"r{revision}")
     manifest_name = f"manifest.r{revision}.parquet"
     data = encode_table(sorted(rows, key=lambda row: (row["shard"], row["key"])))
     commit(join(folder, manifest_name), data)
@@ -171,7 +164,7 @@ def _sweep(folder: str) -> None:
     named = {shard["name"] for shard in index["shards"]}
     stale = [uri for uri in list_files(join(folder, "shards")) if uri.rsplit("/", 1)[-1] not in named]
     stale += [uri for uri in list_files(folder, ".parquet") if uri.rsplit("/", 1)[-1] not in (index["manifest"], index["candidates"])]
-    for uri in [*stale, join(folder, "report.html")]:
+    for uri in [*stale, *(join(folder, name) for name in ("report.html", "conflicts.json", "conflicts.jpg", "components.json"))]:
         delete(uri)
     write_card(folder)
 
@@ -207,11 +200,14 @@ def _delete_observations(work: str, gone: dict[str, WorkItem]) -> None:
     ledger_uri = join(work, "ledger.jsonl")
     ledger = [json.loads(line) for line in read_bytes(ledger_uri).splitlines()] if exists(ledger_uri) else []
     for row in ledger:
-        if row["source_id"] not in gone or not row.get("fingerprint"):
-            continue
-        for uri in list_files(join(work, "attempts", row["fingerprint"])):
-            delete(uri)
-        delete(join(work, "parts", f"{row['fingerprint']}.parquet"))
+        for part in row["parts"] if row["source_id"] in gone else []:
+            for uri in list_files(join(work, "attempts", part)):
+                delete(uri)
+            for columns in list_folders(join(work, "columns")):
+                for uri in list_files(columns):
+                    if uri.rsplit("/", 1)[-1].startswith(part):
+                        delete(uri)
+            delete(part_uri(work, part))
     for item in gone.values():
         if item.uri.startswith(join(work, "synthetic", "")):  # made by this build, not the user's own file
             if item.uri.endswith(".json"):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.pairing import Candidate
 from data_pipeline.worklist import IMAGE_SUFFIXES
 from infra.config import Config
 from infra.errors import UserError
+from infra.storage import sha256_json
 from lato.faces import FaceReader
 from lato.faces.quality import hash_distance
 from lato.pairs import decode_image
@@ -65,12 +65,14 @@ class Holdout:
             raise UserError(f"holdout.folder: no face is found in {', '.join(blind[:5])}; take them out, or name their sources by sha256")
         return cls(config, np.stack(embeddings) if embeddings else np.zeros((0, 0), np.float32), tuple(hashes))
 
-    def bar(self, candidates: list[Candidate]) -> list[Candidate]:
-        """The candidates, those accepted that show what is held out with the verdict `held out`."""
-        return [
-            replace(c, verdict="held out") if c.verdict == "accepted" and any(self._shows(row) for row in (c.source, c.target)) else c
-            for c in candidates
-        ]
+    @property
+    def digest(self) -> str:
+        """Of all that is held out."""
+        return sha256_json([self.config.model_dump(mode="json", exclude={"folder"}), sorted(mark.hex() for mark in self.hashes)])
+
+    def mark(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The observation with `held_out`: whether it shows somebody or something that evaluation uses."""
+        return row | {"held_out": self._shows(row)}
 
     def _shows(self, row: dict[str, Any]) -> bool:
         if row["identity"] in self.config.identities or row["source_sha256"] in self.config.sha256:

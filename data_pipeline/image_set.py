@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from infra.storage import join, read_bytes, sha256_bytes
+from infra.storage import commit, join, read_bytes, sha256_bytes
 from lato.edits import Expression, Intensity
 
 
@@ -69,6 +69,18 @@ def read_image_set(uri: str) -> ImageSet:
 def encode_image_set(image_set: ImageSet) -> bytes:
     """Canonical JSON bytes."""
     return json.dumps(image_set.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode()
+
+
+def commit_set(pictures: list[tuple[bytes, Declared | None]], generator: dict[str, Any], work: str) -> str:
+    """Commits generated pictures under their sha256 and a set that names them, each only if absent; returns the set's file name in `synthetic/`."""
+    images = []
+    for picture, declared in pictures:
+        name = f"{sha256_bytes(picture)}.jpg"
+        commit(join(work, "synthetic", name), picture, exclusive=True)
+        images.append(SetImage(uri=name, declared=declared))
+    encoded = encode_image_set(ImageSet(images=images, generator=generator))
+    commit(join(work, "synthetic", f"{sha256_bytes(encoded)}.json"), encoded, exclusive=True)
+    return f"{sha256_bytes(encoded)}.json"
 
 
 def content_sha256(uri: str) -> str:

@@ -1,4 +1,4 @@
-"""Observations: one row a face in a frame, and the part file that holds a source's rows together with its ledger row."""
+"""Observations: one row a face in a frame, and the part file that holds a segment's rows together with its ledger row."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import io
 import json
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline.chips import Chip
 from infra.storage import commit, join, list_files, read_bytes
 
 _FLOATS = pa.list_(pa.float32())
@@ -25,9 +28,8 @@ SCHEMA = pa.schema(
         "image_uri": pa.string(),  # image sets only
         "width": pa.int32(),
         "height": pa.int32(),
-        "detection_score": pa.float32(),
+        "detection_score": pa.float32(),  # of the detector's last look at the track
         "box": _FLOATS,  # 4: left, top, right, bottom
-        "points5": _FLOATS,  # 10
         "landmarks": _FLOATS,  # 136, image pixels
         "blendshapes": _FLOATS,  # 52
         "yaw": pa.float32(),
@@ -36,8 +38,10 @@ SCHEMA = pa.schema(
         "expression": pa.string(),
         "expression_intensity": pa.float32(),
         "expression_scores": _FLOATS,  # 7
+        "declared": pa.string(),  # JSON, or null
         "representative": pa.bool_(),
-        "embedding": _FLOATS,  # representatives only, like the nine below
+        "chip": pa.binary(),  # JPEG; representatives only, like all below
+        "chip_transform": pa.list_(pa.float64()),  # 6: from image pixels to chip pixels, row by row
         "sharpness": pa.float32(),
         "brightness": pa.float32(),
         "noise": pa.float32(),
@@ -47,14 +51,15 @@ SCHEMA = pa.schema(
         "letterbox": pa.float32(),
         "skin_ita": pa.float32(),
         "phash": pa.binary(32),
-        "declared": pa.string(),  # JSON, or null
     }
 )
 _LEDGER = b"ledger"
+_HEAVY = ("chip", "chip_transform", "blendshapes", "expression_scores", "box")
+"""Columns that pairing does not read."""
 
 
 def commit_part(work: str, fingerprint: str, rows: list[dict[str, Any]], ledger: dict[str, Any]) -> None:
-    """Commits a source's observations and its ledger row in one atomic write. The first part of a fingerprint wins."""
+    """Commits a segment's observations and its ledger row in one atomic write. The first part of a fingerprint wins."""
     columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names}
     table = pa.table(columns, schema=SCHEMA.with_metadata({_LEDGER: json.dumps(ledger, sort_keys=True).encode()}))
     buffer = io.BytesIO()
@@ -75,6 +80,30 @@ def committed_fingerprints(work: str) -> set[str]:
 def read_part(work: str, fingerprint: str) -> pa.Table:
     """A part's observations."""
     return pq.read_table(io.BytesIO(read_bytes(part_uri(work, fingerprint))))
+
+
+def read_representatives(work: str, fingerprint: str) -> list[dict[str, Any]]:
+    """A part's representatives, each with its number in the part as `row`, without chips."""
+    names = [name for name in SCHEMA.names if name not in _HEAVY]
+    table = pq.read_table(io.BytesIO(read_bytes(part_uri(work, fingerprint))), columns=names)
+    numbers = np.flatnonzero(np.asarray(table["representative"]))
+    return [row | {"row": int(number)} for number, row in zip(numbers, table.take(numbers).to_pylist(), strict=True)]
+
+
+def read_chips(work: str, fingerprint: str) -> list[tuple[int, Chip, npt.NDArray[np.float64]]]:
+    """Number in the part, chip and landmarks (68, 2) in image pixels of a part's representatives."""
+    table = pq.read_table(
+        io.BytesIO(read_bytes(part_uri(work, fingerprint))), columns=["representative", "chip", "chip_transform", "landmarks"]
+    )
+    numbers = np.flatnonzero(np.asarray(table["representative"]))
+    return [
+        (
+            int(number),
+            Chip(row["chip"], np.array(row["chip_transform"]).reshape(2, 3)),
+            np.array(row["landmarks"], np.float64).reshape(68, 2),
+        )
+        for number, row in zip(numbers, table.take(numbers).to_pylist(), strict=True)
+    ]
 
 
 def read_ledger_row(work: str, fingerprint: str) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,8 +16,11 @@ import pyarrow.parquet as pq
 from infra.config import Config
 from infra.console import Progress
 from infra.errors import UserError
-from infra.storage import commit, exists, join, open_read, read_bytes, sha256_bytes, sha256_json
+from infra.storage import commit, copy_file, exists, join, open_read, read_bytes, sha256_bytes, sha256_json
 from lato.pairs import MEMBERS, FacePair, Split, encode_pair
+
+if TYPE_CHECKING:
+    from data_pipeline.extend import Base
 
 MANIFEST, CANDIDATES = "manifest.parquet", "candidates.parquet"
 """Names in a version's folder when it is first published; its index says which hold now."""
@@ -42,7 +46,7 @@ class Planned:
     load: Callable[[], FacePair]
 
 
-def pack(samples: list[Planned], config: PackConfig, folder: str, name: str, created_from: str) -> str:
+def pack(samples: list[Planned], config: PackConfig, folder: str, name: str, created_from: str, base: Base | None = None) -> str:
     """Writes shards, manifest and, last, the index that publishes the version.
 
     Args:
@@ -51,18 +55,19 @@ def pack(samples: list[Planned], config: PackConfig, folder: str, name: str, cre
         folder: The version's folder.
         name: The version's name.
         created_from: Digest of the plan and config.
+        base: A version that is extended: its shards come first, as they are.
 
     Returns:
         The version's digest.
     """
     progress = Progress("pack", len(samples), "samples")
-    shards: list[dict[str, Any]] = []
-    manifest: list[dict[str, Any]] = []
+    shards, manifest = _take_over(base, folder) if base else ([], [])
+    first = Counter(shard["split"] for shard in base.index["shards"]) if base else Counter[str]()
     for split in ("train", "val", "test"):
         mine = sorted((s for s in samples if s.split == split), key=lambda s: sha256_bytes(f"{config.seed}/{s.key}".encode()))
         for number, start in enumerate(range(0, len(mine), config.samples_per_shard)):
             group = sorted(mine[start : start + config.samples_per_shard], key=lambda s: s.key)
-            shard = f"{split}-{number:06d}.tar"
+            shard = f"{split}-{first[split] + number:06d}.tar"
             members = (encode_pair(sample.load()) for sample in group)
             data, rows = write_shard([(_columns(sample), content) for sample, content in zip(group, members, strict=True)], shard)
             commit(join(folder, "shards", shard), data)
@@ -80,9 +85,53 @@ def pack(samples: list[Planned], config: PackConfig, folder: str, name: str, cre
         "candidates": CANDIDATES,
         "manifest_sha256": sha256_bytes(table),
     }
+    if base:
+        index["extends"] = {"name": base.index["name"], "digest": base.index["digest"], "samples": len(base.rows)}
     index["digest"] = sha256_json({"shards": shards, "manifest": index["manifest_sha256"]})
     commit(join(folder, "index.json"), json.dumps(index, indent=1, sort_keys=True).encode())
     return index["digest"]
+
+
+def _take_over(base: Base, folder: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The extended version's shards and manifest rows, the files linked where the disk can; shards that a merge touched are written without it."""
+    kept = {row["key"] for row in base.rows}
+    touched = {row["shard"] for row in read_manifest(base.folder) if row["key"] not in kept}
+    shards, rows = rewrite_shards(base.folder, folder, base.rows, touched, "m1")
+    for shard in shards:
+        if not exists(join(folder, "shards", shard["name"])):
+            copy_file(join(base.folder, "shards", shard["name"]), join(folder, "shards", shard["name"]))
+    return shards, sorted(rows, key=lambda row: (row["shard"], row["key"]))
+
+
+def rewrite_shards(
+    home: str, folder: str, keep: list[dict[str, Any]], touched: set[str], suffix: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Writes touched shards anew with the samples that stay, under new names; the bytes of all others stay.
+
+    Args:
+        home: Folder of the version that is read.
+        folder: Where the new shards go.
+        keep: Manifest rows that stay.
+        touched: Names of shards that lose samples.
+        suffix: Of the new names.
+
+    Returns:
+        Index entries of all shards that have samples, and manifest rows.
+    """
+    shards, rows = [], [row for row in keep if row["shard"] not in touched]
+    for shard in read_index(home)["shards"]:
+        if shard["name"] not in touched:
+            shards.append(shard)
+            continue
+        mine = [row for row in keep if row["shard"] == shard["name"]]
+        if not mine:
+            continue
+        name = f"{shard['name'].split('.')[0]}.{suffix}.tar"
+        data, new = write_shard([(row, read_members(home, row)) for row in mine], name)
+        commit(join(folder, "shards", name), data)
+        shards.append({**shard, "name": name, "count": len(mine), "bytes": len(data), "sha256": sha256_bytes(data)})
+        rows += new
+    return shards, rows
 
 
 def _columns(sample: Planned) -> dict[str, Any]:

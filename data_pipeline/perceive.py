@@ -1,9 +1,13 @@
-"""From frames of one source to observation rows: faces, tracks that end at cuts, expression against the person's own rest, representatives."""
+"""From frames of one source to observation rows: faces, tracks that end at cuts, expression against the person's own rest, representatives.
+
+Frames are let go as soon as they were looked at; what a track keeps is a row a face and chips of the faces that may become representatives, so that
+memory does not grow with the resolution or the length of a video. The detector looks at a second's first frame; between, a track's next crop is where
+its mesh was last, and every model looks at each frame anew.
+"""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,35 +15,89 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.chips import Chip, cut_chip
 from data_pipeline.decode import Frame
 from lato.faces import FaceReader
 from lato.faces.detect import Detection
-from lato.faces.expression import classify, estimate_neutral
+from lato.faces.expression import activity, classify, estimate_neutral
 from lato.faces.mesh import MeshObservation
-from lato.faces.quality import measure
+from lato.faces.quality import QualityScores, measure, sharpness
 
 _SAME_FACE_IOU = 0.3
+_TWIN_IOU = 0.6
 REPRESENTATIVES = 3
 """At most this many observations a pose bin and expression of a track go on to pairing."""
+_CONSIDERED = 2 * REPRESENTATIVES
+"""Kept a pose bin and provisional expression until the track ends and its rest is known."""
 _POSE_BIN = 10.0
+_CALM = 40
+"""The rest that provisional expressions are read against is the mean of this many least active faces so far."""
+DETECT_EVERY = 5
+"""Sampled frames from one look of the detector to the next; it also looks when a track is lost, and after a cut."""
 
 
 @dataclass
-class Sighting:
-    """One face in one frame."""
+class _Kept:
+    """A face that may become a representative."""
 
-    frame: Frame
-    detection: Detection
-    mesh: MeshObservation
-    track: int
-    declared: str | None = None
-    image_uri: str | None = None
-    row: dict[str, Any] = field(default_factory=dict)
+    sharpness: float
+    row: dict[str, Any]
+    chip: Chip
+    quality: QualityScores
+
+
+@dataclass
+class _Track:
+    number: int
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    kept: dict[tuple[Any, ...], list[_Kept]] = field(default_factory=dict)
+    calm: list[tuple[float, npt.NDArray[np.float32]]] = field(default_factory=list)
+    last: Detection | None = None
+
+    def see(self, frame: Frame, detection: Detection, mesh: MeshObservation, score: float, uri: str | None, declared: str | None) -> None:
+        """Takes in one face."""
+        where = Detection(_box_of(mesh), score, detection.points5)
+        row = _row(self.number, frame, where, mesh, uri, declared)
+        self.rows.append(row)
+        self.last = where
+        self.calm = sorted([*self.calm, (activity(mesh.blendshapes), mesh.blendshapes)], key=lambda entry: entry[0])[:_CALM]
+        rest = np.mean([vector for _, vector in self.calm], axis=0)
+        bin_ = (*_pose_bin(row), classify(mesh.blendshapes, rest).label, declared)  # declared pictures are few and each is wanted
+        group = self.kept.setdefault(bin_, [])
+        sharp = sharpness(frame.image, where.box)
+        if len(group) < _CONSIDERED or sharp > group[-1].sharpness:
+            quality = measure(frame.image, where, mesh.landmarks68)
+            group.append(_Kept(sharp, row, cut_chip(frame.image, mesh.landmarks68), quality))
+            group.sort(key=lambda kept: (-kept.sharpness, kept.row["pts"]))
+            del group[_CONSIDERED:]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The track's rows, expressions read against its own rest, representatives with chip and quality."""
+        rest = _neutral_of(self.rows)
+        for row in self.rows:
+            reading = classify(np.asarray(row["blendshapes"]), rest)
+            row |= {
+                "expression": reading.label.value,
+                "expression_intensity": reading.intensity,
+                "expression_scores": reading.scores.tolist(),
+            }
+        bins: dict[tuple[Any, ...], list[_Kept]] = {}
+        for kept in sorted((k for group in self.kept.values() for k in group), key=lambda k: (-k.sharpness, k.row["pts"])):
+            bins.setdefault(bin_of(kept.row), []).append(kept)
+        for kept in (k for group in bins.values() for k in group[:REPRESENTATIVES]):
+            kept.row |= {"representative": True, "chip": kept.chip.jpg, "chip_transform": kept.chip.transform.reshape(-1).tolist()}
+            kept.row |= kept.quality.__dict__
+        return self.rows
+
+
+def bin_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a track's representatives are limited by: 10-degree bins of pose, expression, and what is declared."""
+    return (*_pose_bin(row), row["expression"], row["declared"])
 
 
 def watch_video(
     frames: Iterable[Frame], reader: FaceReader, box: tuple[float, float, float, float] | None = None
-) -> tuple[list[Sighting], int]:
+) -> tuple[list[dict[str, Any]], int]:
     """Finds and follows every face of a video.
 
     Args:
@@ -48,108 +106,114 @@ def watch_video(
         box: Shares of the picture within which the centre of a face must lie; None for all faces.
 
     Returns:
-        Sightings, and the number of frames seen.
+        Rows (columns of `observations.SCHEMA` but the source's own), and the number of frames seen.
     """
-    sightings: list[Sighting] = []
-    open_tracks: dict[int, Detection] = {}
-    next_track = count = shot = 0
+    tracks: list[_Track] = []
+    alive: list[_Track] = []
+    count = shot = 0
+    since = DETECT_EVERY
     for frame in frames:
         count += 1
         if frame.shot != shot:  # no track goes on over a cut
-            open_tracks, shot = {}, frame.shot
-        continued: dict[int, Detection] = {}
-        for detection in reader.detector.detect(frame.image):
-            observation = reader.mesh.observe(frame.image, detection) if box is None or _lies_in(detection, frame.image, box) else None
-            if observation is None:
-                continue
-            track = _best_track(detection, {k: v for k, v in open_tracks.items() if k not in continued})
-            if track is None:
-                track, next_track = next_track, next_track + 1
-            continued[track] = detection
-            sightings.append(Sighting(frame, detection, observation, track))
-        open_tracks = continued
-    return sightings, count
+            alive, shot, since = [], frame.shot, DETECT_EVERY
+        followed = [] if since >= DETECT_EVERY else _follow(frame, alive, reader)
+        if followed is None or since >= DETECT_EVERY or not alive:
+            alive = _detect(frame, alive, tracks, reader, box)
+            since = 1
+            continue
+        for track, mesh in followed:
+            assert track.last is not None, "a followed track was seen before"
+            track.see(frame, track.last, mesh, track.last.score, None, None)
+        since += 1
+    return [row for track in tracks for row in track.describe()], count
 
 
-def watch_images(images: Iterable[tuple[Frame, str, str | None]], reader: FaceReader) -> tuple[list[Sighting], int]:
+def watch_images(images: Iterable[tuple[Frame, str, str | None]], reader: FaceReader) -> tuple[list[dict[str, Any]], int]:
     """Reads the largest face of every image of a set; the set is one track. Images come with their uri and what is declared of them."""
-    sightings, count = [], 0
+    track, count = _Track(0), 0
     for frame, uri, declared in images:
         count += 1
         for detection in reader.detector.detect(frame.image)[:1]:
-            observation = reader.mesh.observe(frame.image, detection)
-            if observation is not None:
-                sightings.append(Sighting(frame, detection, observation, 0, declared, uri))
-    return sightings, count
+            mesh = reader.mesh.observe(frame.image, detection)
+            if mesh is not None:
+                track.see(frame, detection, mesh, detection.score, uri, declared)
+    return track.describe() if track.rows else [], count
 
 
-def describe(sightings: list[Sighting], reader: FaceReader) -> list[dict[str, Any]]:
-    """Rows of all sightings (columns of `observations.SCHEMA` but the source's own), representatives with identity and quality."""
-    tracks: dict[int, list[Sighting]] = defaultdict(list)
-    for sighting in sightings:
-        tracks[sighting.track].append(sighting)
-    for track in tracks.values():
-        neutral = _neutral_of(track)
-        for sighting in track:
-            sighting.row = _row(sighting, neutral)
-        _choose_representatives(track, reader)
-    return [sighting.row for sighting in sightings]
+def _follow(frame: Frame, alive: list[_Track], reader: FaceReader) -> list[tuple[_Track, MeshObservation]] | None:
+    """The next mesh of every track where it was last; None if one is lost or two have met: then the detector must look."""
+    found: list[tuple[_Track, MeshObservation]] = []
+    for track in alive:
+        assert track.last is not None, "a track that is alive was seen"
+        mesh = reader.mesh.observe(frame.image, track.last)
+        if mesh is None or _iou(_box_of(mesh), track.last.box) < _SAME_FACE_IOU:
+            return None
+        if any(_iou(_box_of(mesh), _box_of(other)) > _TWIN_IOU for _, other in found):
+            return None
+        found.append((track, mesh))
+    return found
 
 
-def _neutral_of(track: list[Sighting]) -> npt.NDArray[np.float32]:
-    declared = [s.mesh.blendshapes for s in track if s.declared and json.loads(s.declared)["expression"] == "neutral"]
-    return np.mean(declared, axis=0) if declared else estimate_neutral(np.stack([s.mesh.blendshapes for s in track]))
+def _detect(
+    frame: Frame, alive: list[_Track], tracks: list[_Track], reader: FaceReader, box: tuple[float, float, float, float] | None
+) -> list[_Track]:
+    """Looks for all faces and gives each to the track that was there, or to a new one."""
+    continued: list[_Track] = []
+    for detection in reader.detector.detect(frame.image):
+        mesh = reader.mesh.observe(frame.image, detection) if box is None or _lies_in(detection, frame.image, box) else None
+        if mesh is None or any(_iou(_box_of(mesh), track.last.box) > _TWIN_IOU for track in continued if track.last is not None):
+            continue
+        scored = [(_iou(_box_of(mesh), track.last.box), -track.number, track) for track in alive if track not in continued and track.last]
+        overlap, _, track = max(scored, default=(0.0, 0, None), key=lambda entry: entry[:2])
+        if track is None or overlap < _SAME_FACE_IOU:
+            track = _Track(len(tracks))
+            tracks.append(track)
+        track.see(frame, detection, mesh, detection.score, None, None)
+        continued.append(track)
+    return continued
 
 
-def _row(sighting: Sighting, neutral: npt.NDArray[np.float32]) -> dict[str, Any]:
-    mesh, detection, image = sighting.mesh, sighting.detection, sighting.frame.image
-    reading = classify(mesh.blendshapes, neutral)
+def _neutral_of(rows: list[dict[str, Any]]) -> npt.NDArray[np.float32]:
+    """A track's own rest; declared pictures of a set say which are at rest."""
+    resting = [row["blendshapes"] for row in rows if row["declared"] and json.loads(row["declared"])["expression"] == "neutral"]
+    if resting:
+        return np.mean(np.asarray(resting, np.float32), axis=0)
+    return estimate_neutral(np.array([row["blendshapes"] for row in rows]))
+
+
+def _box_of(mesh: MeshObservation) -> npt.NDArray[np.float32]:
+    """The box a detector would draw: landmarks stop at the brows, a face does not (0.3 of their height more, the median over the clips)."""
+    low, high = mesh.landmarks68.min(0), mesh.landmarks68.max(0)
+    return np.array([low[0], low[1] - 0.3 * (high[1] - low[1]), high[0], high[1]], np.float32)
+
+
+def _row(track: int, frame: Frame, detection: Detection, mesh: MeshObservation, uri: str | None, declared: str | None) -> dict[str, Any]:
     return {
-        "track": sighting.track,
-        "frame": sighting.frame.index,
-        "pts": sighting.frame.pts,
-        "image_uri": sighting.image_uri,
-        "width": image.shape[1],
-        "height": image.shape[0],
+        "track": track,
+        "frame": frame.index,
+        "pts": frame.pts,
+        "image_uri": uri,
+        "width": frame.image.shape[1],
+        "height": frame.image.shape[0],
         "detection_score": detection.score,
         "box": detection.box.tolist(),
-        "points5": detection.points5.reshape(-1).tolist(),
         "landmarks": mesh.landmarks68.reshape(-1).tolist(),
         "blendshapes": mesh.blendshapes.tolist(),
         "yaw": mesh.yaw,
         "pitch": mesh.pitch,
         "roll": mesh.roll,
-        "expression": reading.label.value,
-        "expression_intensity": reading.intensity,
-        "expression_scores": reading.scores.tolist(),
         "representative": False,
-        "declared": sighting.declared,
+        "declared": declared,
     }
 
 
-def _choose_representatives(track: list[Sighting], reader: FaceReader) -> None:
-    bins: dict[tuple[Any, ...], list[Sighting]] = defaultdict(list)
-    for sighting in track:
-        pose = tuple(round(getattr(sighting.mesh, axis) / _POSE_BIN) for axis in ("yaw", "pitch", "roll"))
-        declared = sighting.declared or ""  # declared pictures are few and each is wanted
-        bins[(*pose, sighting.row["expression"], declared)].append(sighting)
-    for group in bins.values():
-        group.sort(key=lambda s: (-s.detection.score, s.frame.pts))
-        for sighting in group[:REPRESENTATIVES]:
-            quality = measure(sighting.frame.image, sighting.detection, sighting.mesh.landmarks68)
-            embedding = reader.embedder.embed(sighting.frame.image, sighting.detection.points5)
-            sighting.row |= {"representative": True, "embedding": embedding.tolist(), **quality.__dict__}
+def _pose_bin(row: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(round(row[axis] / _POSE_BIN) for axis in ("yaw", "pitch", "roll"))
 
 
 def _lies_in(detection: Detection, image: npt.NDArray[np.uint8], box: tuple[float, float, float, float]) -> bool:
     centre = (detection.box[:2] + detection.box[2:]) / 2 / [image.shape[1], image.shape[0]]
     return bool(box[0] <= centre[0] <= box[2] and box[1] <= centre[1] <= box[3])
-
-
-def _best_track(detection: Detection, tracks: dict[int, Detection]) -> int | None:
-    scored = [(_iou(detection.box, other.box), -track) for track, other in tracks.items()]
-    best = max(scored, default=(0.0, 0))
-    return -best[1] if best[0] >= _SAME_FACE_IOU else None
 
 
 def _iou(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:

@@ -14,7 +14,7 @@ import av
 from data_pipeline.analyze import AnalyzeConfig
 from data_pipeline.decode import DecodeError, Frame, sample_frames
 from data_pipeline.image_set import read_image_set
-from data_pipeline.perceive import describe, watch_video
+from data_pipeline.perceive import watch_video
 from data_pipeline.worklist import WorkItem
 from infra.storage import is_local, read_bytes
 from lato.faces import FaceReader
@@ -67,7 +67,7 @@ def plan_build(items: list[WorkItem], config: AnalyzeConfig, models: Path) -> Bu
             continue
         probes += _probe(item, config.fps, _PROBE_FRAMES - len(probes))
     if probes:
-        describe(watch_video(probes, reader)[0], reader)
+        watch_video(probes, reader)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cost = time.process_time() - started + (after.ru_utime + after.ru_stime - spent.ru_utime - spent.ru_stime)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.decode import DecodeError, read_frames_at
-from data_pipeline.pairing import Candidate
+from data_pipeline.image_set import content_sha256
+from data_pipeline.sources import staged
 from infra.console import Progress
-from infra.storage import commit, exists, join, read_bytes, sha256_json
+from infra.errors import UserError
+from infra.pool import Died, run_jobs
+from infra.storage import commit, join, list_files, read_bytes, sha256_file, sha256_json
 from lato.landmarks import CANVAS, Landmarks
 from lato.pairs import decode_image
 
@@ -21,7 +25,7 @@ SIZE = int(CANVAS.width)
 _QUALITY = 92
 VERSION = 1
 """Raise it when the pixels of a crop change."""
-_BUNDLE = 40
+_BUNDLE = 10
 
 
 def crop_name(row: dict[str, Any], crop: tuple[float, float, float]) -> str:
@@ -36,62 +40,82 @@ def crop_landmarks(row: dict[str, Any], crop: tuple[float, float, float]) -> Lan
     return ((points - crop[:2]) * (SIZE / crop[2])).astype(np.float32)
 
 
-def render_crops(candidates: Iterable[Candidate], uris: dict[str, str], work: str) -> dict[str, str]:
-    """Makes the crops that are not there yet, on Ray.
+class Crop(NamedTuple):
+    """A crop to be made."""
+
+    source_id: str
+    source_sha256: str
+    name: str
+    image_uri: str | None
+    pts: float
+    square: tuple[float, float, float]
+    """Left, top, side in image pixels."""
+
+
+def render_crops(crops: Iterable[Crop], uris: dict[str, str], work: str, workers: int) -> dict[str, str]:
+    """Makes the crops that are not there yet.
 
     Args:
-        candidates: Accepted pairs.
-        uris: Source id -> uri of videos.
+        crops: Of accepted pairs.
+        uris: Source id -> uri.
         work: The build's folder.
+        workers: Ray actors; 0 works here.
 
     Returns:
-        Source id -> why its crops could not be made, for those.
+        Source id -> why its crops could not be made, for those: its source is gone, changed or can no longer be read.
     """
-    import ray
-
-    jobs: dict[str, dict[str, tuple[Any, ...]]] = defaultdict(dict)
-    for candidate in candidates:
-        for row, crop in ((candidate.source, candidate.crops[0]), (candidate.target, candidate.crops[1])):
-            name = crop_name(row, crop)
-            jobs[row["source_id"]][name] = (name, row["image_uri"], row["pts"], crop)
-    todo = {}
-    for source_id, crops in jobs.items():
-        missing = [crop for name, crop in crops.items() if not exists(join(work, "renders", name))]
-        if missing:
-            todo[source_id] = missing
+    have = {uri.rsplit("/", 1)[-1] for uri in list_files(join(work, "renders"), ".jpg")}
+    todo: dict[str, list[Crop]] = defaultdict(list)
+    for crop in crops:
+        if crop.name not in have:
+            todo[crop.source_id].append(crop)
     names = sorted(todo)
-    progress = Progress("render", len(names), "sources")
-    task = ray.remote(num_cpus=1, max_retries=1)(_render_sources)
     bundles = [names[start : start + _BUNDLE] for start in range(0, len(names), _BUNDLE)]
-    waiting = {task.remote([(name, uris[name], todo[name]) for name in bundle], work): bundle for bundle in bundles}
+    jobs = [[(uris[name], todo[name]) for name in bundle] for bundle in bundles]
+    progress = Progress("render", len(names), "sources")
     failed: dict[str, str] = {}
-    while waiting:
-        ready, _ = ray.wait(list(waiting), num_returns=1)
-        bundle = waiting.pop(ready[0])
-        failed |= ray.get(ready[0])
-        progress.advance(len(bundle))
+    for done in run_jobs(functools.partial(_Worker, work), jobs, workers):
+        if isinstance(done.result, Died):
+            raise UserError("a worker died while it cut crops. What was done stands; run the same command again.")
+        failed |= done.result
+        progress.advance(len(done.job))
     return failed
 
 
-def _render_sources(sources: list[tuple[str, str, list[tuple[Any, ...]]]], work: str) -> dict[str, str]:
-    cv2.setNumThreads(1)
-    failed = {}
-    for source_id, uri, crops in sources:
-        try:
-            _render_source(uri, crops, work)
-        except (DecodeError, FileNotFoundError, ValueError) as error:
-            failed[source_id] = f"{type(error).__name__}: {error}"
-    return failed
+class _Worker:
+    def __init__(self, work: str) -> None:
+        cv2.setNumThreads(1)
+        self._work = work
+
+    def run(self, sources: list[tuple[str, list[Crop]]]) -> dict[str, str]:
+        """Makes the crops of some sources; returns why not, by source."""
+        failed = {}
+        for uri, crops in sources:
+            try:
+                _render_source(uri, crops, self._work)
+            except (DecodeError, FileNotFoundError, ValueError) as error:
+                failed[crops[0].source_id] = f"{type(error).__name__}: {error}"
+        return failed
 
 
-def _render_source(uri: str, crops: list[tuple[Any, ...]], work: str) -> None:
-    images: dict[Any, npt.NDArray[np.uint8]] = {}
-    times = sorted({pts for _, image_uri, pts, _ in crops if image_uri is None})
+def _render_source(uri: str, crops: list[Crop], work: str) -> None:
+    """One opening of the source for all its crops; a source that is no longer what was looked at gives none."""
+    images: dict[float, npt.NDArray[np.uint8]] = {}
+    times = sorted({crop.pts for crop in crops if crop.image_uri is None})
     if times:
-        images = {("pts", time): frame.image for time, frame in zip(times, read_frames_at(uri, times), strict=True)}
-    for name, image_uri, pts, crop in crops:
-        image = decode_image(read_bytes(image_uri), image_uri) if image_uri else images[("pts", pts)]
-        commit(join(work, "renders", name), cut(image, crop), exclusive=True)
+        with staged(uri) as path:
+            _check_content(sha256_file(str(path)), crops[0], uri)
+            images = {time: frame.image for time, frame in zip(times, read_frames_at(str(path), times), strict=True)}
+    else:
+        _check_content(content_sha256(uri), crops[0], uri)
+    for crop in crops:
+        image = decode_image(read_bytes(crop.image_uri), crop.image_uri) if crop.image_uri else images[crop.pts]
+        commit(join(work, "renders", crop.name), cut(image, crop.square), exclusive=True)
+
+
+def _check_content(found: str, crop: Crop, uri: str) -> None:
+    if found != crop.source_sha256:
+        raise ValueError(f"{uri} changed after it was looked at (sha256 {found[:12]}, was {crop.source_sha256[:12]})")
 
 
 def cut(image: npt.NDArray[np.uint8], crop: tuple[float, float, float]) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,18 +16,18 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.candidates import LIMITS, SCORES, read_candidates
-from data_pipeline.decode import DecodeError, read_frames_at
-from data_pipeline.observations import read_part
+from data_pipeline.audit import summarize, wilson
+from data_pipeline.candidates import read_candidates
+from data_pipeline.decode import DecodeError
+from data_pipeline.divide import COMPONENTS
+from data_pipeline.judge import LIMITS, PASSED, PairingConfig
 from data_pipeline.pack import read_index, read_manifest
-from data_pipeline.pairing import PairingConfig
-from data_pipeline.render import crop_landmarks, cut
-from data_pipeline.sheet import draw_sheet, read_samples
+from data_pipeline.pairing import SCORES
+from data_pipeline.sheet import draw_candidate, draw_sheet, read_samples
 from data_pipeline.why import pairing_config
 from data_pipeline.worklist import read_worklist
-from infra.storage import commit, join, read_bytes
+from infra.storage import commit, exists, join, read_bytes
 from lato.edits import Expression
-from lato.landmarks import draw_landmarks
 from lato.pairs import decode_image
 
 matplotlib.use("Agg")
@@ -37,10 +36,11 @@ _REJECTED = 4
 _COVERAGE_GOAL = 50
 """Samples that a cell of the coverage table should have."""
 
-GROUPS: dict[str, Callable[[dict[str, Any]], str]] = {
+_GROUPS: dict[str, Callable[[dict[str, Any]], str]] = {
     "kind of source": lambda row: row["kind"],
     "skin tone (ITA)": lambda row: _skin(row["from_skin_ita"]),
     "face size": lambda row: _size(min(row["from_face_px"], row["to_face_px"])),
+    "resolution": lambda row: _resolution(row["from_width"]),
     "edit": lambda row: str(row["edit_kind"]),
 }
 
@@ -74,27 +74,19 @@ def write_data_report(work: str, version: str = "v1") -> str:
         correlation=_picture(_plot_correlation(candidates)),
         coverage=_coverage(manifest),
         goal=_COVERAGE_GOAL,
-        groups=[(name, _rates(candidates, of)) for name, of in GROUPS.items()],
+        groups=[(name, _rates(candidates, of)) for name, of in (_GROUPS | _attribute_groups(work)).items()],
         accepted=_picture(draw_sheet(read_samples(folder, picked), columns=3)),
-        rejected=[(verdict, _picture(sheet)) for verdict, sheet in _rejected_sheets(candidates, ledger, work)],
+        rejected=[(verdict, _picture(sheet)) for verdict, sheet in _rejected_sheets(candidates, work)],
         failures=Counter(f"{row['status']}: {row['reason']}" for row in ledger if row.get("reason")).most_common(),
         failed=[row for row in ledger if row["status"] == "failed"][:20],
         people=Counter(Counter(str(row["identity"]) for row in manifest).values()),
         licences=Counter(str(row["licence"]) for row in manifest).most_common(),
+        audit=summarize(work),
+        components=json.loads(read_bytes(join(folder, COMPONENTS)))["sizes"] if exists(join(folder, COMPONENTS)) else [],
     )
     uri = join(folder, "report.html")
     commit(uri, page.encode())
     return uri
-
-
-def wilson(passed: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a rate (Wilson 1927): (low, high); (0, 1) without observations."""
-    if not total:
-        return 0.0, 1.0
-    rate = passed / total
-    middle = (rate + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _rates(candidates: list[dict[str, Any]], of: Callable[[dict[str, Any]], str]) -> list[tuple[str, int, int, float, float, float]]:
@@ -104,8 +96,23 @@ def _rates(candidates: list[dict[str, Any]], of: Callable[[dict[str, Any]], str]
     for row in candidates:
         if row["verdict"] != "no edit of ours":
             total[of(row)] += 1
-            passed[of(row)] += row["verdict"] in ("accepted", "quota", "near-duplicate")
+            passed[of(row)] += row["verdict"] in PASSED
     return [(name, total[name], passed[name], passed[name] / total[name], *wilson(passed[name], total[name])) for name in sorted(total)]
+
+
+def _attribute_groups(work: str) -> dict[str, Callable[[dict[str, Any]], str]]:
+    """A group for each of the work list's own attributes."""
+    attributes = {item.source_id: item.attributes for item in read_worklist(join(work, "worklist.parquet"))}
+    names = sorted({name for found in attributes.values() for name in found})
+
+    def of(name: str) -> Callable[[dict[str, Any]], str]:
+        return lambda row: attributes.get(row["source_id"], {}).get(name, "(none)")
+
+    return {f"attribute {name}": of(name) for name in names if name != "made_from"}
+
+
+def _resolution(width: int) -> str:
+    return next((name for limit, name in ((640, "1 under 640 px wide"), (1280, "2 640-1279 px")) if width < limit), "3 1280 px and more")
 
 
 def _skin(angle: float) -> str:
@@ -145,7 +152,7 @@ def _filter(candidates: list[dict[str, Any]], verdict: str, config: PairingConfi
     score, name, _ = LIMITS[verdict]
     judged = [row for row in candidates if row["verdict"] != "no edit of ours"]
     before = np.array([row[score] for row in judged])
-    after = np.array([row[score] for row in judged if row["verdict"] in ("accepted", "quota", "near-duplicate")])
+    after = np.array([row[score] for row in judged if row["verdict"] in PASSED])
     figure, axes = pyplot.subplots(figsize=(3.6, 2.0))
     if len(before):
         low, high = np.percentile(before, [0.5, 99.5])
@@ -179,16 +186,15 @@ def _plot_correlation(candidates: list[dict[str, Any]]) -> npt.NDArray[np.uint8]
     return decode_image(base64.b64decode(_figure(figure)), "correlation")
 
 
-def _rejected_sheets(candidates: list[dict[str, Any]], ledger: list[dict[str, Any]], work: str) -> list[tuple[str, npt.NDArray[np.uint8]]]:
+def _rejected_sheets(candidates: list[dict[str, Any]], work: str) -> list[tuple[str, npt.NDArray[np.uint8]]]:
     """Filter -> the pairs that missed it by least, drawn from the sources."""
     uris = {item.source_id: item.uri for item in read_worklist(join(work, "worklist.parquet"))}
-    parts = {row["source_id"]: row.get("fingerprint") for row in ledger}
     sheets = []
     for verdict, (score, _, sign) in LIMITS.items():
         rows = sorted((row for row in candidates if row["verdict"] == verdict), key=lambda row: -row[score] * sign)
         strips: list[npt.NDArray[np.uint8]] = []
         for row in rows[:: 2 if len(rows) > _REJECTED else 1]:  # a pair and its reverse lie side by side
-            strip = _draw_rejected(row, uris, parts, work, f"{score} {row[score]:.3g}")
+            strip = _draw_rejected(row, uris, work, f"{score} {row[score]:.3g}")
             strips += [] if strip is None else [strip]
             if len(strips) == _REJECTED:
                 break
@@ -197,30 +203,15 @@ def _rejected_sheets(candidates: list[dict[str, Any]], ledger: list[dict[str, An
     return sheets
 
 
-def _draw_rejected(
-    row: dict[str, Any], uris: dict[str, str], parts: dict[str, Any], work: str, caption: str
-) -> npt.NDArray[np.uint8] | None:
+def _draw_rejected(row: dict[str, Any], uris: dict[str, str], work: str, caption: str) -> npt.NDArray[np.uint8] | None:
     """Source and target of a rejected pair with landmarks; None where the source can no longer be read."""
-    pictures = []
-    for side, source, crop in (("from", row["source_id"], row["crop_source"]), ("to", row["target_id"], row["crop_target"])):
-        table = read_part(work, parts[source]).to_pylist()
-        seen = next(r for r in table if r["frame"] == row[f"{side}_frame"] and r["track"] == row[f"{side}_track"])
-        try:
-            image = _read_picture(uris[source], seen)
-        except (DecodeError, FileNotFoundError, ValueError):
-            return None
-        face = decode_image(cut(image, tuple(crop)), "crop")
-        pictures.append(cv2.resize(draw_landmarks(crop_landmarks(seen, tuple(crop)), face), (150, 150), interpolation=cv2.INTER_AREA))
-    strip = np.hstack(pictures)
+    try:
+        strip = draw_candidate(row, uris, work, side=150)
+    except (DecodeError, FileNotFoundError, ValueError):
+        return None
     bar = np.full((22, strip.shape[1], 3), 255, np.uint8)
     cv2.putText(bar, caption, (3, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (20, 20, 20), 1, cv2.LINE_AA)
     return cv2.copyMakeBorder(np.vstack([strip, bar]), 3, 3, 3, 3, cv2.BORDER_CONSTANT, value=(255, 255, 255))  # type: ignore[return-value]
-
-
-def _read_picture(uri: str, seen: dict[str, Any]) -> npt.NDArray[np.uint8]:
-    if seen["image_uri"]:
-        return decode_image(read_bytes(seen["image_uri"]), seen["image_uri"])
-    return read_frames_at(uri, [seen["pts"]])[0].image
 
 
 def _picture(image: npt.NDArray[np.uint8]) -> str:

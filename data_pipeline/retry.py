@@ -10,7 +10,7 @@ from infra.storage import delete, exists, join, list_files, read_bytes
 
 
 def reopen(work: str, reason: str) -> list[str]:
-    """Deletes parts and attempts of the sources that failed for a reason (`crash`, `hang`, `decode`, `truncated`, `missing`).
+    """Deletes parts and attempts of the sources that failed for a reason (`crash`, `hang`, `decode`, `truncated`, `changed`, `missing`).
 
     Returns:
         Their source ids.
@@ -26,8 +26,8 @@ def reopen(work: str, reason: str) -> list[str]:
         known = ", ".join(sorted({row["reason"] for row in failed})) or "nothing failed"
         raise UserError(f"no source failed with {reason!r}; reasons in this build: {known}")
     for row in mine:
-        if row.get("fingerprint"):
-            for uri in list_files(join(work, "attempts", row["fingerprint"])):
+        for part in row["parts"]:
+            for uri in list_files(join(work, "attempts", part)):
                 delete(uri)
-            delete(part_uri(work, row["fingerprint"]))
+            delete(part_uri(work, part))
     return [row["source_id"] for row in mine]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,9 +10,16 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.decode import read_frames_at
+from data_pipeline.observations import read_chips
 from data_pipeline.pack import read_members
+from data_pipeline.pairing import crops_of
+from data_pipeline.render import crop_landmarks, cut
+from data_pipeline.samples import read_ends
+from data_pipeline.sources import staged
+from infra.storage import join, read_bytes
 from lato.landmarks import draw_landmarks
-from lato.pairs import FacePair, decode_pair
+from lato.pairs import FacePair, decode_image, decode_pair
 
 _SIDE = 224
 
@@ -27,6 +35,44 @@ def draw_sheet(pairs: list[FacePair], columns: int = 4) -> npt.NDArray[np.uint8]
     blank = np.full_like(cells[0], 255)
     cells += [blank] * (-len(cells) % columns)
     return np.vstack([np.hstack(cells[start : start + columns]) for start in range(0, len(cells), columns)])
+
+
+def draw_candidate(row: dict[str, Any], uris: dict[str, str], work: str, side: int) -> npt.NDArray[np.uint8]:
+    """Source and target of any judged pair with their landmarks, side by side, read from the sources.
+
+    Raises:
+        DecodeError, FileNotFoundError, ValueError: A source can no longer be read.
+    """
+    pictures = []
+    for end, crop in zip(read_ends([row], work)[row["key"]], crops_of(row), strict=True):
+        if end["image_uri"]:
+            image = decode_image(read_bytes(end["image_uri"]), end["image_uri"])
+        else:
+            with staged(uris[end["source_id"]]) as path:
+                image = read_frames_at(str(path), [end["pts"]])[0].image
+        face = draw_landmarks(crop_landmarks(end, crop), decode_image(cut(image, crop), "crop"))
+        pictures.append(cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA))
+    return np.hstack(pictures)
+
+
+def draw_conflicts(conflicts: dict[str, list[str]], work: str) -> bytes:
+    """A row for each new source that would tie people of different splits: a face of it, then one of each of them. JPEG."""
+    rows = []
+    for source, others in sorted(conflicts.items())[:40]:
+        faces = [_face_of(name, work) for name in [source, *others[:5]]]
+        rows.append(np.hstack(faces + [np.full_like(faces[0], 255)] * (6 - len(faces))))
+    return cv2.imencode(".jpg", cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def _face_of(source_id: str, work: str) -> npt.NDArray[np.uint8]:
+    """The first chip of a source with its name; white where it has none any more."""
+    ledger = {row["source_id"]: row for row in map(json.loads, read_bytes(join(work, "ledger.jsonl")).splitlines())}
+    face = np.full((256, 256, 3), 255, np.uint8)
+    for part in ledger.get(source_id, {"parts": []})["parts"]:
+        for _, chip, _ in read_chips(work, part)[:1]:
+            face = chip.image().copy()
+    cv2.putText(face, source_id[:30], (4, 248), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (200, 0, 0), 1, cv2.LINE_AA)
+    return face
 
 
 def _draw_pair(pair: FacePair) -> npt.NDArray[np.uint8]:

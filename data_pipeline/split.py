@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import networkx
 import numpy as np
+import numpy.typing as npt
 
 from infra.config import Config
 from infra.errors import UserError
@@ -23,51 +27,73 @@ class SplitConfig(Config):
     seed: int = 0
     """Another seed, another division."""
     link_similarity: float = 0.45
-    """Cosine from which two sources of real people count as one person."""
+    """Cosine from which two tracks of real people count as one person."""
+    link_nearest: int = 10
+    """Only tracks that are among each other's this many nearest are linked."""
     max_component: float = 0.05
     """Share of the samples that one component may have."""
     small_dataset: int = 2000
     """Below this many samples the limit on a component is not applied: one clip is then more than its share."""
 
 
-def find_components(rows: list[dict[str, Any]], groups: dict[str, str | None], config: SplitConfig) -> dict[str, str]:
-    """Source id -> component name: sources tied by declared identity, group, or faces that a recognizer takes for one person.
+class Link(NamedTuple):
+    """Two tracks that a recognizer takes for one person."""
+
+    similarity: float
+    first: str
+    second: str
+
+
+@dataclass(frozen=True)
+class Components:
+    """Which sources belong together."""
+
+    of_source: dict[str, str]
+    links: list[Link]
+    """By which tracks (`source/track`) of different sources."""
+    bridges: frozenset[str]
+    """Tracks that alone joined two large ones, and were left out."""
+
+
+def find_components(
+    sources: Iterable[str],
+    ties: dict[str, list[str]],
+    centroids: dict[str, npt.NDArray[np.float32]],
+    config: SplitConfig,
+    samples: Counter[str],
+) -> Components:
+    """Sources tied by declared identity, group, or faces that a recognizer takes for one person.
 
     Args:
-        rows: Observations of all sources.
-        groups: Source id -> declared group.
+        sources: All source ids.
+        ties: Source id -> names it shares with others (`identity:...`, `group:...`).
+        centroids: Track (`source/track`) -> mean face of real people.
         config: Thresholds.
+        samples: Source id -> samples, by which a component is large.
     """
-    parent: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    def tie(a: str, b: str) -> None:
-        first, second = sorted((root(a), root(b)))
-        parent[second] = first
-
-    for row in rows:
-        tie(f"source:{row['source_id']}", f"source:{row['source_id']}")
-        if row["identity"]:
-            tie(f"source:{row['source_id']}", f"identity:{row['identity']}")
-        if groups.get(row["source_id"]):
-            tie(f"source:{row['source_id']}", f"group:{groups[row['source_id']]}")
-    for a, b in _recognized_links(rows, config.link_similarity):
-        tie(f"source:{a}", f"source:{b}")
-    return {row["source_id"]: root(f"source:{row['source_id']}") for row in rows}
+    names = sorted(sources)
+    links = find_links(centroids, config.link_similarity, config.link_nearest)
+    total, bridges = sum(samples.values()), frozenset[str]()
+    of_source = _tie(names, ties, links)
+    if total >= config.small_dataset:
+        sizes = Counter[str]()
+        for name, count in samples.items():
+            sizes[of_source[name]] += count
+        large = {component for component, count in sizes.items() if count > config.max_component * total}
+        bridges = _find_bridges(links, samples, of_source, large, 0.2 * config.max_component * total)
+        links = [link for link in links if link.first not in bridges and link.second not in bridges]
+        of_source = _tie(names, ties, links)
+    return Components(of_source, links, bridges)
 
 
-def assign(samples: Counter[str], pins: dict[str, Split], config: SplitConfig) -> dict[str, Split]:
+def assign(samples: Counter[str], pins: dict[str, Split], config: SplitConfig, links: list[Link] | None = None) -> dict[str, Split]:
     """Component -> split, by hash order until each share is full.
 
     Args:
         samples: Component -> number of samples.
         pins: Component -> split it must go to.
         config: Shares and seed.
+        links: To name the weakest where a component is too large.
 
     Raises:
         UserError: One component holds too much of the data.
@@ -75,9 +101,11 @@ def assign(samples: Counter[str], pins: dict[str, Split], config: SplitConfig) -
     total = sum(samples.values())
     for name, count in samples.most_common(1):
         if total >= config.small_dataset and count > config.max_component * total:
+            weakest = ", ".join(f"{link.first} = {link.second} ({link.similarity:.2f})" for link in sorted(links or [])[:5])
             raise UserError(
                 f"one component of the split, {name}, has {count} of {total} samples, over the limit of {config.max_component:.0%}. "
-                "Its sources are tied by identity, group or likeness: raise split.link_similarity, or split.max_component if it is right."
+                f"Its sources are tied by identity, group or likeness{f'; the weakest likenesses: {weakest}' if weakest else ''}. "
+                "Raise split.link_similarity, or split.max_component if it is right."
             )
     division: dict[str, Split] = dict(pins)
     filled = Counter({side: sum(samples[c] for c, s in pins.items() if s == side) for side in ("val", "test")})
@@ -94,16 +122,74 @@ def assign(samples: Counter[str], pins: dict[str, Split], config: SplitConfig) -
     return division
 
 
-def _recognized_links(rows: list[dict[str, Any]], threshold: float) -> list[tuple[str, str]]:
-    """Pairs of real sources whose mean faces look like one person. Synthetic people are left out: their identity is declared."""
+def mean_faces(faces: Iterable[dict[str, Any]]) -> dict[str, npt.NDArray[np.float32]]:
+    """Track (`source/track`) -> unit mean of its representatives' identity vectors. Synthetic people are left out: their identity is declared."""
     vectors: dict[str, list[Any]] = defaultdict(list)
-    for row in rows:
-        if row["representative"] and row["kind"] != "synthetic":
-            vectors[row["source_id"]].append(row["embedding"])
-    names = sorted(vectors)
-    if not names:
+    for face in faces:
+        if face["kind"] != "synthetic":
+            vectors[f"{face['source_id']}/{face['track']}"].append(face["embedding"])
+    means = {name: np.mean(np.asarray(found, np.float32), axis=0) for name, found in vectors.items()}
+    return {name: mean / max(float(np.linalg.norm(mean)), 1e-9) for name, mean in means.items()}
+
+
+def find_links(centroids: dict[str, npt.NDArray[np.float32]], threshold: float, nearest: int) -> list[Link]:
+    """Tracks of different sources that are among each other's `nearest` and at least `threshold` alike. Time grows with their number squared, memory
+    with their number."""
+    names = sorted(centroids)
+    if len(names) < 2:
         return []
-    centroids = np.stack([np.mean(vectors[name], axis=0) for name in names])
-    centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
-    alike = np.argwhere(np.triu(centroids @ centroids.T >= threshold, k=1))
-    return [(names[i], names[j]) for i, j in alike]
+    vectors = np.stack([centroids[name] for name in names])
+    count = min(nearest, len(names) - 1)
+    near: list[set[int]] = []
+    rows = max(1, 50_000_000 // len(names))
+    similar: dict[tuple[int, int], float] = {}
+    for start in range(0, len(names), rows):
+        block = vectors[start : start + rows] @ vectors.T
+        block[np.arange(len(block)), np.arange(start, start + len(block))] = -2.0
+        best = np.argpartition(-block, count - 1, axis=1)[:, :count]
+        for offset, candidates in enumerate(best):
+            mine = {int(other) for other in candidates if block[offset, other] >= threshold}
+            near.append(mine)
+            similar.update({(start + offset, other): float(block[offset, other]) for other in mine})
+    sources = [name.rsplit("/", 1)[0] for name in names]
+    return [
+        Link(round(similar[a, b], 6), names[a], names[b])
+        for a, mine in enumerate(near)
+        for b in sorted(mine)
+        if a < b and a in near[b] and sources[a] != sources[b]
+    ]
+
+
+def _tie(names: list[str], ties: dict[str, list[str]], links: list[Link]) -> dict[str, str]:
+    """Source -> its component, named by the component's first source."""
+    graph = networkx.Graph()
+    graph.add_nodes_from(f"source:{name}" for name in names)
+    graph.add_edges_from((f"source:{name}", tie) for name, shared in ties.items() for tie in shared)
+    graph.add_edges_from((f"source:{a.rsplit('/', 1)[0]}", f"source:{b.rsplit('/', 1)[0]}") for _, a, b in links)
+    of_source = {}
+    for found in networkx.connected_components(graph):
+        mine = sorted(node for node in found if node.startswith("source:"))
+        of_source.update({node.removeprefix("source:"): mine[0] for node in mine})
+    return of_source
+
+
+def _find_bridges(links: list[Link], samples: Counter[str], of_source: dict[str, str], large: set[str], least: float) -> frozenset[str]:
+    """Tracks of which each alone holds together two parts of a too large component that have `least` samples each."""
+    bridges = set()
+    for component in sorted(large):
+        graph = networkx.Graph()
+        for _, a, b in links:
+            if of_source[a.rsplit("/", 1)[0]] == component:
+                graph.add_edge(a, b)
+        for track in list(graph):  # tracks of one source stand for each other but for the one in question
+            graph.add_edge(track, f"source:{track.rsplit('/', 1)[0]}")
+        for track in sorted(set(networkx.articulation_points(graph)) - {node for node in graph if node.startswith("source:")}):
+            rest = graph.copy()
+            rest.remove_node(track)
+            parts = [
+                sum(samples[node.removeprefix("source:")] for node in part if node.startswith("source:"))
+                for part in networkx.connected_components(rest)
+            ]
+            if sum(size >= least for size in parts) >= 2:
+                bridges.add(track)
+    return frozenset(bridges)

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from data_pipeline.candidates import explain, read_candidates
-from data_pipeline.pairing import PairingConfig
+from data_pipeline.judge import PairingConfig
 from infra.config import load_config
 from infra.errors import UserError
 from infra.storage import exists, join, read_bytes

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from infra.console import say
 from infra.errors import UserError
-from infra.storage import commit, exists, read_bytes
+from infra.storage import commit, exists, read_bytes, sha256_file
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -127,14 +128,30 @@ def read_worklist(uri: str) -> list[WorkItem]:
 
 
 def check_items(items: list[WorkItem], where: str) -> list[WorkItem]:
-    """Merges rows that are equal; refuses two different sources under one id."""
+    """Merges rows that are equal but for the place of a file with the same content, and says so; refuses two different sources under one id.
+
+    Raises:
+        UserError: All ids that name two sources, a line each.
+    """
     unique: dict[str, WorkItem] = {}
+    merged, mistakes = [], []
     for item in items:
-        if unique.setdefault(item.source_id, item) != item:
-            raise UserError(
-                f"{where}: source_id {item.source_id!r} names two sources: {unique[item.source_id].uri} and {item.uri}. Rename one."
-            )
+        first = unique.setdefault(item.source_id, item)
+        if first == item:
+            continue
+        if first == item.model_copy(update={"uri": first.uri}) and _same_content(first.uri, item.uri):
+            merged.append(item.source_id)
+        else:
+            mistakes.append(f"  source_id {item.source_id!r} names two sources: {first.uri} and {item.uri}")
+    if mistakes:
+        raise UserError(f"{where}: rename one of each:\n" + "\n".join(mistakes))
+    if merged:
+        say(f"  {where}: {len(merged)} files are there twice with the same content and count once ({', '.join(merged[:5])})")
     return list(unique.values())
+
+
+def _same_content(first: str, second: str) -> bool:
+    return exists(first) and exists(second) and sha256_file(first) == sha256_file(second)
 
 
 def write_worklist(items: list[WorkItem], uri: str) -> None:

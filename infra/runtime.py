@@ -49,8 +49,22 @@ def quieten() -> None:
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)  # it says that there is no GPU
 
 
-def start_ray(config: RuntimeConfig) -> None:
-    """Joins or starts Ray, once a process."""
+_wanted = RuntimeConfig()
+
+
+def prepare_ray(config: RuntimeConfig) -> None:
+    """Says where Ray is to run; it starts when first there is work for it, so that what stands already is recognised without it."""
+    global _wanted
+    _wanted = config
+
+
+def start_ray(config: RuntimeConfig | None = None) -> None:
+    """Joins or starts Ray, once a process.
+
+    Args:
+        config: Where; None as `prepare_ray` said.
+    """
+    config = config or _wanted
     quieten()
     import ray
 

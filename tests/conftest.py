@@ -71,6 +71,7 @@ def synthetic_version(ray_session, models, tmp_path_factory):
     from data_pipeline.build import DataConfig, build_dataset
     from data_pipeline.split import SplitConfig
     from data_pipeline.synthetic.anny_people import AnnyConfig
+    from data_pipeline.synthetic.sources import SyntheticConfig
 
-    config = DataConfig(synthetic=AnnyConfig(people=12, images=4), split=SplitConfig(val=0.2, test=0.2))
+    config = DataConfig(synthetic=SyntheticConfig(anny=AnnyConfig(people=12, images=4)), split=SplitConfig(val=0.2, test=0.2))
     return build_dataset(config, str(tmp_path_factory.mktemp("synthetic")), models, [])

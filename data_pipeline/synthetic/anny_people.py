@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_pipeline.image_set import Declared, ImageSet, SetImage, encode_image_set
+from data_pipeline.image_set import Declared, commit_set
 from data_pipeline.synthetic.head_mesh import load_head
 from data_pipeline.synthetic.person import Pose, draw_person
 from data_pipeline.synthetic.rasterizer import project, render
 from data_pipeline.worklist import WorkItem
 from infra.config import Config
 from infra.console import Progress
-from infra.storage import commit, exists, join, read_bytes, sha256_bytes, sha256_json
+from infra.errors import UserError
+from infra.pool import Died, run_jobs
+from infra.storage import commit, exists, join, read_bytes, sha256_json
 from lato.edits import Expression, Intensity
 
 VERSION = 1
@@ -39,32 +42,25 @@ class AnnyConfig(Config):
     seed: int = 0
     """Equal seeds give equal people."""
     workers: int = 2
-    """Ray tasks at a time."""
+    """Ray actors; 0 works in this process."""
 
 
 def render_people(config: AnnyConfig, work: str) -> list[WorkItem]:
-    """Draws the people that are not there yet, on Ray, and lists them as sources.
+    """Draws the people that are not there yet, and lists them as sources.
 
     Pictures lie under their sha256, a set file a person beside them; both are created only if absent.
     """
-    import ray
-
     index_uri = join(work, "synthetic", f"people_{sha256_json({'version': VERSION, **config.model_dump(exclude={'workers'})})[:16]}.json")
-    if exists(index_uri):
-        names = json.loads(read_bytes(index_uri))
-    else:
+    if not exists(index_uri):
         progress = Progress("synthetic people", config.people, "people")
-        task = ray.remote(num_cpus=1, max_retries=2)(_render_bundle)
-        starts = list(range(0, config.people, _BUNDLE))
-        waiting = {task.remote(config, list(range(s, min(s + _BUNDLE, config.people))), work): s for s in starts}
-        bundles: dict[int, list[str]] = {}
-        while waiting:
-            ready, _ = ray.wait(list(waiting), num_returns=1)
-            start = waiting.pop(ready[0])
-            bundles[start] = ray.get(ready[0])
-            progress.advance(len(bundles[start]))
-        names = [name for start in starts for name in bundles[start]]
-        commit(index_uri, json.dumps(names).encode())
+        bundles = [list(range(s, min(s + _BUNDLE, config.people))) for s in range(0, config.people, _BUNDLE)]
+        names: dict[int, str] = {}
+        for done in run_jobs(functools.partial(_Worker, config, work), bundles, config.workers):
+            if isinstance(done.result, Died):
+                raise UserError("a worker died while it drew people. What was done stands; run the same command again.")
+            names |= dict(zip(done.job, done.result, strict=True))
+            progress.advance(len(done.job))
+        commit(index_uri, json.dumps([names[number] for number in range(config.people)]).encode())
     return [
         WorkItem(
             source_id=f"anny_{config.seed}_{number:05d}",
@@ -74,7 +70,7 @@ def render_people(config: AnnyConfig, work: str) -> list[WorkItem]:
             consent="not needed",
             identity=f"anny_{config.seed}_{number:05d}",
         )
-        for number, name in enumerate(names)
+        for number, name in enumerate(json.loads(read_bytes(index_uri)))
     ]
 
 
@@ -111,21 +107,19 @@ def _plan(rng: np.random.Generator, images: int) -> list[tuple[Expression, Inten
     return plan
 
 
-def _render_bundle(config: AnnyConfig, numbers: list[int], work: str) -> list[str]:
-    cv2.setNumThreads(1)
-    names = []
-    for number in numbers:
-        pictures, declared = draw_set(config, number)
-        images = []
-        for picture, truth in zip(pictures, declared, strict=True):
-            name = f"{sha256_bytes(picture)}.jpg"
-            commit(join(work, "synthetic", name), picture, exclusive=True)
-            images.append(SetImage(uri=name, declared=truth))
-        generator: dict[str, Any] = {"name": "anny_people", "version": VERSION, "seed": config.seed, "person": number}
-        encoded = encode_image_set(ImageSet(images=images, generator=generator))
-        names.append(f"{sha256_bytes(encoded)}.json")
-        commit(join(work, "synthetic", names[-1]), encoded, exclusive=True)
-    return names
+class _Worker:
+    def __init__(self, config: AnnyConfig, work: str) -> None:
+        cv2.setNumThreads(1)
+        self._config, self._work = config, work
+
+    def run(self, numbers: list[int]) -> list[str]:
+        """Draws some people; returns the names of their sets."""
+        names = []
+        for number in numbers:
+            pictures, declared = draw_set(self._config, number)
+            generator: dict[str, Any] = {"name": "anny_people", "version": VERSION, "seed": self._config.seed, "person": number}
+            names.append(commit_set(list(zip(pictures, declared, strict=True)), generator, self._work))
+        return names
 
 
 @lru_cache(maxsize=1)

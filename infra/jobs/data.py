@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
     @group.command()
     def build(
-        overrides: list[str] = typer.Argument(None, help="key=value, for example folder=clips synthetic.people=100"),
+        overrides: list[str] = typer.Argument(None, help="key=value, for example folder=clips synthetic.anny.people=100"),
         work_dir: str = typer.Option("work/data", help="Where everything goes."),
         config: str = typer.Option(None, help="A YAML file."),
         dry_run: bool = typer.Option(False, "--dry-run", help="Print the plan and stop."),
@@ -24,14 +24,13 @@ def register(app: typer.Typer) -> None:
         from data_pipeline.build import DataConfig, build_dataset, print_version
         from infra.config import load_config
         from infra.jobs.common import open_work, perception_models
-        from infra.runtime import RuntimeConfig, start_ray, stop_ray
+        from infra.runtime import stop_ray
 
         if dry_run:
             _print_plan(load_config(DataConfig, config, list(overrides or [])))
             return
         with open_work(DataConfig, config, list(overrides or []), work_dir, "lato data build") as (settings, work):
             models = perception_models()
-            start_ray(RuntimeConfig())
             print_version(build_dataset(settings, work, models))
             stop_ray()
 
@@ -179,7 +178,7 @@ def _print_plan(settings: Any) -> None:
 
     items = read_sources(settings, [])
     plan = plan_build(items, settings.analyze, perception_models())
-    people = settings.synthetic.people * settings.synthetic.images if settings.synthetic else 0
+    people = settings.synthetic.anny.people * settings.synthetic.anny.images if settings.synthetic.anny else 0
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(plan.sources.items())) or "none"
     say(f"sources: {kinds}; {plan.megabytes:,.1f} MB, {duration(plan.video_seconds)} of video")
     say(

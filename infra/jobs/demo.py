@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.build import DataConfig, DatasetVersion, build_dataset, print_version
-from data_pipeline.pairing import PairingConfig
+from data_pipeline.judge import PairingConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
+from data_pipeline.synthetic.sources import SyntheticConfig
 from data_pipeline.worklist import WorkItem, item_for
 from infra import assets
 from infra.config import Config
@@ -47,7 +48,7 @@ class QuickstartConfig(Config):
     folder: str | None = None
     """Your own videos and photos, beside these."""
     data: DataConfig = DataConfig(
-        synthetic=AnnyConfig(people=240, images=4),
+        synthetic=SyntheticConfig(anny=AnnyConfig(people=240, images=4)),
         # the clips that can be had offline are small and old
         pairing=PairingConfig(same_person=True, max_upscale=6.0, per_identity=3),
     )
@@ -81,7 +82,7 @@ def run_quickstart(config: QuickstartConfig, work: str) -> None:
     from evaluation.run import EvalConfig, evaluate, print_summary
     from infra.config import dump_config
     from infra.jobs.common import git_state, perception_models
-    from infra.runtime import start_ray, stop_ray
+    from infra.runtime import prepare_ray, stop_ray
     from infra.tracking import default_uri, open_run, ui_command
     from training.launch import train
     from training.stage_factory import MakeStage
@@ -89,7 +90,7 @@ def run_quickstart(config: QuickstartConfig, work: str) -> None:
     started = time.monotonic()
     models = perception_models()
     sources = _sources(config)
-    start_ray(config.runtime)
+    prepare_ray(config.runtime)
     uri = default_uri(work)
     parent_file = Path(work) / "mlflow_run"
     known = parent_file.read_text() if parent_file.exists() else None

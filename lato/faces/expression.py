@@ -91,6 +91,11 @@ def estimate_neutral(blendshapes: npt.NDArray[np.floating]) -> npt.NDArray[np.fl
     return blendshapes[calm].mean(axis=0)
 
 
+def activity(blendshapes: npt.NDArray[np.floating]) -> float:
+    """How much of a face is at work: the sum of all blendshapes that say something about expression."""
+    return float(np.abs(_features(np.asarray(blendshapes, np.float32))).sum())
+
+
 def is_verifiable(expression: Expression) -> bool:
     """Whether the embedded models read this class with a recall of at least 0.7 (measured, see the data file)."""
     return expression is Expression.NEUTRAL or expression in _load().verifiable

@@ -39,10 +39,8 @@ class QualityScores:
 
 def measure(image: npt.NDArray[np.uint8], detection: Detection, landmarks: npt.NDArray[np.floating]) -> QualityScores:
     """Scores the face in an RGB image `(H, W, 3)`; landmarks `(68, 2)` in its pixels say where the cheeks are."""
-    height, width = image.shape[:2]
-    left, top, right, bottom = np.clip(np.rint(detection.box), 0, [width, height, width, height]).astype(int)
-    face = image[top : max(bottom, top + 1), left : max(right, left + 1)]
-    grey = cv2.cvtColor(cv2.resize(face, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY).astype(np.float32)
+    left, top, right, bottom = _within(image, detection.box)
+    grey = _thumbnail(image, detection.box)
     mask = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
     residual = np.abs(cv2.filter2D(grey, -1, mask)[1:-1, 1:-1])
     return QualityScores(
@@ -56,6 +54,24 @@ def measure(image: npt.NDArray[np.uint8], detection: Detection, landmarks: npt.N
         skin_ita=_skin_ita(image, landmarks),
         phash=_difference_hash(grey),
     )
+
+
+def sharpness(image: npt.NDArray[np.uint8], box: npt.NDArray[np.floating]) -> float:
+    """Variance of the Laplacian of the face in a box `(4,)`, as in `QualityScores`."""
+    return float(cv2.Laplacian(_thumbnail(image, box), cv2.CV_32F).var())
+
+
+def _within(image: npt.NDArray[np.uint8], box: npt.NDArray[np.floating]) -> tuple[int, int, int, int]:
+    height, width = image.shape[:2]
+    left, top, right, bottom = np.clip(np.rint(box), 0, [width, height, width, height]).astype(int).tolist()
+    return left, top, right, bottom
+
+
+def _thumbnail(image: npt.NDArray[np.uint8], box: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    left, top, right, bottom = _within(image, box)
+    face = image[min(top, image.shape[0] - 1) : max(bottom, top + 1), min(left, image.shape[1] - 1) : max(right, left + 1)]
+    grey = cv2.cvtColor(cv2.resize(face, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+    return grey.astype(np.float32)
 
 
 def hash_distance(a: bytes, b: bytes) -> int:
@@ -80,7 +96,9 @@ def _blockiness(image: npt.NDArray[np.uint8], left: int, top: int, right: int, b
 
 
 def _letterbox(image: npt.NDArray[np.uint8]) -> float:
-    bright = image.max(axis=2) > 24
+    bright = image[:, :, 0] > 24
+    for channel in (1, 2):
+        bright |= image[:, :, channel] > 24
     rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
     if not len(rows):
         return 1.0

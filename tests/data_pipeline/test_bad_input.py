@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.analyze import AnalyzeConfig, _fingerprint, _Worker
+from data_pipeline.analyze import AnalyzeConfig, Segment, _Worker
 from data_pipeline.decode import sample_frames
+from data_pipeline.image_set import content_sha256
 from data_pipeline.perceive import watch_video
+from data_pipeline.sources import ContentHashes
 from data_pipeline.worklist import WorkItem, item_for, items_from_folder
 from infra.errors import UserError
 from tests.data_pipeline.test_decode import write
@@ -22,7 +24,7 @@ def face(clip):
 
 @pytest.fixture(scope="module")
 def worker(models, tmp_path_factory):
-    return _Worker(str(models), AnalyzeConfig(licences=("test",), consents=("given",)), {}, str(tmp_path_factory.mktemp("bad")))
+    return _Worker(models, AnalyzeConfig(licences=("test",), consents=("given",)), {}, str(tmp_path_factory.mktemp("bad")))
 
 
 def encoded(image, kind, **options):
@@ -101,7 +103,8 @@ def test_images(worker, face, tmp_path, kind):
     path = tmp_path / name
     path.write_bytes(make(face))
     item = item_for(str(path), source_id="x", licence="test", consent="given")
-    rows, outcome = worker._observe(item)
+    content = "" if name.endswith(".json") else content_sha256(item.uri)
+    rows, outcome = worker._observe(Segment(item, 0.0, None, content, "x"))
     assert outcome["status"] + (f": {outcome['reason']}" if outcome["reason"] else "") == expected, outcome
     assert bool(rows) == (expected == OK)
     assert outcome["status"] == "ok" or outcome["message"]
@@ -113,7 +116,7 @@ def test_images(worker, face, tmp_path, kind):
 )
 def test_the_policy_applies_before_any_pixel(worker, tmp_path, columns, reason):
     item = WorkItem(**({"source_id": "x", "uri": str(tmp_path / "never_opened.mp4"), "kind": "video", "consent": "given"} | columns))
-    assert worker._observe(item)[1]["reason"] == reason
+    assert worker._observe(Segment(item, 0.0, None, "", "x"))[1]["reason"] == reason
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -123,7 +126,7 @@ def test_files_that_cannot_be_read(tmp_path):
     folder = tmp_path / "folder.jpg"
     folder.mkdir()
     for path in (loop, folder, tmp_path / "gone.jpg"):
-        assert _fingerprint(item_for(str(path)), AnalyzeConfig(), {}) is None, path
+        assert ContentHashes(str(tmp_path)).of(item_for(str(path))) is None, path
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -131,12 +134,14 @@ def test_a_file_without_permission(tmp_path):
     path = tmp_path / "a.jpg"
     path.write_bytes(b"x")
     path.chmod(0)
-    assert _fingerprint(item_for(str(path)), AnalyzeConfig(), {}) is None
+    assert ContentHashes(str(tmp_path)).of(item_for(str(path))) is None
 
 
 def test_two_files_that_would_share_an_id(tmp_path, face):
-    for name in ("a b.jpg", "a-b.jpg"):
-        (tmp_path / name).write_bytes(encoded(face, "JPEG"))
+    (tmp_path / "a b.jpg").write_bytes(encoded(face, "JPEG"))
+    (tmp_path / "a-b.jpg").write_bytes(encoded(face, "JPEG"))
+    assert len(items_from_folder(str(tmp_path))) == 1  # one content: merged
+    (tmp_path / "a-b.jpg").write_bytes(encoded(face, "PNG"))
     with pytest.raises(UserError, match="names two sources"):
         items_from_folder(str(tmp_path))
 
@@ -150,8 +155,10 @@ def test_no_track_goes_over_a_cut(reader, clip, face, tmp_path):
         return np.ascontiguousarray(moved)
 
     path = write(tmp_path / "two.mp4", size=(320, 320), make=scene)
-    sightings, _ = watch_video(sample_frames(path, 5.0), reader)
-    tracks = {shot: {s.track for s in sightings if s.frame.shot == shot} for shot in (0, 1)}
+    frames = list(sample_frames(path, 5.0))
+    shots = {frame.index: frame.shot for frame in frames}
+    rows, _ = watch_video(frames, reader)
+    tracks = {shot: {row["track"] for row in rows if shots[row["frame"]] == shot} for shot in (0, 1)}
     assert all(tracks.values())
     assert not tracks[0] & tracks[1]
     assert watch_video(sample_frames(path, 5.0), reader, (0.0, 0.0, 0.1, 0.1))[0] == []

@@ -15,9 +15,10 @@ import pytest
 import webdataset
 
 from data_pipeline.build import DataConfig, build_dataset
-from data_pipeline.pairing import PairingConfig
+from data_pipeline.judge import PairingConfig
 from data_pipeline.split import SplitConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
+from data_pipeline.synthetic.sources import SyntheticConfig
 from data_pipeline.verify import verify_version
 from data_pipeline.worklist import WorkItem, item_for
 from infra.config import dump_config
@@ -26,7 +27,7 @@ from lato.edits import parse_instruction
 from lato.pairs import decode_pair
 
 CONFIG = DataConfig(
-    synthetic=AnnyConfig(people=12, images=4),
+    synthetic=SyntheticConfig(anny=AnnyConfig(people=12, images=4)),
     pairing=PairingConfig(max_upscale=6.0),
     split=SplitConfig(val=0.15, test=0.15),
 )

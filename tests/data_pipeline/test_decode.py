@@ -81,7 +81,7 @@ def test_a_turned_video_comes_upright_from_both_decoders(tmp_path, matrix):
 def test_only_the_span_is_looked_at(tmp_path):
     path = write(tmp_path / "x.mp4")
     frames = list(sample_frames(path, 10.0, 0.5, 1.2))
-    assert (frames[0].pts, frames[-1].pts) == pytest.approx((0.5, 1.2), abs=0.06)
+    assert (frames[0].pts, frames[-1].pts) == pytest.approx((0.5, 1.1), abs=0.06)  # the end is not in it
 
 
 def test_a_torn_stream_gives_what_came_before(tmp_path):

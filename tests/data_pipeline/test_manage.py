@@ -9,20 +9,22 @@ import pytest
 from PIL import Image
 
 from data_pipeline.analyze import AnalyzeConfig
+from data_pipeline.audit import wilson
 from data_pipeline.build import DataConfig, build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.decode import sample_frames
 from data_pipeline.diff import diff_versions
 from data_pipeline.forget import Removals, apply_removals, forget
 from data_pipeline.holdout import HoldoutConfig
+from data_pipeline.judge import LIMITS, PairingConfig
 from data_pipeline.pack import read_manifest
-from data_pipeline.pairing import PairingConfig
 from data_pipeline.plan import plan_build
-from data_pipeline.report import wilson, write_data_report
+from data_pipeline.report import write_data_report
 from data_pipeline.retry import reopen
 from data_pipeline.split import SplitConfig
 from data_pipeline.subset import export, make_view
 from data_pipeline.synthetic.anny_people import AnnyConfig
+from data_pipeline.synthetic.sources import SyntheticConfig
 from data_pipeline.verify import verify_version
 from data_pipeline.why import why
 from data_pipeline.worklist import item_for, write_worklist
@@ -30,7 +32,7 @@ from infra.errors import UserError
 from infra.storage import sha256_file
 from training.data import Dataset
 
-CONFIG = DataConfig(synthetic=AnnyConfig(people=8, images=4), split=SplitConfig(val=0.2, test=0.2))
+CONFIG = DataConfig(synthetic=SyntheticConfig(anny=AnnyConfig(people=8, images=4)), split=SplitConfig(val=0.2, test=0.2))
 
 
 def build(work, models, **changes):
@@ -48,7 +50,7 @@ def test_why_tells_the_whole_path(built):
     accepted = next(row for row in read_candidates(version.uri) if row["verdict"] == "accepted")
     lines = why(accepted["key"], str(work))
     assert lines[0] == f"{accepted['key']}: accepted, in {accepted['split']}"
-    assert sum("passed" in line for line in lines) == 8
+    assert sum("passed" in line for line in lines) == len(LIMITS) - 1
     assert any("declared" in line for line in lines)  # a synthetic person's identity is not judged
     assert why(accepted["source_id"], str(work))[0] == f"source {accepted['source_id']}: ok"
     assert "candidate pairs start or end there" in "".join(why(f"{accepted['source_id']}@1.0", str(work)))

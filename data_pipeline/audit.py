@@ -1,0 +1,178 @@
+"""Audit: a seeded sample of accepted and just-rejected pairs, labelled by a person in a browser. Labels are an input that beats filters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import threading
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jinja2
+import numpy as np
+
+from data_pipeline.candidates import read_candidates
+from data_pipeline.decode import DecodeError
+from data_pipeline.judge import LIMITS
+from data_pipeline.sheet import draw_candidate
+from data_pipeline.worklist import read_worklist
+from infra.errors import UserError
+from infra.storage import commit, exists, join, read_bytes
+
+LABELS = "labels.jsonl"
+_TEMPLATE = Path(__file__).parent / "templates/audit.html.jinja"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A pair to be labelled: its key, stratum (`accepted`, or the filter that refused it), edit, and its scores."""
+
+    key: str
+    stratum: str
+    edit: str
+    score: str
+
+
+def wilson(passed: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a rate (Wilson 1927): (low, high); (0, 1) without observations."""
+    if not total:
+        return 0.0, 1.0
+    rate = passed / total
+    middle = (rate + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def choose(work: str, version: str, per_stratum: int, seed: int) -> list[Entry]:
+    """The sample: of accepted pairs by sha256 of seed and key, of each filter's refused ones those nearest to its threshold among a seeded tenth."""
+    strata: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in read_candidates(join(work, "versions", version)):
+        if row["verdict"] == "accepted" or row["verdict"] in LIMITS:
+            strata[row["verdict"]].append(row)
+    chosen = []
+    for stratum in sorted(strata):
+        ordered = sorted(strata[stratum], key=lambda row: hashlib.sha256(f"{seed}/{row['key']}".encode()).digest())
+        if stratum != "accepted":
+            score, _, sign = LIMITS[stratum]
+            ordered = sorted(ordered[: max(per_stratum, len(ordered) // 10)], key=lambda row: -row[score] * sign)
+        for row in ordered[:per_stratum]:
+            told = "" if stratum == "accepted" else f"{LIMITS[stratum][0]} {row[LIMITS[stratum][0]]:.3g}"
+            chosen.append(Entry(row["key"], stratum, row["edit"] or "none", told))
+    return chosen
+
+
+def read_labels(work: str) -> dict[str, bool]:
+    """Key -> good or bad; the last word on a key holds."""
+    uri = join(work, LABELS)
+    rows = [json.loads(line) for line in read_bytes(uri).splitlines()] if exists(uri) else []
+    return {row["key"]: row["good"] for row in rows}
+
+
+def add_label(work: str, key: str, good: bool, stratum: str, seed: int) -> None:
+    """Records what a person saw."""
+    uri = join(work, LABELS)
+    known = read_bytes(uri).decode() if exists(uri) else ""
+    line = json.dumps({"key": key, "good": good, "stratum": stratum, "seed": seed}, sort_keys=True)
+    commit(uri, (known + line + "\n").encode())
+
+
+def summarize(work: str) -> list[tuple[str, int, int, float, float, float]]:
+    """Stratum -> (labelled, good, rate, low, high): precision for `accepted`, false-reject rate for a filter, with Wilson intervals."""
+    uri = join(work, LABELS)
+    last = {row["key"]: row for row in map(json.loads, read_bytes(uri).splitlines())} if exists(uri) else {}
+    totals: dict[str, list[bool]] = defaultdict(list)
+    for row in last.values():
+        totals[row["stratum"]].append(row["good"])
+    return [
+        (name, len(found), sum(found), sum(found) / len(found), *wilson(sum(found), len(found))) for name, found in sorted(totals.items())
+    ]
+
+
+def serve_audit(work: str, version: str, per_stratum: int, seed: int, port: int) -> ThreadingHTTPServer:
+    """A page on 127.0.0.1 that shows one pair after another and takes labels; the caller runs `serve_forever`.
+
+    Raises:
+        UserError: There is nothing to label, or the port is taken.
+    """
+    entries = choose(work, version, per_stratum, seed)
+    if not entries:
+        raise UserError(f"version {version} has no candidates to label")
+    page = _Page(work, version, entries, seed)
+    try:
+        return ThreadingHTTPServer(("127.0.0.1", port), page.handler())
+    except OSError as error:
+        raise UserError(f"port {port}: {error.strerror}. Choose another: --port") from error
+
+
+class _Page:
+    """What the browser asks for: the page, a pair's picture, and to keep a label."""
+
+    def __init__(self, work: str, version: str, entries: list[Entry], seed: int) -> None:
+        self._work, self._entries, self._seed = work, entries, seed
+        wanted = {entry.key for entry in entries}
+        self._rows = {row["key"]: row for row in read_candidates(join(work, "versions", version)) if row["key"] in wanted}
+        self._uris = {item.source_id: item.uri for item in read_worklist(join(work, "worklist.parquet"))}
+        self._lock = threading.Lock()
+        self._html = jinja2.Template(_TEMPLATE.read_text(), autoescape=True)
+
+    def show(self) -> bytes:
+        labels = read_labels(self._work)
+        entries = [asdict(entry) | {"label": labels.get(entry.key)} for entry in self._entries]
+        return self._html.render(entries=entries, rates=summarize(self._work)).encode()
+
+    def picture(self, key: str) -> bytes | None:
+        if key not in self._rows:
+            return None
+        try:
+            image = draw_candidate(self._rows[key], self._uris, self._work, side=384)
+        except (DecodeError, FileNotFoundError, ValueError):
+            image = np.full((120, 480, 3), 255, np.uint8)
+            cv2.putText(image, "the source can no longer be read", (8, 60), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (160, 0, 0), 2)
+        return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+    def keep(self, body: bytes) -> bool:
+        given = json.loads(body)
+        entry = next((entry for entry in self._entries if entry.key == given.get("key")), None)
+        if entry is None or not isinstance(given.get("good"), bool):
+            return False
+        with self._lock:
+            add_label(self._work, entry.key, given["good"], entry.stratum, self._seed)
+        return True
+
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        page = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if self.path == "/":
+                    self._answer(200, "text/html; charset=utf-8", page.show())
+                elif self.path.startswith("/pair/") and (found := page.picture(self.path.removeprefix("/pair/"))):
+                    self._answer(200, "image/jpeg", found)
+                else:
+                    self._answer(404, "text/plain", b"not here")
+
+            def do_POST(self) -> None:
+                # a form of another site cannot send this type: labels come from this page alone
+                if self.path != "/label" or self.headers.get("Content-Type") != "application/json":
+                    self._answer(404, "text/plain", b"not here")
+                    return
+                length = min(int(self.headers.get("Content-Length") or 0), 10_000)
+                kept = page.keep(self.rfile.read(length))
+                self._answer(200 if kept else 400, "application/json", json.dumps({"kept": kept}).encode())
+
+            def _answer(self, status: int, kind: str, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Says nothing of each request."""
+
+        return Handler

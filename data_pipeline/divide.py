@@ -1,0 +1,154 @@
+"""Which split each accepted pair goes to: new builds by components, extended ones without moving anything that was published."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.extend import Base, read_merges
+from data_pipeline.split import Components, SplitConfig, assign, find_components
+from data_pipeline.worklist import WorkItem
+from infra.errors import UserError
+from infra.storage import commit, delete, join
+from lato.pairs import Split
+
+CONFLICTS, COMPONENTS = "conflicts.json", "components.json"
+
+
+@dataclass(frozen=True)
+class Division:
+    """Splits of sources, and sources that may not go on."""
+
+    split_of: dict[str, Split]
+    """Source id -> split."""
+    components: Components
+    conflicts: dict[str, list[str]] = field(default_factory=dict)
+    """New source -> sources of different splits that it would tie."""
+
+    def verdict(self, row: dict[str, Any]) -> str | None:
+        """Why an accepted pair may not go on; None if it may."""
+        if row["source_id"] in self.conflicts or row["target_id"] in self.conflicts:
+            return "split conflict"
+        tracks = {f"{row['source_id']}/{row['from_track']}", f"{row['target_id']}/{row['to_track']}"}
+        return "bridge" if tracks & self.components.bridges else None
+
+    def write(self, folder: str, work: str) -> None:
+        """Writes what ties sources, and the conflicts with their contact sheet, beside the version."""
+        sizes = Counter(self.components.of_source.values())
+        found: dict[str, Any] = {
+            "components": self.components.of_source,
+            "sizes": sizes.most_common(20),
+            "bridges": sorted(self.components.bridges),
+        }
+        found |= {"links": [link._asdict() for link in self.components.links]}
+        commit(join(folder, COMPONENTS), json.dumps(found, indent=1, sort_keys=True).encode())
+        if self.conflicts:
+            from data_pipeline.sheet import draw_conflicts
+
+            commit(join(folder, CONFLICTS), json.dumps(self.conflicts, indent=1, sort_keys=True).encode())
+            commit(join(folder, "conflicts.jpg"), draw_conflicts(self.conflicts, work))
+        else:
+            for name in (CONFLICTS, "conflicts.jpg"):
+                delete(join(folder, name))
+
+
+def divide(
+    accepted: list[dict[str, Any]],
+    items: dict[str, WorkItem],
+    centroids: dict[str, npt.NDArray[np.float32]],
+    base: Base | None,
+    config: SplitConfig,
+) -> Division:
+    """Splits for the sources of accepted pairs.
+
+    Args:
+        accepted: New pairs.
+        items: All sources.
+        centroids: Track -> mean face.
+        base: The version that is extended.
+        config: Shares, seed, thresholds.
+
+    Raises:
+        UserError: Pins contradict each other, or one component is too large.
+    """
+    ties: dict[str, list[str]] = defaultdict(list)
+    for item in items.values():
+        for kind, name in (("identity", item.identity), ("group", item.group)):
+            if name:
+                ties[item.source_id].append(f"{kind}:{name}")
+    for number, (first, second) in enumerate(read_merges(base.work) if base else []):
+        for name in (first, second):
+            ties[name].append(f"merge:{number}")
+    samples = Counter(row["source_id"] for row in accepted)
+    known = base.split_of_source if base else {}
+    components = find_components([*items, *known], ties, centroids, config, samples + Counter(known.keys()))
+    conflicts = _find_conflicts(components, ties, known) if known else {}
+    if conflicts:
+        kept = {track: face for track, face in centroids.items() if track.rsplit("/", 1)[0] not in conflicts}
+        free = {name: shared for name, shared in ties.items() if name not in conflicts}
+        components = find_components(
+            [n for n in [*items, *known] if n not in conflicts], free, kept, config, samples + Counter(known.keys())
+        )
+    of = components.of_source
+    pins: dict[str, Split] = {}
+    for name, side in known.items():
+        pins.setdefault(of[name], side)
+    for name in of:
+        pin = items[name].split if name in items else None
+        if pin and pins.setdefault(of[name], pin) != pin and name not in known:
+            raise UserError(f"source {name} is pinned to {pin}, but it is tied to a source that is in {pins[of[name]]} ({of[name]})")
+    counted = Counter[str]()
+    for name, count in samples.items():
+        if name not in conflicts:
+            counted[of[name]] += count
+    largest = counted.most_common(1)[0][0] if counted else ""
+    division = assign(counted, pins, config, [link for link in components.links if of[link.first.rsplit("/", 1)[0]] == largest])
+    return Division({name: division[component] for name, component in of.items() if component in division}, components, conflicts)
+
+
+def _find_conflicts(components: Components, ties: dict[str, list[str]], known: dict[str, Split]) -> dict[str, list[str]]:
+    """New sources that would tie sources of different splits, taken in order: each is added unless it would."""
+    parent: dict[str, str] = {}
+    side: dict[str, Split] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    def join_names(names: list[str]) -> None:
+        roots = sorted({root(name) for name in names})
+        sides = [side[r] for r in roots if r in side]
+        for other in roots[1:]:
+            parent[other] = roots[0]
+        if sides:
+            side[roots[0]] = sides[0]
+
+    neighbours: dict[str, set[str]] = defaultdict(set)
+    for _, a, b in components.links:
+        first, second = a.rsplit("/", 1)[0], b.rsplit("/", 1)[0]
+        neighbours[first].add(second)
+        neighbours[second].add(first)
+    for name, split in known.items():
+        side[root(name)] = split
+    present = set(known)
+    for name in sorted(known):  # what was published is tied as it was: by split, never against it
+        for tie in ties.get(name, []):
+            if side.get(root(tie), known[name]) == side[root(name)]:
+                join_names([name, tie])
+    conflicts: dict[str, list[str]] = {}
+    for name in sorted(set(components.of_source) - present):
+        touched = [other for other in sorted(neighbours[name]) if other in present] + ties.get(name, [])
+        sides = {side[root(other)] for other in touched if root(other) in side}
+        if len(sides) > 1:
+            conflicts[name] = sorted(other for other in touched if root(other) in side)
+            continue
+        join_names([name, *touched])
+        present.add(name)
+    return conflicts

@@ -1,0 +1,216 @@
+"""Column groups computed from face chips: each has a version, models and a fingerprint of its own, so that one can change without the others.
+
+A group never sees a frame: it maps chips to columns. That is what runs on GPU actors, and what `lato data backfill` runs without decoding a video.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline import observations
+from data_pipeline.chips import Chip
+from infra.config import Config
+from infra.console import Progress
+from infra.errors import UserError
+from infra.pool import Died, run_jobs
+from infra.storage import commit, join, list_files, read_bytes, sha256_file, sha256_json
+from lato.faces.detect import FaceDetector
+from lato.faces.identity import FaceEmbedder
+from lato.faces.points68 import FacePoints68
+from lato.faces.writing import writing_share
+from lato.landmarks import interocular_distance
+
+_FLOATS = pa.list_(pa.float32())
+_BUNDLE = 64
+"""Sources a job."""
+
+
+class GroupsConfig(Config):
+    """Which scores are computed from the chips of representatives, and with what."""
+
+    names: tuple[str, ...] = ("identity", "occlusion", "writing")
+    """Which groups."""
+    pack: str | None = None
+    """Folder of an insightface pack (buffalo_l: its `det_10g.onnx` and `w600k_r50.onnx` are used) instead of the embedded detector and recognizer. Such
+    packs are for non-commercial research only; the licence goes into the manifest."""
+    gpus: float = 0.0
+    """Share of a GPU for each worker; above 0 the batch axis of the recognizer is opened and whole bundles go through at once."""
+
+
+@dataclass(frozen=True)
+class Face:
+    """What a group gets: a chip and the mesh's landmarks on it, (68, 2)."""
+
+    chip: Chip
+    landmarks: npt.NDArray[np.float32]
+
+
+Scorer = Callable[[Sequence[Face]], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A column group."""
+
+    version: int
+    """Raise it when equal chips would give other values."""
+    columns: dict[str, pa.DataType]
+    models: Callable[[Path, GroupsConfig], list[Path]]
+    make: Callable[[Path, GroupsConfig], Scorer]
+
+
+def _identity_models(models: Path, config: GroupsConfig) -> list[Path]:
+    if config.pack:
+        found = [next(iter(sorted(Path(config.pack).glob(pattern))), None) for pattern in ("det_*.onnx", "w600k_*.onnx")]
+        if None in found:
+            raise UserError(f"analyze.groups.pack: {config.pack} has no det_*.onnx or no w600k_*.onnx; unpack an insightface pack there")
+        return [file for file in found if file is not None]
+    return [models / "face_detection_yunet_2023mar.onnx", models / "face_recognition_sface_2021dec.onnx"]
+
+
+def _make_identity(models: Path, config: GroupsConfig) -> Scorer:
+    detector_file, recognizer_file = _identity_models(models, config)
+    detector = FaceDetector.from_file(detector_file)
+    embedder = FaceEmbedder.from_file(recognizer_file, batched=config.gpus > 0)
+
+    def score(faces: Sequence[Face]) -> list[dict[str, Any]]:
+        images = [face.chip.image() for face in faces]
+        points = [_five_points(detector, image, face.landmarks) for image, face in zip(images, faces, strict=True)]
+        vectors = embedder.embed_many(images, points)
+        return [{"embedding": vector.tolist(), "points5": p.reshape(-1).tolist()} for vector, p in zip(vectors, points, strict=True)]
+
+    return score
+
+
+def _five_points(detector: FaceDetector, image: npt.NDArray[np.uint8], landmarks: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The detector's five points of the chip's own face; the mesh's where it finds none there."""
+    nose = landmarks[30]
+    for found in detector.detect(image):
+        if (found.box[:2] < nose).all() and (nose < found.box[2:]).all():
+            return found.points5
+    return np.stack([landmarks[36:42].mean(0), landmarks[42:48].mean(0), nose, landmarks[48], landmarks[54]]).astype(np.float32)
+
+
+def _make_occlusion(models: Path, config: GroupsConfig) -> Scorer:
+    network = FacePoints68.from_file(models / "fr_landmark.onnx")
+
+    def score(faces: Sequence[Face]) -> list[dict[str, Any]]:
+        rows = []
+        for face in faces:
+            other = network.find(face.chip.image(), face.landmarks)
+            inner = np.linalg.norm(other[17:] - face.landmarks[17:], axis=1)  # the jaw is another line on the mesh
+            rows.append({"occlusion": float(inner.mean() / interocular_distance(face.landmarks))})
+        return rows
+
+    return score
+
+
+def _make_writing(models: Path, config: GroupsConfig) -> Scorer:
+    return lambda faces: [{"writing": writing_share(face.chip.image(), face.landmarks)} for face in faces]
+
+
+GROUPS: dict[str, Group] = {
+    "identity": Group(1, {"embedding": _FLOATS, "points5": _FLOATS}, _identity_models, _make_identity),
+    "occlusion": Group(1, {"occlusion": pa.float32()}, lambda models, config: [models / "fr_landmark.onnx"], _make_occlusion),
+    "writing": Group(1, {"writing": pa.float32()}, lambda models, config: [], _make_writing),
+}
+"""All that are known. `identity`: unit vector and the five points it was aligned by. `occlusion`: mean distance between the mesh and an independent
+68-point network over brows, nose, eyes and mouth, in interocular distances. `writing`: share of the chip that looks like burnt-in text."""
+
+
+def group_digests(models: Path, config: GroupsConfig) -> dict[str, str]:
+    """Group -> digest of what it depends on beside the chips: version and models.
+
+    Raises:
+        UserError: A group is unknown, or a model is missing.
+    """
+    unknown = [name for name in config.names if name not in GROUPS]
+    if unknown:
+        raise UserError(f"analyze.groups.names: unknown {', '.join(unknown)}; known: {', '.join(GROUPS)}")
+    digests = {}
+    for name in config.names:
+        files = GROUPS[name].models(models, config)
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise UserError(f"group {name} needs {', '.join(missing)} in {files[0].parent}. Fetch them: lato assets fetch")
+        digests[name] = sha256_json({"version": GROUPS[name].version, "models": [sha256_file(str(file)) for file in files]})
+    return digests
+
+
+def backfill(parts: Sequence[str], digests: dict[str, str], config: GroupsConfig, models: Path, work: str, workers: int) -> int:
+    """Computes the groups' columns for all parts that lack them, from chips alone.
+
+    Args:
+        parts: Fingerprints of observation parts.
+        digests: Of the groups, from `group_digests`.
+        config: Which groups, with what.
+        models: Folder of the models.
+        work: The build's folder.
+        workers: Ray actors; 0 works here.
+
+    Returns:
+        How many columns parts were made.
+    """
+    jobs: list[tuple[str, list[str]]] = []
+    for name, digest in digests.items():
+        have = set(list_files(join(work, "columns", name), ".parquet"))
+        todo = [part for part in parts if column_uri(work, name, part, digest) not in have]
+        jobs += [(name, todo[start : start + _BUNDLE]) for start in range(0, len(todo), _BUNDLE)]
+    total = sum(len(todo) for _, todo in jobs)
+    progress = Progress("columns", total, "parts")
+    for done in run_jobs(functools.partial(_Worker, digests, config, models, work), jobs, workers, config.gpus):
+        if isinstance(done.result, Died):
+            raise UserError(f"a worker died while it computed {done.job[0]}. What was done stands; run the same command again.")
+        progress.advance(len(done.job[1]))
+    return total
+
+
+class _Worker:
+    def __init__(self, digests: dict[str, str], config: GroupsConfig, models: Path, work: str) -> None:
+        cv2.setNumThreads(1)
+        self._digests, self._config, self._models, self._work = digests, config, models, work
+        self._scorers: dict[str, Scorer] = {}
+
+    def run(self, job: tuple[str, list[str]]) -> None:
+        """Scores the representatives of some parts for one group, all at once, and commits a columns part for each."""
+        name, parts = job
+        if name not in self._scorers:
+            self._scorers[name] = GROUPS[name].make(self._models, self._config)
+        faces: list[Face] = []
+        numbers: list[list[int]] = []
+        for part in parts:
+            rows = observations.read_chips(self._work, part)
+            numbers.append([number for number, _, _ in rows])
+            faces += [Face(chip, chip.place(landmarks)) for _, chip, landmarks in rows]
+        scores = self._scorers[name](faces) if faces else []
+        columns = GROUPS[name].columns
+        for part, mine in zip(parts, numbers, strict=True):
+            taken, scores = scores[: len(mine)], scores[len(mine) :]
+            table = pa.table(
+                {"row": pa.array(mine, pa.int32()), **{c: pa.array([row[c] for row in taken], kind) for c, kind in columns.items()}}
+            )
+            buffer = io.BytesIO()
+            pq.write_table(table, buffer, compression="zstd")
+            commit(column_uri(self._work, name, part, self._digests[name]), buffer.getvalue(), exclusive=True)
+
+
+def column_uri(work: str, name: str, part: str, digest: str) -> str:
+    """Where a group's columns for one observation part lie: under the fingerprints of both."""
+    return join(work, "columns", name, f"{part}-{digest[:16]}.parquet")
+
+
+def read_columns(work: str, name: str, part: str, digest: str) -> dict[int, dict[str, Any]]:
+    """Row number in the part -> the group's columns."""
+    table = pq.read_table(io.BytesIO(read_bytes(column_uri(work, name, part, digest))))
+    return {row.pop("row"): row for row in table.to_pylist()}

@@ -1,0 +1,302 @@
+"""Thresholds and quotas on stored scores: the one place where a pair is accepted or refused. Reads a table of scores in pieces; decodes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_pipeline.pairing import AXES, EXPRESSIONS, INTENSITIES, SCORES, VERIFIABLE
+from infra.config import Config
+from infra.storage import open_read
+from lato.faces.quality import hash_distance
+
+
+class PairingConfig(Config):
+    """What makes a pair. Scores are stored; changing a number here decodes nothing again."""
+
+    pose_tolerance: float = 10.0
+    """Degrees by which a pose change may miss a multiple of 30, on each axis."""
+    min_similarity: float = 0.45
+    """Cosine of the two identity vectors (the threshold of the embedded recognizer, SFace; 0.50 for buffalo_l). Not applied to synthetic people: a
+    recognizer trained on photos takes different ones for the same person and, under strong expressions, one for two; their identity is declared."""
+    min_sharpness: float = 15.0
+    """Variance of the Laplacian on the 160 px face."""
+    max_noise: float = 12.0
+    """Grey levels."""
+    max_clipped: float = 0.25
+    """Share of pixels at the limits of exposure."""
+    max_blockiness: float = 2.5
+    """Step over codec blocks' borders, in steps elsewhere."""
+    max_letterbox: float = 0.35
+    """Share of the frame in black bars."""
+    max_occlusion: float = 0.20
+    """Mean distance of two independent readings of the inner landmarks, in interocular distances."""
+    max_writing: float = 0.04
+    """Share of the face chip that looks like burnt-in text."""
+    near_duplicate_bits: int = 10
+    """Of 256: a pair whose source and target are both this near to those of an accepted pair of the same person and edit is its near-duplicate."""
+    max_upscale: float = 1.5
+    """How much a crop may be enlarged to 512 px."""
+    max_padding: float = 0.02
+    """Share of the crop that may lie outside the frame."""
+    max_tilt: float = 45.0
+    """Degrees of roll; a face read as tilted further is a misreading at a cut more often than not."""
+    min_expression: float = 0.45
+    """How strongly an expression must show on a face of which nothing is declared; weaker readings are wrong too often."""
+    margin: float = 2.1
+    """Side of the crop in units of the larger extent of both faces' landmarks."""
+    per_cell: int = 2
+    """Pairs of one person kept for one edit."""
+    per_identity: int = 12
+    """Pairs of one person in all; both directions of a pair count once."""
+    per_source: int = 60
+    """Pairs of one source in all, likewise."""
+    same_person: bool = False
+    """Also pair pictures of one declared person that are not of one track (photo sets); stored as scope same_person."""
+
+
+LIMITS: dict[str, tuple[str, str, int]] = {
+    "expression unclear": ("expression_strength", "min_expression", 1),
+    "identity": ("similarity", "min_similarity", 1),
+    "blurred": ("sharpness", "min_sharpness", 1),
+    "noisy": ("noise", "max_noise", -1),
+    "badly exposed": ("clipped", "max_clipped", -1),
+    "blocky": ("blockiness", "max_blockiness", -1),
+    "letterboxed": ("letterbox", "max_letterbox", -1),
+    "occluded": ("occlusion", "max_occlusion", -1),
+    "writing": ("writing", "max_writing", -1),
+    "too small": ("upscale", "max_upscale", -1),
+    "cut off": ("padding", "max_padding", -1),
+    "tilted": ("tilt", "max_tilt", -1),
+}
+"""Verdict -> its score, the threshold's name in `PairingConfig`, and 1 where the score must reach it, -1 where it must stay under."""
+
+_FIRST = ("accepted", "expression verifier", "pose discriminator", "no edit of ours", "expression not verifiable")
+VERDICTS = (*_FIRST, *LIMITS, "held out", "labelled bad", "split conflict", "bridge", "near-duplicate", "quota", "render failed")
+"""All; the table of candidates stores their names."""
+_CODE = {name: code for code, name in enumerate(VERDICTS)}
+ACCEPTED = 0
+PASSED = ("accepted", "quota", "near-duplicate")
+"""Verdicts of pairs that no filter refused."""
+
+_NEEDED = [
+    "key", "source_id", "kind", "person", "edit_expression", "edit_intensity", *(f"step_{axis}" for axis in AXES), "misread", "held_out", *SCORES,
+    "phash_source", "phash_target", "from_part", "from_row", "to_part", "to_row",
+]  # fmt: skip
+
+
+@dataclass
+class Usage:
+    """What a version that is extended has used of the quotas."""
+
+    person: Counter[str] = field(default_factory=Counter)
+    source: Counter[str] = field(default_factory=Counter)
+    cell: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By person and edit."""
+
+    def copy(self) -> Usage:
+        """One to count on with."""
+        return Usage(Counter(self.person), Counter(self.source), Counter(self.cell))
+
+
+@dataclass(frozen=True)
+class Rules:
+    """All that decides beside the scores."""
+
+    config: PairingConfig
+    labels: dict[str, bool] = field(default_factory=dict)
+    """Key -> good or bad, by a person's eye: beats the filters."""
+    frozen: frozenset[str] = frozenset()
+    """Keys of an extended version's samples: accepted as they are, beyond quotas."""
+    usage: Usage = field(default_factory=Usage)
+
+
+def judge(uris: list[str], rules: Rules) -> list[npt.NDArray[np.int8]]:
+    """Decides on every scored pair.
+
+    Args:
+        uris: Score tables; a person's pairs lie in one row group.
+        rules: Thresholds, labels, what is frozen.
+
+    Returns:
+        For each table the codes of its rows in `VERDICTS`.
+    """
+    verdicts = []
+    for uri in uris:
+        used = rules.usage.copy()  # a source lies in one table
+        pieces = [_judge_piece(table, rules, used) for table in read_pieces(uri, _NEEDED)]
+        verdicts.append(np.concatenate(pieces) if pieces else np.zeros(0, np.int8))
+    return verdicts
+
+
+def read_pieces(uri: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The row groups of a score table, one at a time."""
+    with open_read(uri) as file:
+        table = pq.ParquetFile(file)
+        for number in range(table.num_row_groups):
+            yield table.read_row_group(number, columns=columns)
+
+
+def edit_texts(table: pa.Table) -> tuple[npt.NDArray[np.int64], dict[int, str]]:
+    """The edit of each row as a number, and the number's text; pairs without an edit of ours have a text too."""
+    number = np.asarray(table["edit_expression"]).astype(np.int64) + 1
+    number = number * 4 + np.where(number > 1, np.asarray(table["edit_intensity"]), 1)
+    for axis in AXES:
+        number = number * 16 + (np.asarray(table[f"step_{axis}"]).astype(np.int64) // 30 + 8)
+    texts = {}
+    for code in np.unique(number):
+        steps = [((int(code) >> shift) % 16 - 8) * 30 for shift in (8, 4, 0)]
+        expression, intensity = divmod(int(code) >> 12, 4)
+        parts = [] if expression == 0 else [EXPRESSIONS[expression - 1] + ("" if intensity == 1 else f" {INTENSITIES[intensity]}")]
+        texts[int(code)] = ", ".join(parts + [f"{axis} {step:+d}" for axis, step in zip(AXES, steps, strict=True) if step])
+    return number, texts
+
+
+def _judge_piece(table: pa.Table, rules: Rules, used: Usage) -> npt.NDArray[np.int8]:
+    config = rules.config
+    code = _apply_limits(table, config)
+    frozen = np.zeros(len(code), bool)
+    if rules.labels:
+        good = _among(table["key"], [key for key, label in rules.labels.items() if label])
+        code[good & (code != _CODE["no edit of ours"])] = ACCEPTED
+        code[_among(table["key"], [key for key, label in rules.labels.items() if not label])] = _CODE["labelled bad"]
+    code[(code == ACCEPTED) & np.asarray(table["held_out"])] = _CODE["held out"]
+    if rules.frozen:
+        frozen = _among(table["key"], list(rules.frozen))
+        code[frozen] = ACCEPTED
+    _apply_quotas(table, code, frozen, rules.config, used)
+    return code
+
+
+def _among(column: pa.ChunkedArray, keys: list[str]) -> npt.NDArray[np.bool_]:
+    return np.asarray(pc.is_in(column, value_set=pa.array(keys, pa.string())))
+
+
+def _apply_limits(table: pa.Table, config: PairingConfig) -> npt.NDArray[np.int8]:
+    """First verdict that holds, in the order of `VERDICTS`."""
+    steps = np.stack([np.asarray(table[f"step_{axis}"]) for axis in AXES])
+    expression = np.asarray(table["edit_expression"])
+    synthetic = np.asarray(pc.equal(table["kind"], "synthetic"))
+    nothing = (expression < 0) & (steps == 0).all(axis=0)
+    conditions = [
+        np.asarray(table["misread"]),
+        np.asarray(table["declared_miss"]) > config.pose_tolerance,
+        nothing | (np.asarray(table["pose_miss"]) > config.pose_tolerance) | (np.abs(steps).max(axis=0) > 90),
+        (expression >= 0) & ~VERIFIABLE[np.maximum(expression, 0)],
+    ]
+    for verdict, (score, name, sign) in LIMITS.items():
+        failed = np.asarray(table[score]) * sign < getattr(config, name) * sign
+        conditions.append(failed & ~synthetic if verdict == "identity" else failed)
+    codes = [_CODE[name] for name in (*_FIRST[1:], *LIMITS)]
+    return np.select(conditions, codes, ACCEPTED).astype(np.int8)
+
+
+def _apply_quotas(table: pa.Table, code: npt.NDArray[np.int8], frozen: npt.NDArray[np.bool_], config: PairingConfig, used: Usage) -> None:
+    """Caps what a person, a source and an edit contribute, best first; a pair and its reverse count once and are kept or dropped together."""
+    rows = np.flatnonzero(code == ACCEPTED)
+    if not len(rows):
+        return
+    taken = table.take(rows)
+    edits, texts = edit_texts(taken)
+    ends = _end_numbers(taken)
+    twin = np.minimum(ends[0], ends[1]) * (int(ends.max()) + 1) + np.maximum(ends[0], ends[1])
+    person = taken["person"].to_pylist()
+    people, source = np.unique(np.array(person), return_inverse=True)[1], taken["source_id"].to_pylist()
+    sharp = _worst_of_twins(twin, np.asarray(taken["sharpness"]))
+    order = np.lexsort((np.arange(len(rows)), twin, -sharp, ~frozen[rows], people))
+    hashes = (taken["phash_source"], taken["phash_target"])
+    near = _NearDuplicates(config.near_duplicate_bits, hashes)
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and twin[order[stop]] == twin[order[start]] and people[order[stop]] == people[order[start]]:
+            stop += 1
+        group, start = order[start:stop], stop
+        who, where = person[group[0]], source[group[0]]
+        cells = [(who, texts[int(edits[n])]) for n in group]
+        if frozen[rows[group]].all():  # counted already, in the usage of the version that is extended
+            near.keep(group, cells)
+        elif near.sees(group, cells):
+            code[rows[group]] = _CODE["near-duplicate"]
+        elif (
+            used.person[who] < config.per_identity
+            and used.source[where] < config.per_source
+            and all(used.cell[cell] < config.per_cell for cell in cells)
+        ):
+            used.person[who] += 1
+            used.source[where] += 1
+            used.cell.update(cells)
+            near.keep(group, cells)
+        else:
+            code[rows[group]] = _CODE["quota"]
+
+
+class _NearDuplicates:
+    """The hashes of what was kept, by person and edit."""
+
+    def __init__(self, bits: int, hashes: tuple[pa.ChunkedArray, pa.ChunkedArray]) -> None:
+        self._bits, self._hashes = bits, hashes
+        self._kept: dict[tuple[str, str], list[tuple[bytes, bytes]]] = defaultdict(list)
+
+    def sees(self, group: npt.NDArray[np.int64], cells: list[tuple[str, str]]) -> bool:
+        """Whether one of the pairs shows again what was kept for its cell."""
+        return any(
+            hash_distance(mine[0], kept[0]) <= self._bits and hash_distance(mine[1], kept[1]) <= self._bits
+            for n, cell in zip(group, cells, strict=True)
+            if self._kept.get(cell)
+            for mine in [self._of(int(n))]
+            for kept in self._kept[cell]
+        )
+
+    def keep(self, group: npt.NDArray[np.int64], cells: list[tuple[str, str]]) -> None:
+        """Remembers pairs that were accepted."""
+        for n, cell in zip(group, cells, strict=True):
+            self._kept[cell].append(self._of(int(n)))
+
+    def _of(self, n: int) -> tuple[bytes, bytes]:
+        return self._hashes[0][n].as_py(), self._hashes[1][n].as_py()
+
+
+def _end_numbers(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Source and target of each row as a number of its own a face, (2, N)."""
+    parts = pa.chunked_array([*table["from_part"].chunks, *table["to_part"].chunks]).combine_chunks().dictionary_encode()
+    numbers = np.asarray(parts.indices).astype(np.int64) if isinstance(parts, pa.DictionaryArray) else np.zeros(0, np.int64)
+    rows = np.concatenate([np.asarray(table["from_row"]), np.asarray(table["to_row"])]).astype(np.int64)
+    _, compact = np.unique(numbers * (int(rows.max()) + 1) + rows, return_inverse=True)
+    return compact.reshape(2, -1)
+
+
+def _worst_of_twins(twin: npt.NDArray[np.int64], sharpness: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    unique, place = np.unique(twin, return_inverse=True)
+    worst = np.full(len(unique), np.inf, np.float32)
+    np.minimum.at(worst, place, sharpness)
+    return worst[place]
+
+
+def count_verdicts(verdicts: list[npt.NDArray[np.int8]]) -> dict[str, int]:
+    """Verdict -> pairs, the most frequent first."""
+    total = sum((np.bincount(codes, minlength=len(VERDICTS)) for codes in verdicts), np.zeros(len(VERDICTS), np.int64))
+    return {VERDICTS[code]: int(total[code]) for code in np.argsort(-total, kind="stable") if total[code]}
+
+
+def row_verdicts(codes: npt.NDArray[np.int8]) -> pa.Array:
+    """Codes as the names that are stored."""
+    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int8()), pa.array(VERDICTS)).cast(pa.string())
+
+
+def accepted_rows(uri: str, codes: npt.NDArray[np.int8]) -> list[dict[str, Any]]:
+    """The accepted rows of a score table, whole, each with its number as `number`."""
+    found, start = [], 0
+    for table in read_pieces(uri):
+        mine = np.flatnonzero(codes[start : start + len(table)] == ACCEPTED)
+        found += [row | {"number": int(n) + start} for n, row in zip(mine, table.take(mine).to_pylist(), strict=True)]
+        start += len(table)
+    return found

@@ -1,0 +1,146 @@
+"""From accepted pairs to samples: the crops they need, and what is packed of each."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.divide import Division
+from data_pipeline.observations import read_part
+from data_pipeline.pack import Planned
+from data_pipeline.pairing import SCORES, crop_names, crops_of, edit_of
+from data_pipeline.render import Crop, crop_landmarks
+from data_pipeline.rewrite import Rewriter
+from data_pipeline.worklist import WorkItem
+from infra.storage import join, read_bytes
+from lato.edits import Expression
+from lato.pairs import FacePair, FaceState, PairMeta, Provenance
+
+Ends = tuple[dict[str, Any], dict[str, Any]]
+_OBSERVED = (
+    "source_id",
+    "source_sha256",
+    "image_uri",
+    "frame",
+    "track",
+    "pts",
+    "landmarks",
+    "yaw",
+    "pitch",
+    "roll",
+    "expression",
+    "expression_intensity",
+)
+
+
+def read_ends(rows: list[dict[str, Any]], work: str) -> dict[str, Ends]:
+    """Key -> the observations of source and target, each part opened once."""
+    wanted: dict[str, set[int]] = defaultdict(set)
+    for row in rows:
+        for side in ("from", "to"):
+            wanted[row[f"{side}_part"]].add(row[f"{side}_row"])
+    seen: dict[tuple[str, int], dict[str, Any]] = {}
+    for part, numbers in wanted.items():
+        ordered = sorted(numbers)
+        table = read_part(work, part).select(list(_OBSERVED)).take(ordered)
+        seen.update({(part, number): face for number, face in zip(ordered, table.to_pylist(), strict=True)})
+    return {row["key"]: (seen[row["from_part"], row["from_row"]], seen[row["to_part"], row["to_row"]]) for row in rows}
+
+
+def crops_to_render(rows: list[dict[str, Any]], work: str) -> list[Crop]:
+    """The crops of accepted pairs, each once."""
+    ends = read_ends(rows, work)
+    crops = {}
+    for row in rows:
+        for name, end, crop in zip(crop_names(row, ends[row["key"]]), ends[row["key"]], crops_of(row), strict=True):
+            crops[name] = Crop(end["source_id"], end["source_sha256"], name, end["image_uri"], end["pts"], crop)
+    return list(crops.values())
+
+
+def plan_samples(
+    rows: list[dict[str, Any]],
+    division: Division,
+    items: dict[str, WorkItem],
+    ledger: list[dict[str, Any]],
+    rewriter: Rewriter,
+    work: str,
+) -> tuple[list[Planned], dict[str, list[str]]]:
+    """What is packed of each accepted pair, and the names of its crops by key."""
+    ends = read_ends(rows, work)
+    models = {entry["source_id"]: entry["models"] for entry in ledger}
+    planned, rendered = [], {}
+    for row in rows:
+        item = items[row["source_id"]]
+        rendered[row["key"]] = crop_names(row, ends[row["key"]])
+        planned.append(_plan(row, ends[row["key"]], division, item, models[item.source_id], rewriter, rendered[row["key"]], work))
+    return planned, rendered
+
+
+def _plan(
+    row: dict[str, Any],
+    ends: Ends,
+    division: Division,
+    item: WorkItem,
+    models: dict[str, str],
+    rewriter: Rewriter,
+    names: list[str],
+    work: str,
+) -> Planned:
+    edit, split, crops = edit_of(row), division.split_of[row["source_id"]], crops_of(row)
+    assert edit is not None, "an accepted candidate has an edit"
+    instruction = rewriter.instruction(edit, row["key"], split)
+    meta = PairMeta(
+        instruction=instruction.text,
+        template=instruction.template,
+        edit=edit,
+        source=_state(ends[0]),
+        target=_state(ends[1]),
+        identity_similarity=round(row["similarity"], 6),
+        quality={name: round(float(row[name]), 4) for name in SCORES},
+        crop=crops[0],
+        split=split,
+        provenance=Provenance(
+            source_id=item.source_id,
+            source_sha256=ends[0]["source_sha256"],
+            kind=item.kind,
+            identity=row["person"],
+            licence=item.licence,
+            scope=row["scope"],
+            models=models,
+        ),
+    )
+
+    def load() -> FacePair:
+        jpgs = [read_bytes(join(work, "renders", name)) for name in names]
+        landmarks = np.stack([crop_landmarks(end, crop) for end, crop in zip(ends, crops, strict=True)])
+        return FacePair(row["key"], jpgs[0], jpgs[1], landmarks, meta)
+
+    columns = {
+        "kind": item.kind,
+        "source_id": item.source_id,
+        "identity": row["person"],
+        "instruction": instruction.text,
+        "edit_kind": edit.kind,
+        "expression": edit.expression.value if edit.expression else None,
+        "intensity": edit.intensity.value,
+        "yaw": edit.yaw,
+        "pitch": edit.pitch,
+        "roll": edit.roll,
+        "identity_similarity": meta.identity_similarity,
+        "licence": item.licence,
+    }
+    return Planned(row["key"], split, columns, load)
+
+
+def _state(row: dict[str, Any]) -> FaceState:
+    return FaceState(
+        yaw=round(row["yaw"], 3),
+        pitch=round(row["pitch"], 3),
+        roll=round(row["roll"], 3),
+        expression=Expression(row["expression"]),
+        expression_intensity=round(row["expression_intensity"], 3),
+        frame=row["frame"],
+        pts=row["pts"],
+    )

@@ -1,0 +1,145 @@
+"""Sources as files: what their content is (hashed once), where they lie on this machine, and how long ones are cut into segments."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import av
+import fsspec
+
+from data_pipeline.image_set import content_sha256
+from data_pipeline.worklist import WorkItem
+from infra.storage import commit, exists, is_local, join, read_bytes, sha256_bytes
+
+SEGMENT_SECONDS = 300.0
+"""Longer videos are looked at in pieces of about this length, cut at keyframes."""
+_SCRATCH_BYTES = 20 * 1024**3
+_NOT_READABLE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+class ContentHashes:
+    """sha256 of sources, computed once per state of a file (uri, size, time of change or object tag) and kept in the build's folder."""
+
+    def __init__(self, work: str) -> None:
+        self._uri = join(work, "contents.json")
+        self._known: dict[str, str] = json.loads(read_bytes(self._uri)) if exists(self._uri) else {}
+        self._seen: dict[str, str] = {}
+
+    def of(self, item: WorkItem) -> str | None:
+        """The content's digest; None where the source cannot be read at all.
+
+        Raises:
+            OSError: The machine's fault (I/O error, no answer), not the file's.
+        """
+        try:
+            states = [_state(item.uri)]
+            if item.uri.endswith(".json"):
+                return content_sha256(item.uri)  # a set names its images: small, and hashed with them
+            key = sha256_bytes(states[0].encode())
+            if key not in self._known:
+                with staged(item.uri) as path:
+                    self._known[key] = content_sha256(str(path))
+            self._seen[key] = self._known[key]
+            return self._known[key]
+        except ValueError:  # a set that is none
+            return None
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) or error.errno in _NOT_READABLE:
+                return None
+            raise
+
+    def save(self) -> None:
+        """Keeps what was asked for."""
+        if self._seen and self._seen != (json.loads(read_bytes(self._uri)) if exists(self._uri) else None):
+            commit(self._uri, json.dumps(self._seen, sort_keys=True).encode())
+
+
+def _state(uri: str) -> str:
+    """What changes when a file does."""
+    if is_local(uri):
+        status = os.stat(uri.removeprefix("file://"))
+        return f"{uri}|{status.st_size}|{status.st_mtime_ns}"
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    found = filesystem.info(path)
+    return f"{uri}|{found.get('size')}|{found.get('ETag') or found.get('etag') or found.get('LastModified') or found.get('mtime')}"
+
+
+@contextmanager
+def staged(uri: str) -> Iterator[Path]:
+    """A local path of a source: its own, or of its copy in scratch (`$LATO_SCRATCH` or the temporary folder, at most 20 GB, oldest out first)."""
+    if is_local(uri):
+        yield Path(uri.removeprefix("file://"))
+        return
+    scratch = Path(os.environ.get("LATO_SCRATCH") or tempfile.gettempdir()) / "lato_scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    name = uri.rsplit("/", 1)[-1]
+    target = scratch / f"{sha256_bytes(_state(uri).encode())[:32]}{Path(name).suffix}"
+    if not target.exists():
+        handle, part = tempfile.mkstemp(dir=scratch, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as out, fsspec.open(uri, "rb") as given:
+                shutil.copyfileobj(given, out, 1 << 20)
+            os.replace(part, target)
+        finally:
+            Path(part).unlink(missing_ok=True)
+        _evict(scratch, keep=target)
+    yield target
+
+
+def _evict(scratch: Path, keep: Path) -> None:
+    files = sorted((file for file in scratch.iterdir() if file.suffix != ".part"), key=lambda file: file.stat().st_mtime)
+    total = sum(file.stat().st_size for file in files)
+    for file in files:
+        if total <= _SCRATCH_BYTES or file == keep:
+            break
+        total -= file.stat().st_size
+        file.unlink(missing_ok=True)
+
+
+def plan_segments(item: WorkItem) -> list[tuple[float, float | None]]:
+    """Start and end in seconds of the pieces of a source, from the container alone; one piece from 0 where it is short, no video or not readable."""
+    whole = [(item.start or 0.0, item.end)]
+    if item.kind != "video":
+        return whole
+    try:
+        with _open_header(item.uri) as file, av.open(file) as container:
+            return _cut(container, item) or whole
+    except (OSError, ValueError, av.error.FFmpegError):
+        return whole  # what is wrong with it is the analysis' to find and to say
+
+
+@contextmanager
+def _open_header(uri: str) -> Iterator[str | IO[bytes]]:
+    if is_local(uri):
+        yield uri.removeprefix("file://")
+        return
+    with fsspec.open(uri, "rb") as file:
+        yield file
+
+
+def _cut(container: Any, item: WorkItem) -> list[tuple[float, float | None]]:
+    if not container.streams.video:
+        return []
+    stream = container.streams.video[0]
+    length = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+    begin, end = item.start or 0.0, min(item.end or length, length)
+    if end - begin <= 1.2 * SEGMENT_SECONDS:
+        return []
+    first = float((stream.start_time or 0) * stream.time_base)
+    cuts = [begin]
+    while end - cuts[-1] > 1.2 * SEGMENT_SECONDS:
+        container.seek(int((cuts[-1] + SEGMENT_SECONDS + first) / stream.time_base), stream=stream)  # the keyframe before
+        packet = next(container.demux(stream))
+        at = float(packet.pts * stream.time_base) - first if packet.pts is not None else 0.0
+        if at <= cuts[-1] + 1.0:
+            return []  # no keyframe to cut at
+        cuts.append(at)
+    return list(zip(cuts, [*cuts[1:], item.end], strict=True))

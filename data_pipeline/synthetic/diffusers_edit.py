@@ -1,0 +1,98 @@
+"""Photos edited by any image-edit pipeline of diffusers, by name: FLUX.1-Kontext, InstructPix2Pix, Qwen-Image-Edit ..."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.image_set import Declared
+from infra.config import Config
+from infra.errors import UserError
+from lato.edits import Edit, Expression, Intensity, instruction_for
+from lato.faces import FaceReader
+
+_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95]
+_POSES = (Edit(yaw=30), Edit(yaw=-30), Edit(pitch=-30))
+
+
+class DiffusersConfig(Config):
+    """Which pipeline, and how many edits of each photo."""
+
+    pipeline: str = "black-forest-labs/FLUX.1-Kontext-dev"
+    """Name on the hub, or a local folder. Its licence is the user's to check: what it makes carries the photo's."""
+    edits: int = 4
+    """Pictures of each photo, drawn from six expressions and three poses."""
+    steps: int = 28
+    """Of the sampler."""
+    size: int = 512
+    """The photo's longer side is brought to this many pixels, a multiple of 16."""
+    options: dict[str, float] = {}
+    """Further arguments of the pipeline's call, for example guidance_scale."""
+    seed: int = 0
+    """Another seed, other edits."""
+    workers: int = 1
+    """Ray actors; 0 works in this process."""
+    gpus: float = 0.0
+    """GPUs of each."""
+
+
+class DiffusersEditor:
+    """Runs the pipeline."""
+
+    def __init__(self, config: DiffusersConfig, reader: FaceReader) -> None:
+        import torch
+        from diffusers import DiffusionPipeline
+
+        self._config, self._reader = config, reader
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
+        try:
+            self._pipeline: Any = DiffusionPipeline.from_pretrained(config.pipeline, torch_dtype=dtype).to(self._device)
+        except (OSError, ValueError) as error:
+            raise UserError(f"synthetic.diffusers.pipeline: cannot load {config.pipeline}: {error}") from error
+        self._pipeline.set_progress_bar_config(disable=True)
+
+    def edit(self, photo: npt.NDArray[np.uint8], seed: int) -> list[tuple[bytes, Declared | None]]:
+        """Edits of one photo; empty where no face is found in it. Whether they show what was asked is for the verifier to say."""
+        import torch
+        from PIL import Image
+
+        face = self._reader.read(photo)
+        if face is None:
+            return []
+        given = Image.fromarray(_fit(photo, self._config.size))
+        pictures: list[tuple[bytes, Declared | None]] = []
+        for number, edit in enumerate(choose_edits(seed, self._config.edits)):
+            made = self._pipeline(
+                image=given,
+                prompt=instruction_for(edit, f"{seed}_{number}", "train").text,
+                num_inference_steps=self._config.steps,
+                generator=torch.Generator(self._device).manual_seed(seed + number),
+                **self._config.options,
+            ).images[0]
+            # back to the photo's own size, so that the two share a frame
+            image = np.asarray(made.convert("RGB").resize((photo.shape[1], photo.shape[0]), Image.Resampling.LANCZOS))
+            jpg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), _JPEG)[1].tobytes()
+            pose = {axis: getattr(face.mesh, axis) + getattr(edit, axis) for axis in ("yaw", "pitch", "roll")}
+            points = [(round(float(x), 2), round(float(y), 2)) for x, y in face.mesh.landmarks68]
+            # of a pose edit no expression is known beforehand: what is measured decides
+            declared = Declared(expression=edit.expression, intensity=edit.intensity, landmarks=points, **pose) if edit.expression else None
+            pictures.append((jpg, declared))
+        return pictures
+
+
+def choose_edits(seed: int, count: int) -> list[Edit]:
+    """`count` different edits of a photo, by its seed."""
+    known = [Edit(expression=e, intensity=i) for e in list(Expression)[1:] for i in Intensity]
+    known += _POSES
+    order = np.random.default_rng(seed).permutation(len(known))
+    return [known[int(number)] for number in order[:count]]
+
+
+def _fit(photo: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    scale = size / max(photo.shape[:2])
+    width, height = (max(16, round(side * scale / 16) * 16) for side in (photo.shape[1], photo.shape[0]))
+    return cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]

@@ -1,0 +1,130 @@
+"""Generated sources behind one door: whatever makes pictures, what comes out are image sets that go through the same filters as all others.
+
+A generated picture is committed by sha256 and is an input from then on: it is never made twice, and its maker's mood is in no fingerprint.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.image_set import Declared, commit_set, content_sha256
+from data_pipeline.synthetic.anny_people import AnnyConfig, render_people
+from data_pipeline.synthetic.diffusers_edit import DiffusersConfig, DiffusersEditor
+from data_pipeline.synthetic.warp import WarpConfig, Warper
+from data_pipeline.worklist import WorkItem
+from infra.config import Config
+from infra.console import Progress
+from infra.errors import UserError
+from infra.pool import Died, run_jobs
+from infra.storage import commit, exists, join, read_bytes, sha256_json
+from lato.faces import FaceReader
+from lato.pairs import decode_image
+
+
+class SyntheticConfig(Config):
+    """Generated sources; each is off where it is None."""
+
+    anny: AnnyConfig | None = None
+    """Drawn people with known pose, expression and landmarks."""
+    warp: WarpConfig | None = None
+    """The work list's photos, warped to the landmarks of other expressions."""
+    diffusers: DiffusersConfig | None = None
+    """The work list's photos, edited by a diffusers pipeline (FLUX.1-Kontext, InstructPix2Pix ...)."""
+
+
+class PhotoEditor(Protocol):
+    """Makes edited pictures of one photo."""
+
+    def edit(self, photo: npt.NDArray[np.uint8], seed: int) -> list[tuple[bytes, Declared | None]]:
+        """RGB photo -> JPEGs and what each should show; empty where the photo has no face to edit."""
+
+
+def synthetic_sources(config: SyntheticConfig, given: list[WorkItem], models: Path, work: str) -> list[WorkItem]:
+    """All generated sources, made where they are not there yet.
+
+    Args:
+        config: Which.
+        given: The work list: photos in it are what `warp` and `diffusers` edit.
+        models: Folder of the perception models.
+        work: The build's folder.
+    """
+    items = render_people(config.anny, work) if config.anny else []
+    photos = [item for item in given if item.kind == "image" and not item.uri.endswith(".json")]
+    if config.warp:
+        make = functools.partial(_make_warper, config.warp, models)
+        items += _edit_photos("warp", config.warp, make, photos, work, config.warp.workers, 0.0)
+    if config.diffusers:
+        make = functools.partial(_make_diffusers, config.diffusers, models)
+        items += _edit_photos("diffusers", config.diffusers, make, photos, work, config.diffusers.workers, config.diffusers.gpus)
+    return items
+
+
+def _make_warper(config: WarpConfig, models: Path) -> PhotoEditor:
+    return Warper(config, FaceReader.from_folder(models))
+
+
+def _make_diffusers(config: DiffusersConfig, models: Path) -> PhotoEditor:
+    return DiffusersEditor(config, FaceReader.from_folder(models))
+
+
+def _edit_photos(
+    name: str,
+    config: WarpConfig | DiffusersConfig,
+    make: Callable[[], PhotoEditor],
+    photos: list[WorkItem],
+    work: str,
+    workers: int,
+    gpus: float,
+) -> list[WorkItem]:
+    settings = config.model_dump(mode="json", exclude={"workers", "gpus"})
+    records = {}
+    for photo in photos:
+        try:
+            content = content_sha256(photo.uri)
+        except OSError:
+            continue  # the analysis says so of the photo itself
+        records[photo.source_id] = join(work, "synthetic", f"{name}_{sha256_json([settings, content])[:24]}.json")
+    todo = [(photo.uri, photo.source_id, records[photo.source_id]) for photo in photos if not exists(records.get(photo.source_id, work))]
+    progress = Progress(name, len(todo), "photos")
+    for done in run_jobs(functools.partial(_Worker, name, make, work, config.seed), todo, workers, gpus):
+        if isinstance(done.result, Died):
+            raise UserError(f"a worker died while it made pictures ({name}). What was done stands; run the same command again.")
+        progress.advance()
+    items = []
+    for photo in photos:
+        made = json.loads(read_bytes(records[photo.source_id]))["set"] if photo.source_id in records else None
+        if made:
+            columns = {
+                "source_id": f"{photo.source_id}_{name}",
+                "uri": join(work, "synthetic", made),
+                "group": photo.group or photo.source_id,
+            }
+            items.append(
+                photo.model_copy(update={**columns, "attributes": {**photo.attributes, "made_from": photo.source_id, "made_by": name}})
+            )
+    return items
+
+
+class _Worker:
+    def __init__(self, name: str, make: Callable[[], PhotoEditor], work: str, seed: int) -> None:
+        self._name, self._editor, self._work, self._seed = name, make(), work, seed
+
+    def run(self, job: tuple[str, str, str]) -> None:
+        """Edits one photo and records the set it gave, or that it gave none."""
+        uri, source_id, record = job
+        data = read_bytes(uri)
+        try:
+            photo = decode_image(data, uri)
+        except ValueError:  # the analysis says so of the photo itself
+            commit(record, json.dumps({"set": None}).encode(), exclusive=True)
+            return
+        edited = self._editor.edit(photo, int(sha256_json([self._seed, source_id])[:8], 16))
+        made = commit_set([(data, None), *edited], {"name": self._name, "of": source_id}, self._work) if edited else None
+        commit(record, json.dumps({"set": made}).encode(), exclusive=True)

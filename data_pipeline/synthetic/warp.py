@@ -1,0 +1,104 @@
+"""A real photo warped to other landmarks: its own, moved as an expression moves those of drawn people."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from scipy.interpolate import RBFInterpolator
+
+from data_pipeline.image_set import Declared
+from data_pipeline.synthetic.anny_people import landmark_vertices
+from data_pipeline.synthetic.head_mesh import load_head
+from data_pipeline.synthetic.person import Pose, actions_for, draw_person, pose_vertices
+from data_pipeline.synthetic.rasterizer import project
+from infra.config import Config
+from lato.edits import Expression, Intensity
+from lato.faces import FaceReader
+from lato.landmarks import interocular_distance
+
+_GRID = 8
+"""The warp is computed every this many pixels and interpolated between."""
+_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95]
+
+
+class WarpConfig(Config):
+    """Which warps of each photo."""
+
+    expressions: tuple[Expression, ...] = (Expression.HAPPY, Expression.SAD, Expression.SURPRISED)
+    """One picture each."""
+    intensity: Intensity = Intensity.PLAIN
+    """How strongly."""
+    seed: int = 0
+    """For the interface; a warp draws nothing at random."""
+    workers: int = 2
+    """Ray actors; 0 works in this process."""
+
+
+class Warper:
+    """Warps photos."""
+
+    def __init__(self, config: WarpConfig, reader: FaceReader) -> None:
+        self._config, self._reader = config, reader
+
+    def edit(self, photo: npt.NDArray[np.uint8], seed: int) -> list[tuple[bytes, Declared | None]]:
+        """The photo with each expression; empty where no face is found."""
+        face = self._reader.read(photo)
+        if face is None:
+            return []
+        pictures: list[tuple[bytes, Declared | None]] = []
+        for expression in self._config.expressions:
+            target = move_landmarks(face.mesh.landmarks68, expression, self._config.intensity)
+            jpg = cv2.imencode(".jpg", cv2.cvtColor(warp(photo, face.mesh.landmarks68, target), cv2.COLOR_RGB2BGR), _JPEG)[1].tobytes()
+            points = [(round(float(x), 2), round(float(y), 2)) for x, y in target]
+            pose = {"yaw": face.mesh.yaw, "pitch": face.mesh.pitch, "roll": face.mesh.roll}
+            pictures.append((jpg, Declared(expression=expression, intensity=self._config.intensity, landmarks=points, **pose)))
+        return pictures
+
+
+def move_landmarks(landmarks: npt.NDArray[np.floating], expression: Expression, intensity: Intensity) -> npt.NDArray[np.float32]:
+    """Landmarks `(68, 2)` of a face at rest as the expression would move them: the mean shift of drawn people, turned and scaled to the face."""
+    points = np.asarray(landmarks, np.float64)
+    eyes = points[42:48].mean(0) - points[36:42].mean(0)
+    angle = np.arctan2(eyes[1], eyes[0])
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return (points + interocular_distance(points) * expression_shift(expression, intensity) @ turn.T).astype(np.float32)
+
+
+@lru_cache(maxsize=32)
+def expression_shift(expression: Expression, intensity: Intensity) -> npt.NDArray[np.float64]:
+    """Mean shift of the 68 landmarks from rest, in interocular distances, over eight drawn people facing the camera. (68, 2)."""
+    mesh, shifts = load_head(), []
+    for number in range(8):
+        person = draw_person(np.random.default_rng((11, number)), mesh)
+        rest, shown = (
+            project(pose_vertices(mesh, person, actions_for(shape, degree), Pose())[landmark_vertices()], 512)
+            for shape, degree in ((Expression.NEUTRAL, Intensity.PLAIN), (expression, intensity))
+        )
+        shifts.append((shown - rest) / interocular_distance(rest))
+    return np.mean(shifts, axis=0)
+
+
+def warp(photo: npt.NDArray[np.uint8], source: npt.NDArray[np.floating], target: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
+    """The photo with its landmarks `source` brought to `target` (both (68, 2)) by a thin-plate spline that fades out around the face."""
+    source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
+    low, high = source.min(0), source.max(0)
+    ring = (low + high) / 2 + 1.1 * (high - low).max() * np.array(
+        [(np.cos(a), np.sin(a)) for a in np.linspace(0, 2 * np.pi, 16, endpoint=False)]
+    )
+    height, width = photo.shape[:2]
+    # backwards: for each pixel of the result, how far away its colour is; what lies outside the ring stays
+    shift = RBFInterpolator(
+        np.vstack([target, ring]), np.vstack([source - target, np.zeros_like(ring)]), kernel="thin_plate_spline", smoothing=0.5
+    )
+    ys, xs = np.arange(0, height + _GRID, _GRID), np.arange(0, width + _GRID, _GRID)
+    grid = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2).astype(np.float64)
+    moved = shift(grid)
+    distance = np.linalg.norm(grid - ring.mean(0), axis=1) / (1.1 * (high - low).max())
+    moved *= np.clip((1.0 - distance) / 0.15, 0, 1)[:, None]
+    coarse = moved.reshape(len(ys), len(xs), 2).astype(np.float32)
+    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
+    fine = cv2.remap(coarse, columns / _GRID, rows / _GRID, cv2.INTER_LINEAR)
+    return cv2.remap(photo, columns + fine[..., 0], rows + fine[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[return-value]

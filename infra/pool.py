@@ -1,0 +1,107 @@
+"""Jobs spread over Ray actors, or run here: one meaning of an error and one of a death.
+
+Ray only schedules. An exception of a job ends the round and is told; the death of a worker (crash, kill, lost node) is a result like another, and the
+caller decides what it means by what stands on storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from infra.errors import UserError
+from infra.runtime import start_ray
+
+J = TypeVar("J")
+
+
+class Worker(Protocol):
+    """Holds what is loaded once (models), and does jobs."""
+
+    def run(self, job: Any) -> Any:
+        """Does one job."""
+
+
+@dataclass(frozen=True)
+class Died:
+    """The worker that had the job died."""
+
+
+@dataclass(frozen=True)
+class Done(Generic[J]):
+    """A job and its result, or `Died`."""
+
+    job: J
+    result: Any
+
+
+def run_jobs(make: Callable[[], Worker], jobs: Sequence[J], workers: int, gpus: float = 0.0) -> Iterator[Done[J]]:
+    """Runs jobs in the order given, and yields each as it ends.
+
+    Args:
+        make: Makes a worker; called where it works.
+        jobs: What to do.
+        workers: Ray actors of one CPU each; 0 runs all here, without Ray.
+        gpus: GPU share of each actor.
+
+    Raises:
+        UserError: A job raised: says what.
+    """
+    if workers == 0 or not jobs:
+        here = make() if jobs else None
+        for job in jobs:
+            assert here is not None
+            yield Done(job, here.run(job))
+        return
+    yield from _run_on_ray(make, jobs, min(workers, len(jobs)), gpus)
+
+
+def _run_on_ray(make: Callable[[], Worker], jobs: Sequence[J], workers: int, gpus: float) -> Iterator[Done[J]]:
+    import ray
+
+    start_ray()
+    # an actor that dies ends its job and is not restarted by Ray: the job is never tried again behind the caller's back
+    actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
+    queue = list(jobs)[::-1]
+    waiting: dict[Any, tuple[Any, J]] = {}
+
+    def give(worker: Any) -> None:
+        job = queue.pop()
+        waiting[worker.run.remote(job)] = (worker, job)
+
+    for _ in range(workers):
+        give(actor.remote(make))
+    try:
+        while waiting:
+            ready, _ = ray.wait(list(waiting), num_returns=1)
+            worker, job = waiting.pop(ready[0])
+            try:
+                result = ray.get(ready[0])
+            except ray.exceptions.RayTaskError as error:
+                raise _as_user_error(error) from error
+            except ray.exceptions.RayActorError:  # one death, one new worker: as many as there are jobs, at most
+                result, worker = Died(), actor.remote(make) if queue else None
+            if queue:
+                give(worker)
+            yield Done(job, result)
+    finally:
+        for worker, _ in waiting.values():
+            ray.kill(worker)
+
+
+def _as_user_error(error: Any) -> UserError:
+    cause = error.cause if isinstance(error.cause, Exception) else error
+    if isinstance(cause, UserError):
+        return cause
+    return UserError(
+        f"a worker could not go on: {type(cause).__name__}: {cause}. What was done stands; mend this and run the same command again."
+    )
+
+
+class _Actor:
+    def __init__(self, make: Callable[[], Worker]) -> None:
+        self._worker = make()
+
+    def run(self, job: Any) -> Any:
+        return self._worker.run(job)
