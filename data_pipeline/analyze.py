@@ -24,7 +24,7 @@ from data_pipeline.worklist import WorkItem
 from infra.config import Config
 from infra.console import Progress
 from infra.pool import Died, run_jobs
-from infra.storage import commit, delete, exists, join, list_files, read_bytes, sha256_file, sha256_json
+from infra.storage import commit, commit_changed, delete, exists, join, list_files, read_bytes, sha256_file, sha256_json
 from lato.faces import MODEL_FILES, FaceReader
 from lato.pairs import decode_image
 
@@ -243,4 +243,4 @@ def until_torn(frames: Iterable[Frame], torn: list[DecodeError]) -> Iterator[Fra
 
 def write_ledger(ledger: Ledger, uri: str) -> None:
     """Writes the ledger as JSON lines."""
-    commit(uri, "".join(json.dumps(row, sort_keys=True) + "\n" for row in ledger.rows).encode())
+    commit_changed(uri, "".join(json.dumps(row, sort_keys=True) + "\n" for row in ledger.rows).encode())

@@ -33,7 +33,7 @@ from data_pipeline.worklist import WorkItem, check_items, items_from_folder, rea
 from infra.config import Config
 from infra.console import heading, say, table
 from infra.errors import UserError
-from infra.storage import commit, exists, join, read_bytes, sha256_json
+from infra.storage import commit_changed, exists, join, read_bytes, sha256_json, sweep_temporaries
 
 VERSION = 3
 """Raise it when the same plan would give other samples."""
@@ -126,6 +126,7 @@ def build_dataset(config: DataConfig, work: str, models: Path, extra: list[WorkI
 
 def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] | None = None) -> Observed:
     """Looks at all sources: work list, ledger, columns. What stands is not done again."""
+    sweep_temporaries(work)
     digests = group_digests(models, config.analyze.groups)
     items = _sources(config, work, models, extra or [])
     holdout = Holdout.read(config.holdout, models)
@@ -204,7 +205,7 @@ def _publish(
     planned, rendered = plan_samples(rows, division, observed.items, usable, rewriter, work)
     splits = {sample.key: sample.split for sample in planned} | (base.splits if base else {})
     funnel = _funnel(observed.ledger, verdicts, Counter(splits.values())) + rewriter.counts()
-    commit(join(folder, "funnel.json"), json.dumps(funnel, indent=1).encode())
+    commit_changed(join(folder, "funnel.json"), json.dumps(funnel, indent=1).encode())
     rendered |= base.rendered if base else {}
     licences = {name: item.licence for name, item in observed.items.items()}
     write_candidates(tables, verdicts, dict(splits), licences, rendered, folder)

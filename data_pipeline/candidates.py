@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline.judge import LIMITS, PairingConfig, edit_texts, read_pieces, row_verdicts
 from data_pipeline.pack import CANDIDATES, home_of, read_index
-from infra.storage import commit_file, join, read_bytes
+from infra.storage import commit_file, exists, join, read_bytes, sha256_file
 
 _KINDS = np.array(["pose", "expression", "compound"])
 _DROPPED = ("phash_source", "phash_target", "edit_expression", "edit_intensity", "misread", "held_out")
@@ -54,7 +54,9 @@ def write_candidates(
             pq.write_table(pa.table({"key": pa.array([], pa.string())}), scratch)
         else:
             writer.close()
-        commit_file(scratch, join(folder, CANDIDATES))
+        uri = join(folder, CANDIDATES)
+        if not exists(uri) or sha256_file(uri) != sha256_file(scratch):
+            commit_file(scratch, uri)
     finally:
         Path(scratch).unlink(missing_ok=True)
 

@@ -14,7 +14,7 @@ from data_pipeline.extend import Base, read_merges
 from data_pipeline.split import Components, SplitConfig, assign, find_components
 from data_pipeline.worklist import WorkItem
 from infra.errors import UserError
-from infra.storage import commit, delete, join
+from infra.storage import commit_changed, delete, exists, join
 from lato.pairs import Split
 
 CONFLICTS, COMPONENTS = "conflicts.json", "components.json"
@@ -46,15 +46,16 @@ class Division:
             "bridges": sorted(self.components.bridges),
         }
         found |= {"links": [link._asdict() for link in self.components.links]}
-        commit(join(folder, COMPONENTS), json.dumps(found, indent=1, sort_keys=True).encode())
+        commit_changed(join(folder, COMPONENTS), json.dumps(found, indent=1, sort_keys=True).encode())
         if self.conflicts:
             from data_pipeline.sheet import draw_conflicts
 
-            commit(join(folder, CONFLICTS), json.dumps(self.conflicts, indent=1, sort_keys=True).encode())
-            commit(join(folder, "conflicts.jpg"), draw_conflicts(self.conflicts, work))
+            commit_changed(join(folder, CONFLICTS), json.dumps(self.conflicts, indent=1, sort_keys=True).encode())
+            commit_changed(join(folder, "conflicts.jpg"), draw_conflicts(self.conflicts, work))
         else:
-            for name in (CONFLICTS, "conflicts.jpg"):
-                delete(join(folder, name))
+            for uri in (join(folder, CONFLICTS), join(folder, "conflicts.jpg")):
+                if exists(uri):
+                    delete(uri)
 
 
 def divide(

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from infra.config import Config
 from infra.console import Progress
 from infra.errors import UserError
-from infra.storage import commit, copy_file, exists, join, open_read, read_bytes, sha256_bytes, sha256_json
+from infra.storage import commit, commit_changed, copy_file, exists, join, open_read, read_bytes, sha256_bytes, sha256_json
 from lato.pairs import MEMBERS, FacePair, Split, encode_pair
 
 if TYPE_CHECKING:
@@ -70,12 +70,12 @@ def pack(samples: list[Planned], config: PackConfig, folder: str, name: str, cre
             shard = f"{split}-{first[split] + number:06d}.tar"
             members = (encode_pair(sample.load()) for sample in group)
             data, rows = write_shard([(_columns(sample), content) for sample, content in zip(group, members, strict=True)], shard)
-            commit(join(folder, "shards", shard), data)
+            commit_changed(join(folder, "shards", shard), data)
             shards.append({"name": shard, "split": split, "count": len(group), "bytes": len(data), "sha256": sha256_bytes(data)})
             manifest += rows
             progress.advance(len(group))
     table = encode_table(manifest)
-    commit(join(folder, MANIFEST), table)
+    commit_changed(join(folder, MANIFEST), table)
     index: dict[str, Any] = {
         "name": name,
         "created_from": created_from,

@@ -186,10 +186,8 @@ def _find_bridges(links: list[Link], samples: Counter[str], of_source: dict[str,
         for track in sorted(set(networkx.articulation_points(graph)) - {node for node in graph if node.startswith("source:")}):
             rest = graph.copy()
             rest.remove_node(track)
-            parts = [
-                sum(samples[node.removeprefix("source:")] for node in part if node.startswith("source:"))
-                for part in networkx.connected_components(rest)
-            ]
-            if sum(size >= least for size in parts) >= 2:
+            parts = [part for part in networkx.connected_components(rest) if any(not node.startswith("source:") for node in part)]
+            sizes = [sum(samples[node.removeprefix("source:")] for node in part if node.startswith("source:")) for part in parts]
+            if sum(size >= least for size in sizes) >= 2:
                 bridges.add(track)
     return frozenset(bridges)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.console import say
 from infra.errors import UserError
-from infra.storage import commit, exists, read_bytes, sha256_file
+from infra.storage import commit_changed, exists, read_bytes, sha256_file
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -163,7 +163,7 @@ def write_worklist(items: list[WorkItem], uri: str) -> None:
     for attribute in sorted({name for item in items for name in item.attributes}):
         table[f"attributes.{attribute}"] = pa.array([item.attributes.get(attribute) for item in items], pa.string())
     pq.write_table(pa.table(table), buffer)
-    commit(uri, buffer.getvalue())
+    commit_changed(uri, buffer.getvalue())
 
 
 def _nest(row: dict[str, Any]) -> dict[str, Any]:

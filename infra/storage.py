@@ -39,14 +39,23 @@ _steps = 0
 
 def failpoint(uri: str) -> None:
     """Ends this process with SIGKILL at the step that `$LATO_FAIL_AT_STEP` names: before and after each commit, before each deletion. For tests: it is
-    how every crash point is shown to be harmless. The lease is no step."""
+    how every crash point is shown to be harmless. Steps are those of files whose uri contains `$LATO_FAIL_IN` (all but leases and attempts by default).
+    """
     global _steps
     wanted = os.environ.get("LATO_FAIL_AT_STEP")
-    if wanted is None or uri.endswith("/lease.json"):
+    if wanted is None:
+        return
+    where = os.environ.get("LATO_FAIL_IN")
+    if (where not in uri) if where else (uri.endswith("/lease.json") or "/attempts/" in uri):
         return
     _steps += 1
     if _steps == int(wanted):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def folder_uri(given: str) -> str:
+    """A folder as a user gives it: an object store's address as it is, a path made absolute."""
+    return str(_local(given).absolute()) if is_local(given) else given.rstrip("/")
 
 
 def commit(uri: str, data: bytes, *, exclusive: bool = False) -> bool:
@@ -69,6 +78,8 @@ def commit(uri: str, data: bytes, *, exclusive: bool = False) -> bool:
     if not is_local(uri):
         return _commit_object(uri, data, exclusive)
     path = _local(uri)
+    if exclusive and path.exists():
+        return False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
@@ -94,6 +105,22 @@ def commit(uri: str, data: bytes, *, exclusive: bool = False) -> bool:
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def sweep_temporaries(folder: str) -> int:
+    """Deletes what killed commits left below a local folder that the caller holds; returns how many."""
+    if not is_local(folder):
+        return 0
+    stale = [path for path in _local(folder).rglob(".*.tmp") if path.is_file()]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return len(stale)
+
+
+def commit_changed(uri: str, data: bytes) -> None:
+    """Commits a file unless it has that content already: a rerun writes nothing anew."""
+    if not exists(uri) or read_bytes(uri) != data:
+        commit(uri, data)
 
 
 def commit_file(path: str, uri: str) -> None:

@@ -11,7 +11,7 @@ from typing import TypeVar
 from infra import assets
 from infra.config import Config, dump_config, load_config
 from infra.errors import UserError
-from infra.storage import commit, join, lease
+from infra.storage import commit, folder_uri, join, lease
 
 C = TypeVar("C", bound=Config)
 
@@ -20,7 +20,7 @@ C = TypeVar("C", bound=Config)
 def open_work(model: type[C], config_path: str | None, overrides: list[str], work_dir: str, purpose: str) -> Iterator[tuple[C, str]]:
     """Checks the config, takes the work folder, writes the resolved config there; yields config and the folder's absolute path."""
     config = load_config(model, config_path, overrides)
-    work = str(Path(work_dir).absolute())
+    work = folder_uri(work_dir)
     with lease(work, purpose):
         commit(join(work, "config.yaml"), dump_config(config).encode())
         yield config, work

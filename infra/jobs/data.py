@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -33,6 +32,94 @@ def register(app: typer.Typer) -> None:
             models = perception_models()
             print_version(build_dataset(settings, work, models))
             stop_ray()
+
+    @group.command()
+    def observe(
+        overrides: list[str] = typer.Argument(None, help="key=value."),
+        work_dir: str = typer.Option("work/data", help="Where everything goes."),
+        config: str = typer.Option(None, help="A YAML file."),
+    ) -> None:
+        """The first half of a build alone: look at all sources, pair nothing."""
+        from data_pipeline.build import DataConfig
+        from data_pipeline.build import observe as look
+        from infra.console import say
+        from infra.jobs.common import open_work, perception_models
+
+        with open_work(DataConfig, config, list(overrides or []), work_dir, "lato data observe") as (settings, work):
+            ledger = look(settings, work, perception_models()).ledger
+            for name, count in ledger.counts().items():
+                say(f"{count:>8}  {name}")
+
+    @group.command()
+    def backfill(
+        names: list[str] = typer.Argument(help="Column groups: identity, occlusion, writing."),
+        work_dir: str = typer.Option("work/data", help="The build's folder."),
+        pack: str = typer.Option(None, help="Folder of an insightface pack, for identity."),
+        workers: int = typer.Option(2, help="Ray actors; 0 works in this process."),
+        gpus: float = typer.Option(0.0, help="Share of a GPU for each."),
+    ) -> None:
+        """Computes column groups for everything observed, from the stored face chips: no video is opened."""
+        import json
+
+        from data_pipeline.groups import GroupsConfig, group_digests
+        from data_pipeline.groups import backfill as fill
+        from infra.console import say
+        from infra.errors import UserError
+        from infra.jobs.common import perception_models
+        from infra.storage import exists, folder_uri, join, lease, read_bytes
+
+        work = folder_uri(work_dir)
+        if not exists(join(work, "ledger.jsonl")):
+            raise UserError(f"{work}: no build here (ledger.jsonl is missing)")
+        ledger = [json.loads(line) for line in read_bytes(join(work, "ledger.jsonl")).splitlines()]
+        settings = GroupsConfig(names=tuple(names), pack=pack, gpus=gpus)
+        models = perception_models()
+        with lease(work, "lato data backfill"):
+            parts = [part for row in ledger if row.get("faces") for part in row["parts"]]
+            say(
+                f"{fill(parts, group_digests(models, settings), settings, models, work, workers)} of {len(parts) * len(names)} parts computed"
+            )
+
+    @group.command()
+    def merge(
+        version: str = typer.Argument(help="Name of a version."),
+        first: str = typer.Argument(help="Source id."),
+        second: str = typer.Argument(help="Source id of the same person."),
+        work_dir: str = typer.Option("work/data", help="The build's folder."),
+    ) -> None:
+        """Confirms that two sources show one person; the next version that extends this one drops the samples in the lower of their splits."""
+        from data_pipeline.extend import merge as confirm
+        from infra.console import say
+        from infra.storage import folder_uri, lease
+
+        work = folder_uri(work_dir)
+        with lease(work, "lato data merge"):
+            done = confirm(work, version, first, second)
+        say(
+            f"{first} is in {done['splits'][0]}, {second} in {done['splits'][1]}: {done['dropped']} samples go with the next lato data build extends={version}"
+        )
+
+    @group.command()
+    def audit(
+        work_dir: str = typer.Option("work/data", help="The build's folder."),
+        version: str = typer.Option("v1", help="Name of the version."),
+        per_stratum: int = typer.Option(20, help="Pairs of each stratum: accepted, and each filter's just-rejected."),
+        seed: int = typer.Option(0, help="Another seed, another sample."),
+        port: int = typer.Option(8300, help="Of the page on 127.0.0.1."),
+    ) -> None:
+        """Label a sample of accepted and just-rejected pairs in a browser; labels beat the filters at the next build."""
+        from data_pipeline.audit import serve_audit, summarize
+        from infra.console import say, table
+        from infra.storage import folder_uri
+
+        work = folder_uri(work_dir)
+        server = serve_audit(work, version, per_stratum, seed, port)
+        say(f"http://127.0.0.1:{port}  (g: good, b: bad; stop with Ctrl-C)")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            server.server_close()
+        table("Labels", ["stratum", "labelled", "good", "rate", "low", "high"], summarize(work))
 
     @group.command()
     def verify(version: str = typer.Argument(help="Folder of a published version.")) -> None:
@@ -95,10 +182,10 @@ def register(app: typer.Typer) -> None:
         """Takes a source, a person or a licence out of observations, crops, shards and all later builds."""
         from data_pipeline.forget import forget as take_out
         from infra.console import say
-        from infra.storage import lease
+        from infra.storage import folder_uri, lease
         from infra.tracking import runs_that_read
 
-        work = str(Path(work_dir).absolute())
+        work = folder_uri(work_dir)
         with lease(work, "lato data forget"):
             done = take_out(work, source, identity, licence)
         say(f"{done.sources} sources taken out")
@@ -135,8 +222,9 @@ def register(app: typer.Typer) -> None:
         """A named part of a version with a digest of its own, which training can read."""
         from data_pipeline.subset import make_view
         from infra.console import say
+        from infra.storage import folder_uri
 
-        folder, samples = make_view(str(Path(version).absolute()), name, where)
+        folder, samples = make_view(folder_uri(version), name, where)
         say(f"{folder}: " + ", ".join(f"{count} {split}" for split, count in sorted(samples.items())))
 
     @group.command()
@@ -161,9 +249,9 @@ def register(app: typer.Typer) -> None:
         """Reopens what failed for one reason; the next build looks at it again."""
         from data_pipeline.retry import reopen
         from infra.console import say
-        from infra.storage import lease
+        from infra.storage import folder_uri, lease
 
-        work = str(Path(work_dir).absolute())
+        work = folder_uri(work_dir)
         with lease(work, "lato data retry"):
             names = reopen(work, reason)
         say(f"{len(names)} sources reopened: {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}. Run lato data build again.")

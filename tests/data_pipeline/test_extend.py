@@ -1,0 +1,159 @@
+"""A version that is extended stays as it is; people who turn out to be one are never on two sides; labels beat filters."""
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from data_pipeline.analyze import AnalyzeConfig
+from data_pipeline.audit import choose, read_labels, serve_audit, summarize
+from data_pipeline.build import DataConfig, build_dataset
+from data_pipeline.candidates import read_candidates
+from data_pipeline.divide import divide
+from data_pipeline.extend import Base, merge
+from data_pipeline.judge import PairingConfig, Usage
+from data_pipeline.pack import read_index, read_manifest
+from data_pipeline.split import SplitConfig, find_components
+from data_pipeline.synthetic.anny_people import AnnyConfig
+from data_pipeline.synthetic.sources import SyntheticConfig
+from data_pipeline.verify import verify_version
+from data_pipeline.worklist import WorkItem
+from infra.errors import UserError
+
+
+def config(people, **changes):
+    base = DataConfig(
+        synthetic=SyntheticConfig(anny=AnnyConfig(people=people, images=4, workers=0)),
+        analyze=AnalyzeConfig(workers=0),
+        split=SplitConfig(val=0.2, test=0.2),
+    )
+    return base.model_copy(update=changes)
+
+
+@pytest.fixture(scope="module")
+def first(models, tmp_path_factory):
+    work = tmp_path_factory.mktemp("extend")
+    return work, build_dataset(config(8), str(work), models)
+
+
+def test_an_extension_changes_nothing_that_was_published(first, models):
+    work, version = first
+    second = build_dataset(config(12, name="v2", extends="v1"), str(work), models)
+    old, new = ({row["key"]: row for row in read_manifest(uri)} for uri in (version.uri, second.uri))
+    assert all(new[key] == row for key, row in old.items())  # split, shard, offsets: all as they were
+    assert len(new) > len(old)
+    shards = {entry["name"]: entry["sha256"] for entry in read_index(second.uri)["shards"]}
+    assert all(shards[entry["name"]] == entry["sha256"] for entry in read_index(version.uri)["shards"])
+    assert verify_version(second.uri) == [] == verify_version(version.uri)
+    fresh = {row["identity"] for key, row in new.items() if key not in old}
+    assert fresh == {f"anny_0_{number:05d}" for number in range(8, 12)}  # quotas are used up where nothing is new
+    again = build_dataset(config(12, name="v2", extends="v1"), str(work), models)
+    assert again.digest == second.digest
+
+
+def test_a_confirmed_merge_takes_the_lower_splits_samples(first, models):
+    work, version = first
+    splits = {row["source_id"]: row["split"] for row in read_manifest(version.uri)}
+    train = next(name for name, side in sorted(splits.items()) if side == "train")
+    test = next(name for name, side in sorted(splits.items()) if side == "test")
+    told = merge(str(work), "v1", train, test)
+    assert told["splits"] == ("train", "test")
+    assert told["dropped"] == sum(row["source_id"] == train for row in read_manifest(version.uri)) > 0
+    merged = build_dataset(config(8, name="merged", extends="v1"), str(work), models)
+    assert verify_version(merged.uri) == []
+    sides = {row["source_id"]: row["split"] for row in read_manifest(merged.uri)}
+    assert sides.get(train, "test") == "test"
+    assert sides[test] == "test"
+    with pytest.raises(UserError, match="no sample of version v1"):
+        merge(str(work), "v1", train, "nobody")
+
+
+def face(*numbers):
+    vector = np.zeros(16, np.float32)
+    vector[list(numbers)] = 1.0
+    return vector / np.linalg.norm(vector)
+
+
+def source(name, **columns):
+    return WorkItem(source_id=name, uri=f"{name}.mp4", kind="video", **columns)
+
+
+def pair(name):
+    return {"source_id": name, "target_id": name, "from_track": 0, "to_track": 0}
+
+
+def base_of(splits):
+    rows = [{"key": f"p_{name}", "source_id": name, "split": side} for name, side in splits.items()]
+    return Base("/nowhere", "/nowhere", {"digest": "x", "name": "v1", "shards": []}, rows, frozenset(), Usage(), {})
+
+
+def test_a_track_that_links_two_splits_is_a_conflict():
+    items = {name: source(name) for name in ("a", "b", "c", "d")}
+    centroids = {"a/0": face(0), "b/0": face(1), "c/0": face(0, 1), "d/0": face(0, 2)}
+    division = divide([pair("c"), pair("d")], items, centroids, base_of({"a": "train", "b": "test"}), SplitConfig(link_similarity=0.6))
+    assert division.conflicts == {"c": ["a", "b"]}
+    assert division.verdict(pair("c")) == "split conflict"
+    assert division.split_of["d"] == "train"  # goes with the one it looks like
+    assert division.verdict(pair("d")) is None
+
+
+def test_a_conflict_of_declared_people_is_found_too():
+    items = {
+        "a": source("a", identity="x"),
+        "b": source("b", identity="y"),
+        "c": source("c", identity="x", group="g"),
+        "b2": source("b2", group="g"),
+    }
+    base = base_of({"a": "train", "b": "test", "b2": "test"})
+    assert list(divide([pair("c")], items, {}, base, SplitConfig()).conflicts) == ["c"]
+
+
+def test_a_bridge_is_left_out_and_only_it():
+    """Two large groups of one person each, held together by one blurred track that looks like both."""
+    centroids = {f"l{n}/0": face(0) for n in range(6)} | {f"r{n}/0": face(1) for n in range(6)} | {"m/0": face(0, 1)}
+    names = [name.split("/")[0] for name in centroids]
+    samples = Counter(dict.fromkeys(names, 200))
+    found = find_components(names, {}, centroids, SplitConfig(link_similarity=0.6, link_nearest=12), samples)
+    assert found.bridges == {"m/0"}
+    assert found.of_source["l0"] == found.of_source["l5"] != found.of_source["r0"]
+
+
+def test_labels_are_taken_in_a_page_and_beat_the_filters(first, models):
+    work, version = first
+    middle = float(np.median([row["sharpness"] for row in read_candidates(version.uri)]))
+    strict = PairingConfig(min_sharpness=middle)
+    build_dataset(config(8, name="strict", pairing=strict), str(work), models)
+    entries = choose(str(work), "strict", per_stratum=3, seed=1)
+    assert {entry.stratum for entry in entries} > {"accepted"}
+    assert entries == choose(str(work), "strict", per_stratum=3, seed=1)
+    server = serve_audit(str(work), "strict", per_stratum=3, seed=1, port=0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+
+    def post(body, kind="application/json"):
+        return urllib.request.urlopen(urllib.request.Request(f"{address}/label", json.dumps(body).encode(), {"Content-Type": kind}))
+
+    try:
+        accepted = next(entry for entry in entries if entry.stratum == "accepted")
+        refused = next(entry for entry in entries if entry.stratum != "accepted")
+        assert accepted.key in urllib.request.urlopen(address).read().decode()
+        assert urllib.request.urlopen(f"{address}/pair/{accepted.key}").read()[:2] == b"\xff\xd8"
+        assert post({"key": accepted.key, "good": False}).status == 200
+        assert post({"key": refused.key, "good": True}).status == 200
+        for body, kind in (({"key": "nobody", "good": True}, "application/json"), ({"key": accepted.key, "good": True}, "text/plain")):
+            with pytest.raises(urllib.error.HTTPError):
+                post(body, kind)
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{address}/pair/../../ledger.jsonl")
+    finally:
+        server.shutdown()
+    assert read_labels(str(work)) == {accepted.key: False, refused.key: True}
+    assert summarize(str(work))[0][:3] == ("accepted", 1, 0)
+    labelled = build_dataset(config(8, name="labelled", pairing=strict), str(work), models)
+    verdicts = {row["key"]: row["verdict"] for row in read_candidates(labelled.uri)}
+    assert verdicts[accepted.key] == "labelled bad"
+    assert verdicts[refused.key] in ("accepted", "quota", "near-duplicate")
