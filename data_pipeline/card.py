@@ -16,8 +16,8 @@ _TYPES = {str: "sc:Text", int: "sc:Integer", float: "sc:Float", bool: "sc:Boolea
 def write_card(folder: str) -> None:
     """Writes both for a published version."""
     index, manifest = read_index(folder), read_manifest(folder)
-    commit_changed(join(folder, CARD), _card(index, manifest).encode())
     commit_changed(join(folder, CROISSANT), (json.dumps(_croissant(index, manifest), indent=1, sort_keys=True) + "\n").encode())
+    commit_changed(join(folder, CARD), _card(index, manifest).encode())  # last: it says that both are there
 
 
 def _card(index: dict[str, Any], manifest: list[dict[str, Any]]) -> str:

@@ -23,7 +23,7 @@ from data_pipeline.chips import Chip
 from infra.config import Config
 from infra.console import Progress
 from infra.errors import UserError
-from infra.pool import Died, run_jobs
+from infra.pool import run_all
 from infra.storage import commit, join, list_files, read_bytes, sha256_file, sha256_json
 from lato.faces.detect import FaceDetector
 from lato.faces.identity import FaceEmbedder
@@ -169,9 +169,7 @@ def backfill(parts: Sequence[str], digests: dict[str, str], config: GroupsConfig
         jobs += [(name, todo[start : start + _BUNDLE]) for start in range(0, len(todo), _BUNDLE)]
     total = sum(len(todo) for _, todo in jobs)
     progress = Progress("columns", total, "parts")
-    for done in run_jobs(functools.partial(_Worker, digests, config, models, work), jobs, workers, config.gpus):
-        if isinstance(done.result, Died):
-            raise UserError(f"a worker died while it computed {done.job[0]}. What was done stands; run the same command again.")
+    for done in run_all(functools.partial(_Worker, digests, config, models, work), jobs, workers, config.gpus):
         progress.advance(len(done.job[1]))
     return total
 

@@ -15,8 +15,7 @@ from data_pipeline.decode import DecodeError, read_frames_at
 from data_pipeline.image_set import content_sha256
 from data_pipeline.sources import staged
 from infra.console import Progress
-from infra.errors import UserError
-from infra.pool import Died, run_jobs
+from infra.pool import run_all
 from infra.storage import commit, join, list_files, read_bytes, sha256_file, sha256_json
 from lato.landmarks import CANVAS, Landmarks
 from lato.pairs import decode_image
@@ -74,9 +73,7 @@ def render_crops(crops: Iterable[Crop], uris: dict[str, str], work: str, workers
     jobs = [[(uris[name], todo[name]) for name in bundle] for bundle in bundles]
     progress = Progress("render", len(names), "sources")
     failed: dict[str, str] = {}
-    for done in run_jobs(functools.partial(_Worker, work), jobs, workers):
-        if isinstance(done.result, Died):
-            raise UserError("a worker died while it cut crops. What was done stands; run the same command again.")
+    for done in run_all(functools.partial(_Worker, work), jobs, workers):
         failed |= done.result
         progress.advance(len(done.job))
     return failed

@@ -19,8 +19,7 @@ from data_pipeline.holdout import Holdout
 from data_pipeline.observations import read_representatives
 from data_pipeline.pairing import SCORE_SCHEMA, Person, group_people, score_person
 from infra.console import Progress
-from infra.errors import UserError
-from infra.pool import Died, run_jobs
+from infra.pool import run_all
 from infra.storage import commit, exists, join, sha256_json
 
 VERSION = 1
@@ -65,9 +64,7 @@ def score_pairs(ledger: list[dict[str, Any]], given: ScoreInput, identities: dic
     todo = [(bundle, table) for bundle, table in zip(bundles, tables, strict=True) if not exists(table)]
     progress = Progress("score", len(todo), "bundles")
     # a few are done here sooner than workers start
-    for done in run_jobs(functools.partial(_Worker, given, work), todo, workers if len(todo) > _FEW else 0):
-        if isinstance(done.result, Died):
-            raise UserError("a worker died while it scored pairs. What was done stands; run the same command again.")
+    for _done in run_all(functools.partial(_Worker, given, work), todo, workers if len(todo) > _FEW else 0):
         progress.advance()
     return tables
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import webdataset
 
 from data_pipeline.pack import home_of, read_index, read_manifest
+from data_pipeline.sources import staged
 from infra.storage import exists, join, read_bytes, sha256_bytes
 from lato.pairs import MEMBERS, decode_pair
 
@@ -62,7 +63,8 @@ def _verify_shard(folder: str, shard: dict[str, object], rows: list[dict[str, An
     if names != expected:
         wrong.append(f"{name}: its members are not those of the manifest")
     # what a trainer that opens the shard with plain webdataset will see
-    seen = [sample["__key__"] for sample in webdataset.WebDataset(uri, shardshuffle=False)]
+    with staged(uri) as path:
+        seen = [sample["__key__"] for sample in webdataset.WebDataset(str(path), shardshuffle=False)]
     if sorted(seen) != sorted(str(row["key"]) for row in rows):
         wrong.append(f"{name}: webdataset finds {len(seen)} samples, the manifest has {len(rows)}, or their keys differ")
     for row in rows:

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from infra.errors import UserError
+from infra.errors import RayLost, UserError
 from infra.runtime import quieten
 
 _JOBS = ("quickstart", "data", "train", "edit", "assets", "doctor", "submit")
@@ -33,7 +33,9 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, RayLost):
+            os._exit(2)  # leaving Ray would wait for it
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == 130:  # what typer makes of Ctrl-C

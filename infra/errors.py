@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The message says what is wrong, where, and what to do. The command line prints it and exits with 2; it shows no traceback.
     """
+
+
+class RayLost(UserError):
+    """Ray itself is gone: nothing can be asked of it any more, not even to shut down."""

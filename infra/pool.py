@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from infra.errors import UserError
+from infra.errors import RayLost, UserError
 from infra.runtime import start_ray
 
+_TRIES = 3
+_PATIENCE = 5.0
+"""Seconds without a result after which it is asked whether Ray itself is alive."""
 J = TypeVar("J")
 
 
@@ -57,6 +60,26 @@ def run_jobs(make: Callable[[], Worker], jobs: Sequence[J], workers: int, gpus: 
     yield from _run_on_ray(make, jobs, min(workers, len(jobs)), gpus)
 
 
+def run_all(make: Callable[[], Worker], jobs: Sequence[J], workers: int, gpus: float = 0.0) -> Iterator[Done[J]]:
+    """As `run_jobs`, for jobs that blame nobody: one whose worker died is done again, `_TRIES` times in all.
+
+    Raises:
+        UserError: A job raised, or its workers kept dying.
+    """
+    todo = list(jobs)
+    for _ in range(_TRIES):
+        lost = []
+        for done in run_jobs(make, todo, workers, gpus):
+            if isinstance(done.result, Died):
+                lost.append(done.job)
+            else:
+                yield done
+        if not lost:
+            return
+        todo = lost
+    raise UserError(f"{len(todo)} jobs ended their worker {_TRIES} times each. What was done stands; run the same command again.")
+
+
 def _run_on_ray(make: Callable[[], Worker], jobs: Sequence[J], workers: int, gpus: float) -> Iterator[Done[J]]:
     import ray
 
@@ -74,7 +97,10 @@ def _run_on_ray(make: Callable[[], Worker], jobs: Sequence[J], workers: int, gpu
         give(actor.remote(make))
     try:
         while waiting:
-            ready, _ = ray.wait(list(waiting), num_returns=1)
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=_PATIENCE)
+            if not ready:
+                check_own_node()
+                continue
             worker, job = waiting.pop(ready[0])
             try:
                 result = ray.get(ready[0])
@@ -86,8 +112,25 @@ def _run_on_ray(make: Callable[[], Worker], jobs: Sequence[J], workers: int, gpu
                 give(worker)
             yield Done(job, result)
     finally:
-        for worker, _ in waiting.values():
-            ray.kill(worker)
+        if own_node_lives():
+            for worker, _ in waiting.values():
+                ray.kill(worker)
+
+
+def own_node_lives() -> bool:
+    """Whether the Ray node that this process belongs to is alive: without it every call waits for ever."""
+    import ray
+
+    mine = ray.get_runtime_context().get_node_id()
+    return any(node["NodeID"] == mine and node["Alive"] for node in ray.nodes())
+
+
+def check_own_node() -> None:
+    """Raises RayLost if it is dead."""
+    if not own_node_lives():
+        raise RayLost(
+            "the Ray node that this job was started on has died. What was done stands; start Ray again and run the same command again."
+        )
 
 
 def _as_user_error(error: Any) -> UserError:

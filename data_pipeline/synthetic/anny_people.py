@@ -18,8 +18,7 @@ from data_pipeline.synthetic.rasterizer import project, render
 from data_pipeline.worklist import WorkItem
 from infra.config import Config
 from infra.console import Progress
-from infra.errors import UserError
-from infra.pool import Died, run_jobs
+from infra.pool import run_all
 from infra.storage import commit, exists, join, read_bytes, sha256_json
 from lato.edits import Expression, Intensity
 
@@ -55,9 +54,7 @@ def render_people(config: AnnyConfig, work: str) -> list[WorkItem]:
         progress = Progress("synthetic people", config.people, "people")
         bundles = [list(range(s, min(s + _BUNDLE, config.people))) for s in range(0, config.people, _BUNDLE)]
         names: dict[int, str] = {}
-        for done in run_jobs(functools.partial(_Worker, config, work), bundles, config.workers):
-            if isinstance(done.result, Died):
-                raise UserError("a worker died while it drew people. What was done stands; run the same command again.")
+        for done in run_all(functools.partial(_Worker, config, work), bundles, config.workers):
             names |= dict(zip(done.job, done.result, strict=True))
             progress.advance(len(done.job))
         commit(index_uri, json.dumps([names[number] for number in range(config.people)]).encode())

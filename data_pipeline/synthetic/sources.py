@@ -21,8 +21,7 @@ from data_pipeline.synthetic.warp import WarpConfig, Warper
 from data_pipeline.worklist import WorkItem
 from infra.config import Config
 from infra.console import Progress
-from infra.errors import UserError
-from infra.pool import Died, run_jobs
+from infra.pool import run_all
 from infra.storage import commit, exists, join, read_bytes, sha256_json
 from lato.faces import FaceReader
 from lato.pairs import decode_image
@@ -93,9 +92,7 @@ def _edit_photos(
         records[photo.source_id] = join(work, "synthetic", f"{name}_{sha256_json([settings, content])[:24]}.json")
     todo = [(photo.uri, photo.source_id, records[photo.source_id]) for photo in photos if not exists(records.get(photo.source_id, work))]
     progress = Progress(name, len(todo), "photos")
-    for done in run_jobs(functools.partial(_Worker, name, make, work, config.seed), todo, workers, gpus):
-        if isinstance(done.result, Died):
-            raise UserError(f"a worker died while it made pictures ({name}). What was done stands; run the same command again.")
+    for _done in run_all(functools.partial(_Worker, name, make, work, config.seed), todo, workers, gpus):
         progress.advance()
     items = []
     for photo in photos:

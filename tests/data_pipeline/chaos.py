@@ -1,0 +1,179 @@
+"""A build on real Ray with a victim: `python -m tests.data_pipeline.chaos --seeds 50` kills each kind that often and compares the bytes.
+
+Victims: the driver, a Ray worker, a decoder's child, a worker node's raylet, the head's raylet. A killed build is run again, as its user would, until it
+ends; what it publishes must be byte-identical to the undisturbed build, with every source in the ledger.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+VICTIMS = ("driver", "worker", "decoder", "node", "head")
+_RUNS = 4
+"""A build that was disturbed once must end within this many runs."""
+
+
+def run_build(work: Path, models: Path, items: Path, nodes: int) -> None:
+    """One build, in this process, on a Ray of its own."""
+    from infra.runtime import quieten
+
+    quieten()
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from data_pipeline.build import build_dataset
+    from data_pipeline.worklist import WorkItem
+    from infra.errors import UserError
+    from infra.runtime import RuntimeConfig, start_ray
+    from infra.storage import lease
+    from tests.data_pipeline.crash_chain import CONFIG
+
+    config = CONFIG.model_copy(update={"analyze": CONFIG.analyze.model_copy(update={"workers": 2})})
+    sources = [WorkItem(**row) for row in json.loads(items.read_text())]
+    if nodes > 1:
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        second = cluster.add_node(num_cpus=1)
+        pids = {"head": [_raylet(cluster.head_node)], "node": [_raylet(second)]}
+        nodes_started = (cluster.head_node, second)
+        pids["all"] = [info.process.pid for node in nodes_started for infos in node.all_processes.values() for info in infos]
+        start_ray(RuntimeConfig(address=cluster.address))
+    else:
+        start_ray(RuntimeConfig(num_cpus=2))
+        pids = {}
+    (work.parent / f"{work.name}.pids").write_text(json.dumps(pids))
+    try:
+        with lease(str(work), "chaos"):
+            build_dataset(config, str(work), models, sources)
+    except UserError as error:
+        print("error:", error, file=sys.stderr, flush=True)
+        os._exit(2)  # as `lato` does
+    ray.shutdown()
+
+
+def _raylet(node: object) -> int:
+    return node.all_processes["raylet"][0].process.pid  # type: ignore[attr-defined]
+
+
+def disturb(work: Path, models: Path, items: Path, victim: str, seed: int) -> int:
+    """Runs a build and kills its victim at a seeded moment; then runs it until it ends. Returns the number of runs."""
+    drawn = random.Random(f"{victim}/{seed}")
+    nodes = 2 if victim in ("node", "head") else 1
+    for run in range(1, _RUNS + 1):
+        child = _start(work, models, items, nodes)
+        if run == 1:
+            _wait_for_parts(work, drawn.randint(0, 3), child)
+            time.sleep(drawn.uniform(0, 1.0))
+            _kill(victim, child, work)
+        try:
+            status = child.wait(timeout=240)
+        finally:
+            _end(child, work)
+        if status == 0:
+            return run
+    raise AssertionError(f"{victim}, seed {seed}: not finished after {_RUNS} runs")
+
+
+def _start(work: Path, models: Path, items: Path, nodes: int) -> subprocess.Popen[bytes]:
+    log = (work.parent / f"{work.name}.log").open("ab")
+    command = [sys.executable, "-m", "tests.data_pipeline.chaos", "--build", str(work), str(models), str(items), str(nodes)]
+    return subprocess.Popen(command, start_new_session=True, stdout=log, stderr=log)
+
+
+def _wait_for_parts(work: Path, count: int, child: subprocess.Popen[bytes]) -> None:
+    pids = work.parent / f"{work.name}.pids"
+    _wait_until(lambda: (pids.exists() and len(list((work / "parts").glob("*.parquet"))) >= count) or child.poll() is not None)
+
+
+def _kill(victim: str, child: subprocess.Popen[bytes], work: Path) -> None:
+    if child.poll() is not None:
+        return
+    if victim == "driver":
+        os.killpg(child.pid, signal.SIGKILL)
+        return
+    if victim in ("node", "head"):
+        os.kill(json.loads((work.parent / f"{work.name}.pids").read_text())[victim][0], signal.SIGKILL)
+        return
+    found: list[psutil.Process] = []
+
+    def look() -> bool:
+        workers = [p for p in _below(child.pid) if _line(p).startswith("ray::_Actor")]
+        found[:] = workers if victim == "worker" else [p for w in workers for p in _below(w.pid) if "forkserver" in _line(p)]
+        return bool(found) or child.poll() is not None
+
+    _wait_until(look)
+    for process in found[-1:]:
+        process.kill()
+
+
+def _below(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _wait_until(done: Callable[[], bool], seconds: float = 120.0) -> None:
+    limit = time.monotonic() + seconds
+    while not done() and time.monotonic() < limit:
+        time.sleep(0.02)
+
+
+def _end(child: subprocess.Popen[bytes], work: Path) -> None:
+    """Nothing of a run may outlive it: a Ray whose head was killed leaves processes behind."""
+    pids = work.parent / f"{work.name}.pids"
+    started = json.loads(pids.read_text()).get("all", []) if pids.exists() else []
+    for pid in [*started, *(process.pid for process in _below(child.pid)), child.pid]:
+        for process in [*_below(pid), *([psutil.Process(pid)] if psutil.pid_exists(pid) else [])]:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+    pids.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """All victims, many seeds."""
+    if sys.argv[1:2] == ["--build"]:
+        work, models, items, nodes = sys.argv[2:]
+        run_build(Path(work), Path(models), Path(items), int(nodes))
+        return
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--victims", nargs="*", default=list(VICTIMS))
+    given = parser.parse_args()
+    from infra import assets
+    from tests.data_pipeline.test_crashes import files_of, write_items
+
+    folder = Path(tempfile.mkdtemp(prefix="lato_chaos_"))
+    items = write_items(folder, lambda name: str(assets.path(name)))
+    assert _start(folder / "calm", assets.folder(), items, 1).wait() == 0
+    calm = files_of(folder / "calm" / "versions" / "v1")
+    print("| victim | seeds | runs to the end | bytes |\n|---|---|---|---|")
+    for victim in given.victims:
+        runs = []
+        for seed in range(given.seeds):
+            work = folder / f"{victim}_{seed}"
+            runs.append(disturb(work, assets.folder(), items, victim, seed))
+            assert files_of(work / "versions" / "v1") == calm, f"{victim}, seed {seed}: other bytes"
+        print(f"| {victim} | {given.seeds} | {', '.join(f'{runs.count(n)} x {n}' for n in sorted(set(runs)))} | identical |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
