@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed-$(shell cat constraints.txt pyproject.toml | sha256su
 export DS_BUILD_OPS := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint fit bench clean
+.PHONY: demo test lint fit bench bench-data chaos clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -27,6 +27,16 @@ lint: $(STAMP)
 # Time and memory of the models; writes docs/benchmarks.md (about ten minutes).
 bench: $(STAMP)
 	@$(BIN)/python -m tests.benchmarks.model_speed
+
+# The data builder against a plain loop; writes docs/benchmarks_data.md (about fifteen minutes).
+bench-data: $(STAMP)
+	@$(BIN)/lato assets fetch franck
+	@$(BIN)/python -m tests.benchmarks.data_speed
+
+# 50 kills of each victim on real Ray, the bytes compared (about three hours).
+chaos: $(STAMP)
+	@$(BIN)/lato assets fetch
+	@$(BIN)/python -m tests.data_pipeline.chaos --seeds 50
 
 # Fits the two data files that are measured on synthetic people, and prints how well they do.
 fit: $(STAMP)

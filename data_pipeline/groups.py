@@ -28,7 +28,9 @@ from infra.storage import commit, join, list_files, read_bytes, sha256_file, sha
 from lato.faces.detect import FaceDetector
 from lato.faces.identity import FaceEmbedder
 from lato.faces.points68 import FacePoints68
+from lato.faces.scrfd import ScrfdDetector
 from lato.faces.writing import writing_share
+from lato.landmarks import GROUPS as PARTS
 from lato.landmarks import interocular_distance
 
 _FLOATS = pa.list_(pa.float32())
@@ -56,6 +58,8 @@ class Face:
     landmarks: npt.NDArray[np.float32]
 
 
+_PARTS = [list(points) for name, points in PARTS.items() if name != "jaw"]
+"""Of the face; the jaw is another line on the mesh."""
 Scorer = Callable[[Sequence[Face]], list[dict[str, Any]]]
 
 
@@ -81,7 +85,7 @@ def _identity_models(models: Path, config: GroupsConfig) -> list[Path]:
 
 def _make_identity(models: Path, config: GroupsConfig) -> Scorer:
     detector_file, recognizer_file = _identity_models(models, config)
-    detector = FaceDetector.from_file(detector_file)
+    detector = ScrfdDetector.from_file(detector_file) if config.pack else FaceDetector.from_file(detector_file)
     embedder = FaceEmbedder.from_file(recognizer_file, batched=config.gpus > 0)
 
     def score(faces: Sequence[Face]) -> list[dict[str, Any]]:
@@ -93,7 +97,9 @@ def _make_identity(models: Path, config: GroupsConfig) -> Scorer:
     return score
 
 
-def _five_points(detector: FaceDetector, image: npt.NDArray[np.uint8], landmarks: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _five_points(
+    detector: FaceDetector | ScrfdDetector, image: npt.NDArray[np.uint8], landmarks: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
     """The detector's five points of the chip's own face; the mesh's where it finds none there."""
     nose = landmarks[30]
     for found in detector.detect(image):
@@ -109,8 +115,8 @@ def _make_occlusion(models: Path, config: GroupsConfig) -> Scorer:
         rows = []
         for face in faces:
             other = network.find(face.chip.image(), face.landmarks)
-            inner = np.linalg.norm(other[17:] - face.landmarks[17:], axis=1)  # the jaw is another line on the mesh
-            rows.append({"occlusion": float(inner.mean() / interocular_distance(face.landmarks))})
+            apart = np.linalg.norm(other - face.landmarks, axis=1) / interocular_distance(face.landmarks)
+            rows.append({"occlusion": float(max(apart[part].mean() for part in _PARTS))})
         return rows
 
     return score
@@ -125,8 +131,8 @@ GROUPS: dict[str, Group] = {
     "occlusion": Group(1, {"occlusion": pa.float32()}, lambda models, config: [models / "fr_landmark.onnx"], _make_occlusion),
     "writing": Group(1, {"writing": pa.float32()}, lambda models, config: [], _make_writing),
 }
-"""All that are known. `identity`: unit vector and the five points it was aligned by. `occlusion`: mean distance between the mesh and an independent
-68-point network over brows, nose, eyes and mouth, in interocular distances. `writing`: share of the chip that looks like burnt-in text."""
+"""All that are known. `identity`: unit vector and the five points it was aligned by. `occlusion`: distance between the mesh and an independent 68-point
+network in the part of the face (brow, nose, eye, lip) where it is largest, in interocular distances. `writing`: share of the chip that looks like text."""
 
 
 def group_digests(models: Path, config: GroupsConfig) -> dict[str, str]:

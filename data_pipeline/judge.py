@@ -37,9 +37,9 @@ class PairingConfig(Config):
     """Step over codec blocks' borders, in steps elsewhere."""
     max_letterbox: float = 0.35
     """Share of the frame in black bars."""
-    max_occlusion: float = 0.20
-    """Mean distance of two independent readings of the inner landmarks, in interocular distances."""
-    max_writing: float = 0.04
+    max_occlusion: float = 0.15
+    """Distance of two independent readings of the part of the face on which they differ most, in interocular distances."""
+    max_writing: float = 0.02
     """Share of the face chip that looks like burnt-in text."""
     near_duplicate_bits: int = 10
     """Of 256: a pair whose source and target are both this near to those of an accepted pair of the same person and edit is its near-duplicate."""

@@ -139,7 +139,7 @@ def _cut(container: Any, item: WorkItem) -> list[tuple[float, float | None]]:
         container.seek(int((cuts[-1] + SEGMENT_SECONDS + first) / stream.time_base), stream=stream)  # the keyframe before
         packet = next(container.demux(stream))
         at = float(packet.pts * stream.time_base) - first if packet.pts is not None else 0.0
-        if at <= cuts[-1] + 1.0:
+        if at <= cuts[-1] + SEGMENT_SECONDS / 10:
             return []  # no keyframe to cut at
         cuts.append(at)
     return list(zip(cuts, [*cuts[1:], item.end], strict=True))

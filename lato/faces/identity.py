@@ -90,8 +90,9 @@ def _open_batch_axis(path: Path) -> bytes:
     import onnx
 
     model = onnx.load(str(path))
+    weights = {tensor.name for tensor in model.graph.initializer}  # old files list them among the inputs
     for value in (*model.graph.input, *model.graph.output):
-        if value.type.tensor_type.shape.dim:
+        if value.name not in weights and value.type.tensor_type.shape.dim:
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
     del model.graph.value_info[:]  # shapes in between are inferred anew
     for node in model.graph.node:

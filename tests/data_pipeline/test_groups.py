@@ -1,0 +1,188 @@
+"""Scores from chips: computed without a video, each group on its own; and long videos in segments."""
+
+import itertools
+import shutil
+
+import av
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+import data_pipeline.sources as sources_module
+from data_pipeline.analyze import AnalyzeConfig, analyze
+from data_pipeline.chips import SIDE, cut_chip
+from data_pipeline.groups import GROUPS, Face, GroupsConfig, backfill, group_digests, read_columns
+from data_pipeline.observations import read_chips, read_part
+from data_pipeline.score import read_faces
+from data_pipeline.sources import plan_segments
+from data_pipeline.worklist import item_for
+from infra.errors import UserError
+from lato.faces.writing import writing_share
+from lato.landmarks import interocular_distance
+
+LONE = AnalyzeConfig(workers=0)
+
+
+@pytest.fixture(scope="module")
+def photo(clip):
+    return np.asarray(Image.open(clip("obama")).convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def chip(photo, reader):
+    face = reader.read(photo)
+    made = cut_chip(photo, face.mesh.landmarks68)
+    return made, made.place(face.mesh.landmarks68)
+
+
+def test_a_chip_is_upright_and_its_transform_leads_back(photo, reader, chip):
+    made, points = chip
+    assert made.image().shape == (SIDE, SIDE, 3)
+    eyes = points[36:42].mean(0), points[42:48].mean(0)
+    assert abs(eyes[0][1] - eyes[1][1]) < 1e-3
+    assert (points > 0).all()
+    assert (points < SIDE).all()
+    back = cv2.invertAffineTransform(made.transform)
+    found = reader.read(made.image()).mesh.landmarks68 @ back[:, :2].T + back[:, 2]
+    known = reader.read(photo).mesh.landmarks68
+    assert np.abs(found - known).mean() < 0.06 * interocular_distance(known)
+
+
+def test_writing_is_seen_and_a_plain_face_has_none(chip):
+    made, points = chip
+    clean = writing_share(made.image(), points)
+    marked = made.image().copy()
+    for colour, width in (((0, 0, 0), 5), ((255, 255, 255), 2)):
+        cv2.putText(marked, "SAMPLE STOCK PHOTO", (8, 240), cv2.FONT_HERSHEY_SIMPLEX, 0.7, colour, width, cv2.LINE_AA)
+    assert clean < 0.01
+    assert writing_share(marked, points) > 0.03
+
+
+def test_where_a_face_is_covered_the_two_readings_part(photo, reader, models):
+    """Skin-coloured covers over mouth and chin, as a hand would be. Covers that both networks see through alike are not found (docs/decisions.md)."""
+    score = GROUPS["occlusion"].make(models, GroupsConfig())
+
+    def reading(picture):
+        face = reader.read(picture)
+        made = cut_chip(picture, face.mesh.landmarks68)
+        return score([Face(made, made.place(face.mesh.landmarks68))])[0]["occlusion"]
+
+    points = reader.read(photo).mesh.landmarks68
+    covered = photo.copy()
+    low, high = (
+        points[[*range(2, 15), *range(48, 68)]].min(0).astype(int) - 15,
+        points[[*range(2, 15), *range(48, 68)]].max(0).astype(int) + 15,
+    )
+    cv2.rectangle(covered, tuple(low.tolist()), tuple(high.tolist()), (40, 90, 40), -1)
+    assert reading(covered) > 1.5 * reading(photo)
+
+
+def test_an_open_batch_axis_gives_the_same_vectors(chip, models):
+    from lato.faces.identity import FaceEmbedder
+
+    file = models / "face_recognition_sface_2021dec.onnx"
+    image, points = chip[0].image(), chip[1][[36, 45, 30, 48, 54]]
+    pictures = [image, np.ascontiguousarray(image[:, ::-1]), image // 2]
+    single = FaceEmbedder.from_file(file).embed_many(pictures, [points] * 3)
+    batched = FaceEmbedder.from_file(file, batched=True).embed_many(pictures, [points] * 3)
+    np.testing.assert_allclose(single, batched, atol=1e-4)
+
+
+def test_backfill_opens_no_source_and_does_only_what_is_missing(models, clip, tmp_path):
+    video = tmp_path / "v.mp4"
+    shutil.copyfile(clip("single_face"), video)
+    work = str(tmp_path / "work")
+    ledger = analyze([item_for(str(video))], LONE, models, work)
+    video.unlink()  # what follows needs no source
+    parts = ledger.rows[0]["parts"]
+    every = GroupsConfig()
+    digests = group_digests(models, every)
+    one = GroupsConfig(names=("identity",))
+    assert backfill(parts, group_digests(models, one), one, models, work, 0) == 1
+    assert backfill(parts, digests, every, models, work, 0) == 2
+    assert backfill(parts, digests, every, models, work, 0) == 0
+    rows = read_columns(work, "identity", parts[0], digests["identity"])
+    assert sorted(rows) == [number for number, _, _ in read_chips(work, parts[0])]
+    assert all(abs(np.linalg.norm(row["embedding"]) - 1) < 1e-5 for row in rows.values())
+    with pytest.raises(UserError, match="unknown mouth"):
+        group_digests(models, GroupsConfig(names=("mouth",)))
+
+
+def test_an_insightface_pack_is_another_fingerprint_and_runs(models, clip, tmp_path):
+    """A pack's folder by its files' names. Its own weights cannot be had here: a recognizer of the same kind stands in its place."""
+    pack = tmp_path / "buffalo_l"
+    pack.mkdir()
+    with pytest.raises(UserError, match="no det_"):
+        group_digests(models, GroupsConfig(pack=str(pack)))
+    shutil.copyfile(models / "face_recognition_sface_2021dec.onnx", pack / "w600k_r50.onnx")
+    write_scrfd(pack / "det_10g.onnx")
+    work = str(tmp_path / "work")
+    ledger = analyze([item_for(clip("obama"))], LONE, models, work)
+    packed = GroupsConfig(names=("identity",), pack=str(pack))
+    assert group_digests(models, packed) != group_digests(models, GroupsConfig(names=("identity",)))
+    digests = group_digests(models, packed)
+    assert backfill(ledger.rows[0]["parts"], digests, packed, models, work, 0) == 1
+    row = next(iter(read_columns(work, "identity", ledger.rows[0]["parts"][0], digests["identity"]).values()))
+    scale = SIDE / 640  # the pack's detector sees its face in the middle of the chip
+    expected = np.array([[-2, -2], [2, -2], [0, 0], [-2, 3], [2, 3]]) * 16 * scale + SIDE / 2
+    np.testing.assert_allclose(np.reshape(row["points5"], (5, 2)), expected, atol=0.5)
+
+
+def write_scrfd(path):
+    """An ONNX file with SCRFD's outputs (three strides, two anchors, five points) that sees one face of 192 px in the middle of any picture."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes, outputs = [], []
+    for kind, width in (("scores", 1), ("boxes", 4), ("points", 10)):
+        for stride in (8, 16, 32):
+            cells = 640 // stride
+            values = np.zeros((cells * cells * 2, width), np.float32)
+            if stride == 16:
+                middle = (cells // 2 * cells + cells // 2) * 2
+                values[middle] = {"scores": 0.99, "boxes": 6.0, "points": np.array([-2, -2, 2, -2, 0, 0, -2, 3, 2, 3])}[kind]
+            name = f"{kind}{stride}"
+            nodes.append(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(values)))
+            outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, values.shape))
+    given = helper.make_tensor_value_info("input.1", TensorProto.FLOAT, [1, 3, 640, 640])
+    onnx.save(
+        helper.make_model(helper.make_graph(nodes, "scrfd", [given], outputs), opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        str(path),
+    )
+
+
+def with_keyframes(path, target, every):
+    """The video, encoded anew with a keyframe now and then."""
+    with av.open(path) as given, av.open(str(target), "w") as made:
+        stream = made.add_stream("libx264", rate=30, options={"g": str(every), "sc_threshold": "0"})
+        stream.width, stream.height, stream.pix_fmt = given.streams.video[0].width, given.streams.video[0].height, "yuv420p"
+        for frame in given.decode(video=0):
+            frame.pict_type = av.video.frame.PictureType.NONE
+            for packet in stream.encode(frame):
+                made.mux(packet)
+        for packet in stream.encode():
+            made.mux(packet)
+    return str(target)
+
+
+def test_a_long_video_is_cut_at_keyframes_and_its_tracks_go_on(models, clip, tmp_path, monkeypatch):
+    whole = item_for(clip("single_face"))
+    assert plan_segments(whole) == [(0.0, None)]
+    monkeypatch.setattr(sources_module, "SEGMENT_SECONDS", 0.8)
+    item = item_for(with_keyframes(clip("single_face"), tmp_path / "keys.mp4", every=8))
+    pieces = plan_segments(item)
+    assert len(pieces) >= 2
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(pieces))
+    ledger = analyze([item], LONE, models, str(tmp_path / "work"))
+    row = ledger.rows[0]
+    assert row["status"] == "ok"
+    assert len(row["parts"]) == len(pieces)
+    times = [pts for part in row["parts"] for pts in read_part(str(tmp_path / "work"), part)["pts"].to_pylist()]
+    assert times == sorted(times)
+    assert len(set(times)) == len(times)
+    config = GroupsConfig()
+    digests = group_digests(models, config)
+    backfill(row["parts"], digests, config, models, str(tmp_path / "work"), 0)
+    faces = read_faces(row, digests, str(tmp_path / "work"))
+    assert len({face["track"] for face in faces}) == 1  # one man, one track, over all borders

@@ -1,0 +1,168 @@
+"""Edited photos as sources: what is made is filtered like all else, made once, and never parted from its photo."""
+
+import http.server
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline.analyze import AnalyzeConfig
+from data_pipeline.build import DataConfig, build_dataset
+from data_pipeline.candidates import read_candidates
+from data_pipeline.judge import PairingConfig
+from data_pipeline.pack import read_manifest
+from data_pipeline.rewrite import RewriteConfig
+from data_pipeline.synthetic.anny_people import AnnyConfig
+from data_pipeline.synthetic.diffusers_edit import DiffusersConfig, choose_edits
+from data_pipeline.synthetic.sources import SyntheticConfig
+from data_pipeline.synthetic.warp import WarpConfig, expression_shift, move_landmarks, warp
+from data_pipeline.worklist import item_for, read_worklist
+from infra.errors import UserError
+from lato.edits import Expression, Intensity, parse_instruction
+
+
+def config(**synthetic):
+    return DataConfig(
+        synthetic=SyntheticConfig(**synthetic), analyze=AnalyzeConfig(workers=0), pairing=PairingConfig(max_upscale=6.0, max_padding=0.5)
+    )
+
+
+def test_a_shift_is_what_the_expression_does():
+    smile, surprise = (expression_shift(e, Intensity.STRONGLY) for e in (Expression.HAPPY, Expression.SURPRISED))
+    assert smile[[48, 54], 1].mean() < smile[[51, 57], 1].mean()  # corners of the mouth rise against its middle
+    assert smile[54, 0] - smile[48, 0] > 0.02  # and part
+    assert surprise[57, 1] - surprise[51, 1] > 0.05  # the mouth opens
+    assert np.abs(smile[36:48]).mean() < np.abs(smile[48:]).mean()
+
+
+def test_a_warp_brings_the_landmarks_where_they_should_be(reader, clip):
+    photo = np.asarray(Image.open(clip("obama")).convert("RGB"))
+    face = reader.read(photo)
+    target = move_landmarks(face.mesh.landmarks68, Expression.SURPRISED, Intensity.STRONGLY)
+    warped = warp(photo, face.mesh.landmarks68, target)
+    found = reader.read(warped).mesh.landmarks68
+    mouth = slice(48, 68)
+    assert np.abs(found[mouth] - target[mouth]).mean() < 0.5 * np.abs(found[mouth] - face.mesh.landmarks68[mouth]).mean()
+    corner = photo[:20, :20]
+    assert (warped[:20, :20] == corner).all()  # far from the face nothing moves
+
+
+def test_warped_photos_are_sources_tied_to_their_photo(models, clip, tmp_path):
+    photos = [item_for(clip(name), licence="test") for name in ("obama", "biden")]
+    version = build_dataset(config(warp=WarpConfig(intensity=Intensity.STRONGLY, workers=0)), str(tmp_path), models, photos)
+    items = {item.source_id: item for item in read_worklist(str(tmp_path / "worklist.parquet"))}
+    assert items["obama_warp"].attributes["made_from"] == "obama"
+    assert items["obama_warp"].licence == "test"
+    rows = read_candidates(version.uri)
+    made = [row for row in rows if row["source_id"].endswith("_warp")]
+    assert {"accepted", "expression verifier"} <= {row["verdict"] for row in made}  # some pass, what does not show it is refused
+    splits = {row["source_id"]: row["split"] for row in read_manifest(version.uri)}
+    assert splits
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "synthetic").iterdir()}
+    (tmp_path / "versions/v1/index.json").unlink()
+    again = build_dataset(config(warp=WarpConfig(intensity=Intensity.STRONGLY, workers=0)), str(tmp_path), models, photos)
+    assert again.digest == version.digest
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "synthetic").iterdir()} == before
+
+
+@pytest.fixture(scope="module")
+def tiny_editor(tmp_path_factory):
+    """InstructPix2Pix of a few thousand random weights, as a folder that diffusers loads by name."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("editor")
+    words = [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *"abcdefghijklmnopqrstuvwxyz0123456789",
+        *(f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz0123456789.,"),
+    ]
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    StableDiffusionInstructPix2PixPipeline(
+        vae=AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2),
+        text_encoder=CLIPTextModel(
+            CLIPTextConfig(vocab_size=len(words), bos_token_id=0, eos_token_id=1, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+        ),
+        tokenizer=CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77),
+        unet=UNet2DConditionModel(
+            in_channels=8, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1, cross_attention_dim=16, attention_head_dim=4,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        ),
+        scheduler=DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+@pytest.mark.slow
+def test_any_diffusers_pipeline_edits_photos_and_what_it_spoils_is_refused(tiny_editor, models, clip, tmp_path):
+    settings = DiffusersConfig(pipeline=str(tiny_editor), edits=2, steps=2, size=64, workers=0)
+    both = config(diffusers=settings, anny=AnnyConfig(people=4, images=3, workers=0))
+    version = build_dataset(both, str(tmp_path), models, [item_for(clip("obama"), licence="test")])
+    item = next(item for item in read_worklist(str(tmp_path / "worklist.parquet")) if item.source_id == "obama_diffusers")
+    assert len(json.loads(Path(item.uri).read_text())["images"]) == 3  # the photo and its two edits
+    assert not [row for row in read_manifest(version.uri) if row["source_id"] == "obama_diffusers"]  # noise has no face
+    with pytest.raises(UserError, match="cannot load"):
+        build_dataset(
+            config(diffusers=DiffusersConfig(pipeline="/nowhere", workers=0)), str(tmp_path / "b"), models, [item_for(clip("obama"))]
+        )
+
+
+def test_edits_are_drawn_by_seed_and_differ():
+    assert choose_edits(1, 5) == choose_edits(1, 5) != choose_edits(2, 5)
+    assert len({str(edit) for edit in choose_edits(1, 9)}) == 9
+
+
+@pytest.fixture
+def endpoint():
+    """An OpenAI-compatible API: every third answer says something else."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(given)
+            text = given["messages"][0]["content"].rsplit("\n\n", 1)[1]
+            answer = "Please: " + text if len(asked) % 3 else "Make it look nicer."
+            body = json.dumps({"choices": [{"message": {"content": answer}}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1", asked
+    server.shutdown()
+
+
+def test_rewritten_instructions_must_say_the_same(endpoint, models, tmp_path):
+    address, asked = endpoint
+    people = config(anny=AnnyConfig(people=6, images=4, workers=0))
+    rewritten = people.model_copy(update={"instructions": RewriteConfig(endpoint=address, model="m")})
+    version = build_dataset(rewritten, str(tmp_path), models)
+    rows = read_manifest(version.uri)
+    counts = {row["name"]: row["count"] for row in version.funnel if row["step"] == "instructions"}
+    assert sum(counts.values()) == len(rows)
+    assert counts["rewritten"] > counts["refused: not the same edit"] > 0
+    assert sum(row["instruction"].startswith("Please: ") for row in rows) == counts["rewritten"]
+    assert all(parse_instruction(row["instruction"]) for row in rows)
+    before = len(asked)
+    (tmp_path / "versions/v1/index.json").unlink()
+    assert build_dataset(rewritten, str(tmp_path), models).digest == version.digest
+    assert len(asked) == before  # nothing is asked twice
+    gone = people.model_copy(update={"name": "v2", "instructions": RewriteConfig(endpoint="http://127.0.0.1:9/v1", model="other")})
+    with pytest.raises(UserError, match="gave no answer"):
+        build_dataset(gone, str(tmp_path), models)
