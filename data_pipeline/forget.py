@@ -7,12 +7,20 @@ smaller version; (5) what is no longer named is deleted: old shards, observation
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
+
+from data_pipeline.audit import LABELS
 from data_pipeline.candidates import read_candidates
 from data_pipeline.card import write_card
+from data_pipeline.extend import MERGES
 from data_pipeline.image_set import read_image_set
 from data_pipeline.observations import part_uri
 from data_pipeline.pack import encode_table, read_index, read_manifest, rewrite_shards
@@ -20,6 +28,8 @@ from data_pipeline.subset import make_view
 from data_pipeline.worklist import WorkItem, read_worklist, write_worklist
 from infra.errors import UserError
 from infra.storage import commit, delete, exists, join, list_files, list_folders, read_bytes, sha256_bytes, sha256_json
+from lato.faces import FaceReader
+from lato.pairs import decode_image
 
 FILE = "removals.jsonl"
 
@@ -63,7 +73,9 @@ class Forgotten:
     """Of the versions that held them: runs and models that were trained on these held the person's data."""
 
 
-def forget(work: str, source: str | None = None, identity: str | None = None, licence: str | None = None) -> Forgotten:
+def forget(
+    work: str, source: str | None = None, identity: str | None = None, licence: str | None = None, sources: Sequence[str] = ()
+) -> Forgotten:
     """Removes what matches from observations, crops and all versions; run again, it finishes what was interrupted.
 
     Args:
@@ -71,15 +83,17 @@ def forget(work: str, source: str | None = None, identity: str | None = None, li
         source: Source id.
         identity: Declared person.
         licence: Licence.
+        sources: More source ids.
 
     Raises:
         UserError: Nothing is named, or there is no build.
     """
     if not exists(join(work, "worklist.parquet")):
         raise UserError(f"{work}: no build here (worklist.parquet is missing)")
-    asked = [("source", source and _hash(source)), ("identity", identity and _hash(identity)), ("licence", licence)]
+    asked: list[tuple[str, str | None]] = [("source", _hash(name)) for name in sources]
+    asked += [("source", source and _hash(source)), ("identity", identity and _hash(identity)), ("licence", licence)]
     if not any(value for _, value in asked):
-        raise UserError("nothing to forget: give --source, --identity or --licence")
+        raise UserError("nothing to forget: give --source, --identity, --licence or --photo")
     _record(work, [{"kind": kind, "value": value} for kind, value in asked if value])
     return apply_removals(work)
 
@@ -91,6 +105,7 @@ def apply_removals(work: str) -> Forgotten:
     gone = {item.source_id: item for item in items if removals.covers(item.source_id, item.identity, item.licence)}
     gone |= {item.source_id: item for item in items if item.attributes.get("made_from") in gone}  # generated from their photos
     lost = Removals(removals.sources | {_hash(name) for name in gone}, removals.identities, removals.licences)
+    _clean_inputs(work, lost, set(gone))
     samples, digests = {}, []
     for folder in _versions(work, views=False):
         before, taken = _shrink(folder, lost)
@@ -106,6 +121,50 @@ def apply_removals(work: str) -> Forgotten:
     _sweep_crops(work)
     write_worklist([item for item in items if item.source_id not in gone], join(work, "worklist.parquet"))
     return Forgotten(len(gone), samples, digests)
+
+
+def sources_like(work: str, photo: str, models: Path, similarity: float = 0.45) -> list[tuple[str, float]]:
+    """Sources of a build that show the person in a photo: those with a face whose identity vector is that alike, and how much.
+
+    Raises:
+        UserError: No face is found in the photo, or identity was not computed in this build.
+    """
+    reading = FaceReader.from_folder(models).read(decode_image(read_bytes(photo), photo))
+    if reading is None:
+        raise UserError(f"{photo}: no face is found in it")
+    folder = join(work, "columns", "identity")
+    if not list_files(folder):
+        raise UserError(f"{work}: no identity vectors in this build")
+    parts = {part: row["source_id"] for row in _read_ledger(work) for part in row["parts"]}
+    alike: dict[str, float] = {}
+    for uri in list_files(folder, ".parquet"):
+        source = parts.get(uri.rsplit("/", 1)[-1].split("-")[0])
+        vectors = pq.read_table(io.BytesIO(read_bytes(uri)), columns=["embedding"])["embedding"].to_pylist()
+        best = max((float(np.dot(vector, reading.embedding)) for vector in vectors), default=-1.0)
+        if source and best >= similarity:
+            alike[source] = max(best, alike.get(source, -1.0))
+    return sorted(alike.items(), key=lambda entry: -entry[1])
+
+
+def _clean_inputs(work: str, removals: Removals, gone: set[str]) -> None:
+    """Takes the removed people out of labels and merges, while the versions still say which keys are theirs."""
+    keys = {
+        row["key"]
+        for folder in _versions(work, views=False)
+        for row in [*read_manifest(folder), *read_candidates(folder)]
+        if removals.covers(row["source_id"], row.get("identity") or row.get("person"), row["licence"])
+    }
+    for name, theirs in ((LABELS, keys), (MERGES, gone)):
+        uri = join(work, name)
+        lines = read_bytes(uri).decode().splitlines() if exists(uri) else []
+        kept = [line for line in lines if not theirs & {value for value in json.loads(line).values() if isinstance(value, str)}]
+        if kept != lines:
+            commit(uri, "".join(f"{line}\n" for line in kept).encode())
+
+
+def _read_ledger(work: str) -> list[dict[str, Any]]:
+    uri = join(work, "ledger.jsonl")
+    return [json.loads(line) for line in read_bytes(uri).splitlines()] if exists(uri) else []
 
 
 def _hash(name: str) -> str:
@@ -179,7 +238,7 @@ def _remake_view(folder: str) -> None:
     """A view of a version that shrank is made again, and deleted where nothing is left of it."""
     index = read_index(folder)
     try:
-        make_view(index["view_of"], index["name"], index["where"])
+        make_view(index["view_of"], index["name"], index["where"], index["weight"])
     except UserError:
         for name in ("index.json", index["manifest"]):
             delete(join(folder, name))
@@ -197,8 +256,7 @@ def _sweep_crops(work: str) -> None:
 
 def _delete_observations(work: str, gone: dict[str, WorkItem]) -> None:
     """Deletes parts, attempts, generated images and ledger rows of removed sources; the user's own files stay."""
-    ledger_uri = join(work, "ledger.jsonl")
-    ledger = [json.loads(line) for line in read_bytes(ledger_uri).splitlines()] if exists(ledger_uri) else []
+    ledger_uri, ledger = join(work, "ledger.jsonl"), _read_ledger(work)
     for row in ledger:
         for part in row["parts"] if row["source_id"] in gone else []:
             for uri in list_files(join(work, "attempts", part)):

@@ -23,13 +23,14 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 }  # fmt: skip
 
 
-def make_view(version: str, name: str, where: str) -> tuple[str, dict[str, int]]:
+def make_view(version: str, name: str, where: str, weight: float = 1.0) -> tuple[str, dict[str, int]]:
     """Publishes a named part of a version beside it: its own manifest and digest, the version's shards.
 
     Args:
         version: Folder of the version.
         name: Name of the view.
         where: Conditions on manifest columns joined by `and`, for example `kind = video and identity_similarity >= 0.6 and expression in happy,sad`.
+        weight: How often training draws these samples, against 1 for others it is mixed with.
 
     Returns:
         The view's folder, and samples by split.
@@ -48,9 +49,9 @@ def make_view(version: str, name: str, where: str) -> tuple[str, dict[str, int]]
         raise UserError(f"{folder}: a version of that name is there already")
     data = encode_table(rows)
     commit(join(folder, MANIFEST), data)
-    made = {"name": name, "view_of": version, "parent": index["digest"], "where": where, "samples": len(rows)}
+    made = {"name": name, "view_of": version, "parent": index["digest"], "where": where, "weight": weight, "samples": len(rows)}
     made |= {"manifest": MANIFEST, "manifest_sha256": sha256_bytes(data), "shards": []}
-    made["digest"] = sha256_json({"parent": index["digest"], "manifest": made["manifest_sha256"]})
+    made["digest"] = sha256_json({"parent": index["digest"], "manifest": made["manifest_sha256"], "weight": weight})
     commit(join(folder, "index.json"), json.dumps(made, indent=1, sort_keys=True).encode())
     return folder, dict(Counter(row["split"] for row in rows))
 

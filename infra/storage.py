@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -34,6 +35,7 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _steps = 0
 
 
@@ -102,6 +104,8 @@ def commit(uri: str, data: bytes, *, exclusive: bool = False) -> bool:
         _fsync_folder(path.parent)
         failpoint(uri)
         return True
+    except OSError as error:
+        raise _no_room(error, path.parent) from error
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -123,6 +127,12 @@ def commit_changed(uri: str, data: bytes) -> None:
         commit(uri, data)
 
 
+def _no_room(error: OSError, folder: Path) -> Exception:
+    if error.errno not in _NO_ROOM:
+        return error
+    return UserError(f"cannot write to {folder}: {error.strerror}. Make room, then run the same command again: what was done stands.")
+
+
 def commit_file(path: str, uri: str) -> None:
     """Commits a local file's content, without holding it in memory."""
     if is_local(uri):
@@ -138,6 +148,8 @@ def commit_file(path: str, uri: str) -> None:
             failpoint(uri)
             os.replace(temporary, target)
             _fsync_folder(target.parent)
+        except OSError as error:
+            raise _no_room(error, target.parent) from error
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)

@@ -200,6 +200,31 @@ def runs_that_read(uri: str, digests: list[str]) -> list[str]:
     return sorted(found)
 
 
+def delete_pictures(uri: str, run: str) -> int:
+    """Deletes the pictures and pages that a run logged (samples of its data are in them); returns how many.
+
+    Args:
+        uri: Of the tracking server.
+        run: As `runs_that_read` names it.
+    """
+    import mlflow
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    _quieten()
+    client = mlflow.MlflowClient(uri)
+    run_id = run.rsplit("(", 1)[1].rstrip(")")
+    repository = get_artifact_repository(client.get_run(run_id).info.artifact_uri, tracking_uri=uri)
+    deleted, folders = 0, [""]
+    while folders:
+        for entry in client.list_artifacts(run_id, folders.pop() or None):
+            if entry.is_dir:
+                folders.append(entry.path)
+            elif entry.path.lower().endswith((".png", ".jpg", ".jpeg", ".webp", ".html")):
+                repository.delete_artifacts(entry.path)
+                deleted += 1
+    return deleted
+
+
 def _quieten() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")

@@ -176,23 +176,32 @@ def register(app: typer.Typer) -> None:
         source: str = typer.Option(None, help="Source id."),
         identity: str = typer.Option(None, help="Declared person."),
         licence: str = typer.Option(None, help="Everything under this licence."),
+        photo: str = typer.Option(None, help="A photo of a person: every source that shows somebody that much alike."),
         work_dir: str = typer.Option("work/data", help="The build's folder."),
         tracking_uri: str = typer.Option(None, help="MLflow, to name the runs that were trained on it."),
     ) -> None:
-        """Takes a source, a person or a licence out of observations, crops, shards and all later builds."""
+        """Takes a source, a person or a licence out of observations, crops, shards, pictures in MLflow and all later builds."""
         from data_pipeline.forget import forget as take_out
+        from data_pipeline.forget import sources_like
         from infra.console import say
+        from infra.errors import UserError
+        from infra.jobs.common import perception_models
         from infra.storage import folder_uri, lease
-        from infra.tracking import runs_that_read
+        from infra.tracking import delete_pictures, runs_that_read
 
         work = folder_uri(work_dir)
         with lease(work, "lato data forget"):
-            done = take_out(work, source, identity, licence)
+            alike = sources_like(work, photo, perception_models()) if photo else []
+            for name, similarity in alike:
+                say(f"  {name} shows somebody {similarity:.2f} alike")
+            if photo and not alike:
+                raise UserError(f"{photo}: nobody in this build looks like that")
+            done = take_out(work, source, identity, licence, [name for name, _ in alike])
         say(f"{done.sources} sources taken out")
         for version, count in done.samples.items():
             say(f"  version {version}: {count} samples taken out")
         for run in runs_that_read(tracking_uri, done.digests) if tracking_uri else []:
-            say(f"  trained on them: {run}")
+            say(f"  trained on them: {run}; {delete_pictures(tracking_uri, run)} pictures and pages deleted there")
 
     @group.command()
     def worklist(
@@ -218,13 +227,14 @@ def register(app: typer.Typer) -> None:
         version: str = typer.Argument(help="Folder of a version."),
         name: str = typer.Argument(help="Name of the view; it is published beside the version."),
         where: str = typer.Option(..., help='Conditions on manifest columns: "kind = video and identity_similarity >= 0.6".'),
+        weight: float = typer.Option(1.0, min=0.0, help="How often training draws its samples, against 1 for what it is mixed with."),
     ) -> None:
         """A named part of a version with a digest of its own, which training can read."""
         from data_pipeline.subset import make_view
         from infra.console import say
         from infra.storage import folder_uri
 
-        folder, samples = make_view(folder_uri(version), name, where)
+        folder, samples = make_view(folder_uri(version), name, where, weight)
         say(f"{folder}: " + ", ".join(f"{count} {split}" for split, count in sorted(samples.items())))
 
     @group.command()

@@ -27,7 +27,7 @@ from data_pipeline.analyze import AnalyzeConfig, analyze
 from data_pipeline.build import DataConfig, build_dataset
 from data_pipeline.chips import Chip, cut_chip
 from data_pipeline.decode import sample_frames
-from data_pipeline.groups import GROUPS, GroupsConfig, backfill, group_digests
+from data_pipeline.groups import GROUPS, Face, GroupsConfig, backfill, group_digests
 from data_pipeline.judge import PairingConfig, Rules, count_verdicts, judge
 from data_pipeline.pack import PackConfig, Planned, pack, read_manifest, read_members
 from data_pipeline.pairing import SCORE_SCHEMA, Person, score_person
