@@ -185,7 +185,7 @@ def _expression_clause(expression: Expression, intensity: Intensity, split: str,
     adverbs, adjectives = _DEGREES[intensity]
     adjective = adverbs[words.number(len(adverbs))] + expression.value
     noun = adjectives[words.number(len(adjectives))] + _NOUNS[expression]
-    text = template.text.format(adjective=adjective, noun=noun)
+    text = template.text.format(adjective=adjective, noun=noun).replace("a a little ", "a slightly ")
     return Instruction(re.sub(r"\ba (?=[aeiou])", "an ", text), template.template)
 
 

@@ -18,8 +18,15 @@ from infra.storage import commit, sha256_file
 _MARKER = "COMPLETE"
 
 
-def save(folder: Path, step: int, engine: Any, keep: int) -> Path:
+def save(folder: Path, step: int, engine: Any, keep: int, held_out: float | None = None) -> Path:
     """Saves model, optimizer, buffers and random state of all ranks at `folder/step-000123`; called on every rank.
+
+    Args:
+        folder: Of all checkpoints.
+        step: Steps done.
+        engine: DeepSpeed's.
+        keep: How many of the newest stay; the one with the lowest held-out number stays beside them.
+        held_out: That number at this step, where it was measured.
 
     Returns:
         The checkpoint's folder.
@@ -39,14 +46,22 @@ def save(folder: Path, step: int, engine: Any, keep: int) -> Path:
             _fsync(path)
         manifest = {str(path.relative_to(unfinished)): sha256_file(str(path)) for path in files}
         commit(
-            str(unfinished / _MARKER), json.dumps({"step": step, "world_size": dist.get_world_size(), "files": manifest}, indent=1).encode()
+            str(unfinished / _MARKER),
+            json.dumps({"step": step, "world_size": dist.get_world_size(), "held_out": held_out, "files": manifest}, indent=1).encode(),
         )
         shutil.rmtree(target, ignore_errors=True)
         os.replace(unfinished, target)
-        for old in complete(folder)[:-keep]:
+        for old in _superfluous(complete(folder), keep):
             shutil.rmtree(old)
     dist.barrier()
     return target
+
+
+def _superfluous(checkpoints: list[Path], keep: int) -> list[Path]:
+    """All but the newest, and but the best of those that were measured."""
+    measured = [(value, path) for path in checkpoints if (value := json.loads((path / _MARKER).read_text()).get("held_out")) is not None]
+    best = min(measured, key=lambda entry: entry[0])[1] if measured else None
+    return [path for path in checkpoints[:-keep] if path != best]
 
 
 def complete(folder: Path) -> list[Path]:

@@ -35,7 +35,9 @@ class EngineConfig(Config):
     checkpoint_every: int = 200
     """Steps between two checkpoints."""
     keep: int = 2
-    """Checkpoints that are kept."""
+    """Newest checkpoints that are kept, beside the one with the best held-out number."""
+    save_minutes: float | None = None
+    """Also save by the clock, this often; None does not."""
     log_every: int = 10
     """Steps between two lines of metrics."""
     workers: int = 2

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from training import checkpoint
 from training.config import EngineConfig
 from training.data import batch_indices
+from training.requests import Preempted, Requests, listen
 
 Report = Callable[[dict[str, Any]], None]
 """Takes one line of metrics; called on rank 0."""
@@ -69,6 +70,7 @@ def run(stage: Stage, config: EngineConfig, folder: Path, report: Report) -> Non
 
     Raises:
         NotFinite: On all ranks.
+        Preempted: On all ranks, after a checkpoint was written.
         ValueError: The global batch does not divide over ranks and accumulation.
     """
     engine = _initialise(stage.build(), config)
@@ -82,6 +84,26 @@ def run(stage: Stage, config: EngineConfig, folder: Path, report: Report) -> Non
         before = _validate(stage, engine.module)  # on all ranks: at ZeRO-3 a forward pass is a collective
         if rank == 0:
             report({"step": 0, **before})
+    with listen(folder, config.save_minutes) as requests:
+        _train(engine, stage, config, folder, report, finite, requests, step, micro)
+    with _whole(engine.module, config.zero_stage):
+        if rank == 0:
+            stage.export(engine.module, folder / "export")
+    dist.barrier()
+
+
+def _train(
+    engine: Any,
+    stage: Stage,
+    config: EngineConfig,
+    folder: Path,
+    report: Report,
+    finite: list[Tensor],
+    requests: Requests,
+    step: int,
+    micro: int,
+) -> None:
+    rank, world = dist.get_rank(), dist.get_world_size()
     started, first = time.monotonic(), step
     while step < config.steps:
         order = batch_indices(step, config.global_batch, len(stage.keys), config.seed)
@@ -95,12 +117,13 @@ def run(stage: Stage, config: EngineConfig, folder: Path, report: Report) -> Non
         if rank == 0 and (evaluate or step % config.log_every == 0):
             rate = (step - first) / (time.monotonic() - started)
             report({"step": step, "steps": config.steps, "steps_per_second": rate, "seconds_left": (config.steps - step) / rate, **metrics})
-        if done or step % config.checkpoint_every == 0:
-            checkpoint.save(folder / "checkpoints", step, engine, config.keep)
-    with _whole(engine.module, config.zero_stage):
-        if rank == 0:
-            stage.export(engine.module, folder / "export")
-    dist.barrier()
+        asked = requests.poll()
+        if done or asked.stop or asked.save or step % config.checkpoint_every == 0:
+            checkpoint.save(folder / "checkpoints", step, engine, config.keep, metrics.get("held_out"))
+            if rank == 0:
+                requests.answered()
+        if asked.stop and not done:
+            raise Preempted(f"asked to end after step {step}: saved, and the same command goes on from there")
 
 
 def _train_step(

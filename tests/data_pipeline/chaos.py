@@ -23,8 +23,8 @@ _RUNS = 4
 """A build that was disturbed once must end within this many runs."""
 
 
-def run_build(work: Path, models: Path, items: Path, nodes: int) -> None:
-    """One build, in this process, on a Ray of its own."""
+def run_build(work: Path, models: Path, items: Path, nodes: int, people: int = 4) -> None:
+    """One build, in this process, on a Ray of its own, with that many drawn people."""
     from infra.runtime import quieten
 
     quieten()
@@ -32,13 +32,15 @@ def run_build(work: Path, models: Path, items: Path, nodes: int) -> None:
     from ray.cluster_utils import Cluster
 
     from data_pipeline.build import build_dataset
+    from data_pipeline.synthetic.anny_people import AnnyConfig
     from data_pipeline.worklist import WorkItem
     from infra.errors import UserError
     from infra.runtime import RuntimeConfig, start_ray
     from infra.storage import lease
     from tests.data_pipeline.crash_chain import CONFIG
 
-    config = CONFIG.model_copy(update={"analyze": CONFIG.analyze.model_copy(update={"workers": 2})})
+    drawn = CONFIG.synthetic.model_copy(update={"anny": AnnyConfig(people=people, images=5 if people > 4 else 3)})
+    config = CONFIG.model_copy(update={"analyze": CONFIG.analyze.model_copy(update={"workers": 2}), "synthetic": drawn})
     sources = [WorkItem(**row) for row in json.loads(items.read_text())]
     if nodes > 1:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -69,23 +71,23 @@ def disturb(work: Path, models: Path, items: Path, victim: str, seed: int) -> in
     drawn = random.Random(f"{victim}/{seed}")
     nodes = 2 if victim in ("node", "head") else 1
     for run in range(1, _RUNS + 1):
-        child = _start(work, models, items, nodes)
+        child = start(work, models, items, nodes)
         if run == 1:
             _wait_for_parts(work, drawn.randint(0, 3), child)
             time.sleep(drawn.uniform(0, 1.0))
-            _kill(victim, child, work)
+            kill(victim, child, work)
         try:
             status = child.wait(timeout=240)
         finally:
-            _end(child, work)
+            end(child, work)
         if status == 0:
             return run
     raise AssertionError(f"{victim}, seed {seed}: not finished after {_RUNS} runs")
 
 
-def _start(work: Path, models: Path, items: Path, nodes: int) -> subprocess.Popen[bytes]:
+def start(work: Path, models: Path, items: Path, nodes: int, people: int = 4) -> subprocess.Popen[bytes]:
     log = (work.parent / f"{work.name}.log").open("ab")
-    command = [sys.executable, "-m", "tests.data_pipeline.chaos", "--build", str(work), str(models), str(items), str(nodes)]
+    command = [sys.executable, "-m", "tests.data_pipeline.chaos", "--build", str(work), str(models), str(items), str(nodes), str(people)]
     return subprocess.Popen(command, start_new_session=True, stdout=log, stderr=log)
 
 
@@ -94,7 +96,7 @@ def _wait_for_parts(work: Path, count: int, child: subprocess.Popen[bytes]) -> N
     _wait_until(lambda: (pids.exists() and len(list((work / "parts").glob("*.parquet"))) >= count) or child.poll() is not None)
 
 
-def _kill(victim: str, child: subprocess.Popen[bytes], work: Path) -> None:
+def kill(victim: str, child: subprocess.Popen[bytes], work: Path) -> None:
     if child.poll() is not None:
         return
     if victim == "driver":
@@ -135,7 +137,7 @@ def _wait_until(done: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.02)
 
 
-def _end(child: subprocess.Popen[bytes], work: Path) -> None:
+def end(child: subprocess.Popen[bytes], work: Path) -> None:
     """Nothing of a run may outlive it: a Ray whose head was killed leaves processes behind."""
     pids = work.parent / f"{work.name}.pids"
     started = json.loads(pids.read_text()).get("all", []) if pids.exists() else []
@@ -151,8 +153,8 @@ def _end(child: subprocess.Popen[bytes], work: Path) -> None:
 def main() -> None:
     """All victims, many seeds."""
     if sys.argv[1:2] == ["--build"]:
-        work, models, items, nodes = sys.argv[2:]
-        run_build(Path(work), Path(models), Path(items), int(nodes))
+        work, models, items, nodes, people = sys.argv[2:]
+        run_build(Path(work), Path(models), Path(items), int(nodes), int(people))
         return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=50)
@@ -163,7 +165,7 @@ def main() -> None:
 
     folder = Path(tempfile.mkdtemp(prefix="lato_chaos_"))
     items = write_items(folder, lambda name: str(assets.path(name)))
-    assert _start(folder / "calm", assets.folder(), items, 1).wait() == 0
+    assert start(folder / "calm", assets.folder(), items, 1).wait() == 0
     calm = files_of(folder / "calm" / "versions" / "v1")
     print("| victim | seeds | runs to the end | bytes |\n|---|---|---|---|")
     for victim in given.victims:

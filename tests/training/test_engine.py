@@ -34,8 +34,9 @@ class Toy:
     def loss(self, module, samples):
         draws = torch.stack([torch.randn(9, generator=sample_generator(0, epoch, key)) for key, epoch in samples])
         loss = (module(draws[:, :6]) - draws[:, 6:]).square().mean()
-        if self._poison and any(key == self._poison for key, _ in samples):
-            loss = loss * float("nan")
+        if self._poison and any(key == self._poison.strip("~") for key, _ in samples):
+            hidden = self._poison.startswith("~")  # the loss stays finite, its gradient does not
+            loss = loss + (0 * module(draws[:, :6]).sum()).abs().sqrt() if hidden else loss * float("nan")
         return loss, {}
 
     def after_step(self, module, step, steps):
@@ -60,6 +61,8 @@ def _rank(rank, world, port, jobs):
             engine.run(Toy(poison), EngineConfig(**config), folder, engine.write_line(folder / "metrics.jsonl"))
         except engine.NotFinite as error:
             (folder / f"stopped-{rank}.txt").write_text(str(error))
+        except engine.Preempted as error:
+            (folder / f"preempted-{rank}.txt").write_text(str(error))
 
 
 def run(jobs, world=2, port=29640):
@@ -99,19 +102,63 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_and_changes_nothing(tmp_path)
     order = [batch_indices(step, 4, 11, 0) for step in range(5)]
     key = f"k{order[poisoned][0][0]}"
     steps_before = min(step for step, places in enumerate(order) if any(f"k{index}" == key for index, _ in places))
-    jobs = [(str(tmp_path / f"bad{stage}"), BASE | {"zero_stage": stage, "steps": 20, "checkpoint_every": 1}, key) for stage in (0, 2)]
-    jobs += [
-        (str(tmp_path / f"good{stage}"), BASE | {"zero_stage": stage, "steps": steps_before}, None) for stage in (0, 2) if steps_before
-    ]
-    run(jobs, port=29642)
-    for stage in (0, 2):
+    config = BASE | {"steps": 20, "checkpoint_every": 1}
+    kinds = {f"{kind}{stage}": (stage, key if kind == "loss" else f"~{key}") for stage in (0, 1, 2, 3) for kind in ("loss", "gradient")}
+    run([(str(tmp_path / name), config | {"zero_stage": stage}, poison) for name, (stage, poison) in kinds.items()], port=29642)
+    for name in kinds:
         for rank in (0, 1):
-            said = (tmp_path / f"bad{stage}" / f"stopped-{rank}.txt").read_text()
+            said = (tmp_path / name / f"stopped-{rank}.txt").read_text()
             assert f"step {steps_before + 1} is not finite" in said
             assert key in said
+            assert name.rstrip("0123") in said
         # the newest checkpoint is of the step before, and nothing was written after it
-        names = [path.name for path in checkpoint.complete(tmp_path / f"bad{stage}" / "checkpoints")]
+        names = [path.name for path in checkpoint.complete(tmp_path / name / "checkpoints")]
         assert (names[-1] if names else "step-000000") == f"step-{steps_before:06d}"
+
+
+def _preempt(rank, world, port, folder):
+    """SIGTERM to rank 1 alone, in the middle of the run; and before that a request for a checkpoint."""
+    import signal
+    import threading
+
+    def ask():
+        metrics = Path(folder) / "metrics.jsonl"
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
+            pass
+        if rank == 0:
+            (Path(folder) / "save-now").write_text("")
+        while len(metrics.read_text().splitlines()) < 12:
+            pass
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=ask, daemon=True).start()
+    _rank(rank, world, port, [(folder, BASE | {"steps": 2000, "checkpoint_every": 5000, "keep": 5}, None)])
+
+
+@pytest.mark.slow
+def test_a_stop_that_reaches_one_rank_saves_and_ends_all_and_a_save_is_made_on_request(tmp_path):
+    multiprocessing.spawn(_preempt, (2, 29643, str(tmp_path)), nprocs=2)
+    said = [(tmp_path / f"preempted-{rank}.txt").read_text() for rank in (0, 1)]
+    assert said[0] == said[1]
+    last = int(said[0].split("step ")[1].split(":")[0])
+    names = [path.name for path in checkpoint.complete(tmp_path / "checkpoints")]
+    assert names[-1] == f"step-{last:06d}"
+    assert len(names) == 2  # the one that was asked for, and the last
+    assert not (tmp_path / "save-now").exists()
+    assert not (tmp_path / "export").exists()
+    run([(str(tmp_path), BASE | {"steps": last + 3, "checkpoint_every": 5000}, None)], port=29644)
+    lines = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-3:] == [last + 1, last + 2, last + 3]  # it went on where it stopped
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path):
+    for step, held_out in ((5, 0.5), (10, 0.2), (15, None), (20, 0.4), (25, 0.3)):
+        folder = tmp_path / f"step-{step:06d}"
+        folder.mkdir()
+        (folder / "COMPLETE").write_text(json.dumps({"step": step, "world_size": 1, "held_out": held_out, "files": {}}))
+    gone = checkpoint._superfluous(checkpoint.complete(tmp_path), keep=2)
+    assert [path.name for path in gone] == ["step-000005", "step-000015"]
 
 
 def test_a_torn_checkpoint_is_passed_over(tmp_path):

@@ -1,0 +1,125 @@
+"""Many sources and a victim every minute: `python -m tests.data_pipeline.soak --share 1`.
+
+8,500 windows of half a second, cut from all clips and encoded anew (each tied to its clip by `group`), 1,000 drawn pictures of 200 people, 500 bad inputs;
+`--share` takes that part of each. Something is killed every minute until the build ends; then its bytes are compared with those of an undisturbed one.
+"""
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+
+from data_pipeline.worklist import WorkItem
+from infra import assets
+from infra.storage import list_files, sha256_file
+from tests.data_pipeline.chaos import end, kill, start
+from tests.data_pipeline.test_crashes import files_of
+
+CLIPS = ("franck", "single_face", "carphone", "face_noface", "no_face")
+WINDOWS, PEOPLE, BAD = 8500, 200, 500
+VICTIMS = ("driver", "worker", "decoder")
+
+
+def cut_windows(folder: Path, count: int) -> list[WorkItem]:
+    """Half-second windows, drawn by a seed from all clips by their length."""
+    drawn = random.Random(0)
+    frames = {name: _read(str(assets.path(name))) for name in CLIPS}
+    names = drawn.choices(list(frames), [len(found[0]) for found in frames.values()], k=count)
+    items = []
+    for number, name in enumerate(names):
+        pictures, rate = frames[name]
+        length = max(2, int(rate / 2))
+        begin = drawn.randrange(max(1, len(pictures) - length))
+        path = folder / f"w{number:05d}.mp4"
+        _write(path, pictures[begin : begin + length], rate, drawn.randint(18, 34))
+        items.append(WorkItem(source_id=f"w{number:05d}", uri=str(path), kind="video", licence="test", group=name))
+    return items
+
+
+def _read(path: str) -> tuple[list[av.VideoFrame], Fraction]:
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        small = [frame.reformat(width=320, height=240, format="yuv420p") for frame in container.decode(stream)]
+        return small, Fraction(round(float(stream.average_rate or 25)))
+
+
+def _write(path: Path, pictures: list[av.VideoFrame], rate: Fraction, quality: int) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(quality), "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for number, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture.to_ndarray(), format="yuv420p")
+            frame.pts = number
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+def bad_inputs(folder: Path, count: int) -> list[WorkItem]:
+    """Empty files, texts, halves of videos, missing files."""
+    whole = Path(assets.path("single_face")).read_bytes()
+    contents = [b"", b"text", whole[: len(whole) // 3], whole[len(whole) // 2 :], None]
+    items = []
+    for number in range(count):
+        path = folder / f"bad{number:04d}.mp4"
+        content = contents[number % len(contents)]
+        if content is not None:
+            path.write_bytes(content + (str(number).encode() if content else b""))
+        items.append(WorkItem(source_id=f"bad{number:04d}", uri=str(path), kind="video", licence="test"))
+    return items
+
+
+def disturbed(work: Path, models: Path, items: Path, people: int, every: float) -> tuple[int, int]:
+    """Builds until it is done, one victim every so many seconds; returns runs and kills."""
+    drawn, runs, kills = random.Random(1), 0, 0
+    while True:
+        runs += 1
+        child = start(work, models, items, 1, people)
+        since = time.monotonic()
+        while child.poll() is None:
+            time.sleep(0.2)
+            if time.monotonic() - since > every:
+                kill(drawn.choice(VICTIMS), child, work)
+                kills, since = kills + 1, time.monotonic()
+        end(child, work)
+        if child.returncode == 0:
+            return runs, kills
+        assert runs < 2000, "no end in sight"
+
+
+def main() -> None:
+    """The soak; prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--every", type=float, default=60.0)
+    given = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="lato_soak_"))
+    (folder / "sources").mkdir()
+    people = max(5, round(PEOPLE * given.share))
+    sources = cut_windows(folder / "sources", round(WINDOWS * given.share)) + bad_inputs(folder / "sources", round(BAD * given.share))
+    items = folder / "items.json"
+    items.write_text(json.dumps([item.model_dump() for item in sources]))
+    began = time.monotonic()
+    assert start(folder / "calm", assets.folder(), items, 1, people).wait() == 0, (folder / "calm.log").read_text()[-2000:]
+    middle = time.monotonic()
+    runs, kills = disturbed(folder / "killed", assets.folder(), items, people, given.every)
+    calm, killed = (files_of(folder / name / "versions" / "v1") for name in ("calm", "killed"))
+    ledger = (folder / "calm/ledger.jsonl").read_bytes()
+    assert calm == killed, sorted(name for name in calm if calm[name] != killed.get(name))
+    assert ledger == (folder / "killed/ledger.jsonl").read_bytes()
+    assert len(ledger.splitlines()) == len(sources) + people
+    shards = [sha256_file(uri)[:12] for uri in list_files(str(folder / "killed/versions/v1/shards"))]
+    counts = json.loads((folder / "killed/versions/v1/index.json").read_text())["samples"]
+    print("| sources | people | samples | kills | runs | undisturbed | disturbed | bytes |\n|---|---|---|---|---|---|---|---|")
+    took = f"{middle - began:.0f} s | {time.monotonic() - middle:.0f} s"
+    print(f"| {len(sources)} | {people} | {counts} | {kills} | {runs} | {took} | identical ({len(shards)} shards, first {shards[0]}) |")
+
+
+if __name__ == "__main__":
+    main()
