@@ -110,6 +110,8 @@ def _run_on_ray(make: Callable[[], Worker], jobs: Sequence[J], workers: int, gpu
                 result, worker = Died(), actor.remote(make) if queue else None
             if queue:
                 give(worker)
+            elif worker is not None:
+                ray.kill(worker)  # its CPU may be what a new worker elsewhere waits for
             yield Done(job, result)
     finally:
         if own_node_lives():

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from infra.storage import commit, sha256_file
+from training import portable
 
 _MARKER = "COMPLETE"
 
@@ -38,6 +39,7 @@ def save(folder: Path, step: int, engine: Any, keep: int, held_out: float | None
         unfinished.mkdir(parents=True)
     dist.barrier()
     engine.save_checkpoint(str(unfinished), tag="engine", save_latest=False)
+    portable.save(unfinished, engine)
     commit(str(unfinished / f"random-{dist.get_rank():04d}.json"), json.dumps(_random_state()).encode())
     dist.barrier()
     if dist.get_rank() == 0:
@@ -75,10 +77,18 @@ def complete(folder: Path) -> list[Path]:
 
 
 def load_newest(folder: Path, engine: Any) -> int:
-    """Loads the newest complete checkpoint of this number of ranks into the engine; returns its step, 0 without one."""
-    usable = [path for path in complete(folder) if json.loads((path / _MARKER).read_text())["world_size"] == dist.get_world_size()]
+    """Loads the newest complete checkpoint into the engine; returns its step, 0 without one.
+
+    On the number of ranks that wrote it, all of it, random state too: the run goes on bit for bit. On another, what does not belong to a rank: weights,
+    moments, buffers, counters; draws are a function of (seed, epoch, key) anyway.
+    """
+    usable = complete(folder)
     if not usable:
         return 0
+    marker = json.loads((usable[-1] / _MARKER).read_text())
+    if marker["world_size"] != dist.get_world_size():
+        portable.load(usable[-1], engine)
+        return int(marker["step"])
     loaded, _ = engine.load_checkpoint(str(usable[-1]), tag="engine")
     assert loaded is not None, f"DeepSpeed did not load {usable[-1]}"
     state = json.loads((usable[-1] / f"random-{dist.get_rank():04d}.json").read_text())
@@ -87,7 +97,7 @@ def load_newest(folder: Path, engine: Any) -> int:
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, np.uint32), *rest))
     torch.set_rng_state(torch.tensor(list(bytes.fromhex(state["torch"])), dtype=torch.uint8))
-    return int(json.loads((usable[-1] / _MARKER).read_text())["step"])
+    return int(marker["step"])
 
 
 def _random_state() -> dict[str, Any]:

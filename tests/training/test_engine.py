@@ -9,7 +9,7 @@ import torch
 import torch.multiprocessing as multiprocessing
 from torch import nn
 
-from training import checkpoint, engine
+from training import checkpoint, engine, portable
 from training.config import EngineConfig
 from training.data import batch_indices, sample_generator
 
@@ -63,6 +63,13 @@ def _rank(rank, world, port, jobs):
             (folder / f"stopped-{rank}.txt").write_text(str(error))
         except engine.Preempted as error:
             (folder / f"preempted-{rank}.txt").write_text(str(error))
+    _leave()
+
+
+def _leave():
+    """Together: a process that is gone while another still speaks aborts it."""
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 def run(jobs, world=2, port=29640):
@@ -150,6 +157,42 @@ def test_a_stop_that_reaches_one_rank_saves_and_ends_all_and_a_save_is_made_on_r
     run([(str(tmp_path), BASE | {"steps": last + 3, "checkpoint_every": 5000}, None)], port=29644)
     lines = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-3:] == [last + 1, last + 2, last + 3]  # it went on where it stopped
+
+
+def _load(rank, world, port, jobs):
+    """Loads each run's newest checkpoint on another number of ranks, and writes down what is then in the engine."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    torch.set_num_threads(1)
+    for folder, config in jobs:
+        deep = engine._initialise(Toy().build(), EngineConfig(**config))
+        step = checkpoint.load_newest(Path(folder) / "checkpoints", deep)
+        tensors, counters = portable.gather(deep)
+        if rank == 0:
+            torch.save({"step": step, "tensors": tensors, "counters": counters, "lr": deep.get_lr()}, Path(folder) / f"loaded-{world}.pt")
+    _leave()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 3])
+def test_another_number_of_ranks_goes_on_with_the_same_state(tmp_path, world):
+    """Two ranks stop after ten steps; one or three find equal weights, moments, buffers and counters, and train on."""
+    base = BASE | {"global_batch": 6, "steps": 20}
+    stages = (0, 1, 2, 3)
+    run([(str(tmp_path / str(stage)), base | {"zero_stage": stage, "steps": 10, "decay_from": 1.4}, None) for stage in stages], port=29645)
+    same = [(str(tmp_path / str(stage)), base | {"zero_stage": stage}) for stage in stages]
+    multiprocessing.spawn(_load, (2, 29646, same), nprocs=2)
+    multiprocessing.spawn(_load, (world, 29647, same), nprocs=world)
+    for stage in stages:
+        there, here = (torch.load(tmp_path / str(stage) / f"loaded-{count}.pt", weights_only=False) for count in (2, world))
+        assert there["step"] == here["step"] == 10
+        assert there["counters"] == here["counters"]
+        assert there["lr"] == here["lr"]
+        assert there["tensors"].keys() == here["tensors"].keys()
+        assert {name.split("/")[0] for name in there["tensors"]} == {"weight", "exp_avg", "exp_avg_sq", "buffer"}
+        for name, tensor in there["tensors"].items():
+            assert torch.equal(tensor, here["tensors"][name]), (stage, name)
+    run([(str(tmp_path / "2"), base | {"zero_stage": 2}, None)], world=world, port=29648)
+    assert weights(tmp_path / "2")["moved"].tolist() == [210.0] * 3
 
 
 def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path):
