@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+import time
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,9 +81,7 @@ def read_frames_at(path: str, pts: list[float]) -> list[Frame]:
 def _in_child(work: object, path: str, argument: object) -> Iterator[Frame]:
     context = multiprocessing.get_context("forkserver")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_run, args=(sender, work, path, argument), daemon=True)
-    with _without_main():
-        child.start()
+    child = _start(context, (sender, work, path, argument))
     sender.close()
     try:
         while True:
@@ -105,6 +104,21 @@ def _in_child(work: object, path: str, argument: object) -> Iterator[Frame]:
         child.kill()
         child.join()
         receiver.close()
+
+
+def _start(context: Any, arguments: tuple[Any, ...]) -> Any:
+    """A child of the fork server; where the server itself was killed, the next start makes a new one."""
+    for last in (False, False, True):
+        child = context.Process(target=_run, args=arguments, daemon=True)
+        try:
+            with _without_main():
+                child.start()
+            return child
+        except (EOFError, OSError):
+            if last:
+                raise
+            time.sleep(0.2)  # its end must be noticed first
+    raise AssertionError("the last try returns or raises")
 
 
 @contextmanager
@@ -210,11 +224,11 @@ def _send_at(sender: Connection, path: str, times: list[float]) -> None:
     reader = decord.VideoReader(path, num_threads=1)
     stamps = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
     stamps -= stamps[0]
-    for time in times:
-        index = int(np.argmin(np.abs(stamps - time)))
-        if abs(stamps[index] - time) > 0.01:
-            raise DecodeError("decode", f"the nearest frame to {time:.3f} s is at {stamps[index]:.3f} s")
-        sender.send(("frame", Frame(index, time, reader[index].asnumpy())))
+    for wanted in times:
+        index = int(np.argmin(np.abs(stamps - wanted)))
+        if abs(stamps[index] - wanted) > 0.01:
+            raise DecodeError("decode", f"the nearest frame to {wanted:.3f} s is at {stamps[index]:.3f} s")
+        sender.send(("frame", Frame(index, wanted, reader[index].asnumpy())))
 
 
 def check_is_video(path: str) -> None:

@@ -61,7 +61,7 @@ def run_jobs(make: Callable[[], Worker], jobs: Sequence[J], workers: int, gpus: 
 
 
 def run_all(make: Callable[[], Worker], jobs: Sequence[J], workers: int, gpus: float = 0.0) -> Iterator[Done[J]]:
-    """As `run_jobs`, for jobs that blame nobody: one whose worker died is done again, `_TRIES` times in all.
+    """As `run_jobs`, for jobs that blame nobody: one whose worker died is done again, `_TRIES` times in all. A single job is done here.
 
     Raises:
         UserError: A job raised, or its workers kept dying.
@@ -69,7 +69,7 @@ def run_all(make: Callable[[], Worker], jobs: Sequence[J], workers: int, gpus: f
     todo = list(jobs)
     for _ in range(_TRIES):
         lost = []
-        for done in run_jobs(make, todo, workers, gpus):
+        for done in run_jobs(make, todo, workers if len(jobs) > 1 or gpus else 0, gpus):
             if isinstance(done.result, Died):
                 lost.append(done.job)
             else:

@@ -136,3 +136,14 @@ def _lacks_a_library(sender, path, argument):
 def test_a_missing_library_is_no_verdict_on_the_source():
     with pytest.raises(MachineError, match="No module named 'decoder'"):
         list(_in_child(_lacks_a_library, "x.mp4", None))
+
+
+def test_the_fork_server_may_die(tmp_path):
+    import multiprocessing.forkserver
+    import os
+    import signal
+
+    path = write(tmp_path / "x.mp4")
+    assert len(list(sample_frames(path, 5.0))) == 10
+    os.kill(multiprocessing.forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+    assert len(list(sample_frames(path, 5.0))) == 10
