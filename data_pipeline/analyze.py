@@ -166,6 +166,8 @@ class _Worker:
             except Exception:  # the machine's fault: told, and not counted against the source (a death is, as nothing can take it back)
                 delete(mark)
                 raise
+            if outcome["reason"] in ("crash", "hang") and attempt == 1:
+                continue  # once may be the machine's doing (no memory, a kill): the next round looks again, and a second time is a verdict
             self._commit(segment, rows, outcome)
 
     def _commit(self, segment: Segment, rows: list[dict[str, Any]], outcome: dict[str, Any]) -> None:

@@ -89,10 +89,18 @@ class _Worker:
         failed = {}
         for uri, crops in sources:
             try:
-                _render_source(uri, crops, self._work)
+                self._render(uri, crops)
             except (DecodeError, FileNotFoundError, ValueError) as error:
                 failed[crops[0].source_id] = f"{type(error).__name__}: {error}"
         return failed
+
+    def _render(self, uri: str, crops: list[Crop]) -> None:
+        try:
+            _render_source(uri, crops, self._work)
+        except DecodeError as error:
+            if error.kind not in ("crash", "hang"):
+                raise
+            _render_source(uri, crops, self._work)  # once may be the machine's doing
 
 
 def _render_source(uri: str, crops: list[Crop], work: str) -> None:

@@ -58,3 +58,27 @@ def test_whatever_dies_the_bytes_are_the_same(calm, models, tmp_path, victim, se
     assert runs <= (1 if victim in ("worker", "decoder", "node") else 2)  # these are survived inside the run
     assert files_of(tmp_path / "killed" / "versions" / "v1") == files_of(work / "versions" / "v1")
     assert (work / "ledger.jsonl").read_bytes() == (tmp_path / "killed/ledger.jsonl").read_bytes()
+
+
+def test_a_source_that_kills_its_decoder_twice_is_failed_and_once_is_not(models, clip, tmp_path, monkeypatch):
+    """The first death may be the machine's doing; the others go on either way."""
+    import data_pipeline.analyze as module
+    from data_pipeline.decode import DecodeError
+
+    real, deaths = module.sample_frames, {"count": 0, "until": 1}
+
+    def dying(path, *rest):
+        if "single_face" in path and deaths["count"] < deaths["until"]:
+            deaths["count"] += 1
+            raise DecodeError("crash", "the decoder died (exit code -11)")
+        return real(path, *rest)
+
+    monkeypatch.setattr(module, "sample_frames", dying)
+    items = [item_for(clip("single_face")), item_for(clip("no_face"))]
+    lone = module.AnalyzeConfig(workers=0)
+    once = {row["source_id"]: row["status"] for row in module.analyze(items, lone, models, str(tmp_path / "once")).rows}
+    assert once == {"single_face": "ok", "no_face": "rejected"}
+    deaths.update(count=0, until=9)
+    twice = {row["source_id"]: row["reason"] for row in module.analyze(items, lone, models, str(tmp_path / "twice")).rows}
+    assert twice == {"single_face": "crash", "no_face": "no face"}
+    assert deaths["count"] == 2
