@@ -112,7 +112,7 @@ def apply_removals(work: str) -> Forgotten:
         if taken:
             samples[folder.rsplit("/", 1)[-1]] = taken
             digests.append(before)
-        _sweep(folder)
+        _sweep(folder, bool(gone))
     for folder in _versions(work, views=True):
         _remake_view(folder)
     for uri in list_files(join(work, "pairs")):  # scores of whole bundles: made anew from the observations that stay
@@ -182,16 +182,19 @@ def _shrink(folder: str, removals: Removals) -> tuple[str, int]:
     """Publishes a version without what was removed; returns its digest before and the number of samples taken out."""
     index, manifest = read_index(folder), read_manifest(folder)
     keep = [row for row in manifest if not removals.covers(row["source_id"], row["identity"], row["licence"])]
+    revision = index.get("revision", 0) + 1
     if len(keep) == len(manifest):
+        if _shrink_candidates(folder, removals, revision):  # refused pairs name people too; samples and digest stay
+            fresh = index | {"candidates": f"candidates.r{revision}.parquet", "revision": revision}
+            commit(join(folder, "index.json"), json.dumps(fresh, indent=1, sort_keys=True).encode())
         return index["digest"], 0
     left = {row["key"] for row in keep}
     touched = {row["shard"] for row in manifest if row["key"] not in left}
-    revision = index.get("revision", 0) + 1
     shards, rows = rewrite_shards(folder, folder, keep, touched, f"r{revision}")
     manifest_name = f"manifest.r{revision}.parquet"
     data = encode_table(sorted(rows, key=lambda row: (row["shard"], row["key"])))
     commit(join(folder, manifest_name), data)
-    _shrink_candidates(folder, removals, revision)
+    has_candidates = _shrink_candidates(folder, removals, revision)
     changed = {
         "shards": shards,
         "manifest": manifest_name,
@@ -199,26 +202,30 @@ def _shrink(folder: str, removals: Removals) -> tuple[str, int]:
         "samples": len(rows),
         "revision": revision,
     }
-    fresh = (
-        index | changed | {"candidates": f"candidates.r{revision}.parquet", "tombstones": [*index.get("tombstones", []), index["digest"]]}
-    )
+    if has_candidates:
+        changed["candidates"] = f"candidates.r{revision}.parquet"
+    fresh = index | changed | {"tombstones": [*index.get("tombstones", []), index["digest"]]}
     fresh["digest"] = sha256_json({"shards": shards, "manifest": fresh["manifest_sha256"]})
     commit(join(folder, "index.json"), json.dumps(fresh, indent=1, sort_keys=True).encode())
     return index["digest"], len(manifest) - len(keep)
 
 
-def _shrink_candidates(folder: str, removals: Removals, revision: int) -> None:
+def _shrink_candidates(folder: str, removals: Removals, revision: int) -> bool:
+    """Writes the candidates without what was removed, where they hold any of it; whether they do."""
     rows = read_candidates(folder)
     kept = [
         r for r in rows if not (removals.covers(r["source_id"], r["person"], r["licence"]) or removals.covers(r["target_id"], None, None))
     ]
+    if len(kept) == len(rows):
+        return False
     commit(join(folder, f"candidates.r{revision}.parquet"), encode_table(kept))
+    return True
 
 
-def _sweep(folder: str) -> None:
-    """Deletes what a version's index no longer names, and pages that showed it."""
+def _sweep(folder: str, removed: bool) -> None:
+    """Deletes what a version's index no longer names, and pages and lists that may name whom it showed."""
     index = read_index(folder)
-    if not index.get("revision"):
+    if not (index.get("revision") or removed):
         return
     named = {shard["name"] for shard in index["shards"]}
     stale = [uri for uri in list_files(join(folder, "shards")) if uri.rsplit("/", 1)[-1] not in named]

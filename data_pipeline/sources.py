@@ -7,8 +7,9 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +23,7 @@ from infra.storage import commit, exists, is_local, join, read_bytes, sha256_byt
 SEGMENT_SECONDS = 300.0
 """Longer videos are looked at in pieces of about this length, cut at keyframes."""
 _SCRATCH_BYTES = 20 * 1024**3
+_IN_USE = 3600.0
 _NOT_READABLE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -74,7 +76,7 @@ def _state(uri: str) -> str:
 
 @contextmanager
 def staged(uri: str) -> Iterator[Path]:
-    """A local path of a source: its own, or of its copy in scratch (`$LATO_SCRATCH` or the temporary folder, at most 20 GB, oldest out first)."""
+    """A local path of a source: its own, or of its copy in scratch (`$LATO_SCRATCH` or the temporary folder; over 20 GB those unused for an hour go)."""
     if is_local(uri):
         yield Path(uri.removeprefix("file://"))
         return
@@ -90,17 +92,24 @@ def staged(uri: str) -> Iterator[Path]:
             os.replace(part, target)
         finally:
             Path(part).unlink(missing_ok=True)
-        _evict(scratch, keep=target)
+        _evict(scratch)
+    else:
+        os.utime(target)
     yield target
 
 
-def _evict(scratch: Path, keep: Path) -> None:
-    files = sorted((file for file in scratch.iterdir() if file.suffix != ".part"), key=lambda file: file.stat().st_mtime)
-    total = sum(file.stat().st_size for file in files)
-    for file in files:
-        if total <= _SCRATCH_BYTES or file == keep:
+def _evict(scratch: Path) -> None:
+    """Deletes the oldest copies over the limit; never one of the last hour, which another worker may be reading."""
+    found = []
+    for file in scratch.iterdir():
+        with suppress(FileNotFoundError):  # another worker evicts too
+            status = file.stat()
+            found.append((status.st_mtime, status.st_size, file))
+    total = sum(size for _, size, _ in found)
+    for used, size, file in sorted(found):
+        if total <= _SCRATCH_BYTES or used > time.time() - _IN_USE:
             break
-        total -= file.stat().st_size
+        total -= size
         file.unlink(missing_ok=True)
 
 

@@ -15,6 +15,7 @@ from data_pipeline.build import DataConfig, build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.divide import divide
 from data_pipeline.extend import Base, merge
+from data_pipeline.forget import forget
 from data_pipeline.judge import PairingConfig, Usage
 from data_pipeline.pack import read_index, read_manifest
 from data_pipeline.split import SplitConfig, find_components
@@ -157,3 +158,19 @@ def test_labels_are_taken_in_a_page_and_beat_the_filters(first, models):
     verdicts = {row["key"]: row["verdict"] for row in read_candidates(labelled.uri)}
     assert verdicts[accepted.key] == "labelled bad"
     assert verdicts[refused.key] in ("accepted", "quota", "near-duplicate")
+
+
+def test_forgetting_somebody_who_has_no_sample_takes_refused_pairs_too(models, tmp_path):
+    """The digest stays, as no sample goes; tables and lists beside the shards no longer name the source."""
+    version = build_dataset(config(6, pairing=PairingConfig(per_identity=1)), str(tmp_path), models)
+    rows = read_candidates(version.uri)
+    everybody = {row["source_id"] for row in rows}
+    strict = PairingConfig(min_sharpness=max(row["sharpness"] for row in rows if row["verdict"] == "accepted"))
+    few = build_dataset(config(6, name="few", pairing=strict), str(tmp_path), models)
+    without = sorted(everybody - {row["source_id"] for row in read_manifest(few.uri)})[0]
+    forget(str(tmp_path), source=without)
+    assert read_index(few.uri)["digest"] == few.digest
+    assert without not in {row["source_id"] for row in read_candidates(few.uri)}
+    for name in ("components.json", "report.html"):
+        assert not (tmp_path / "versions/few" / name).exists()
+    assert verify_version(few.uri) == []
