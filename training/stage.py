@@ -1,0 +1,70 @@
+"""What a stage says of its model and data; `training.engine` does the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from training.mixture import Mixture, Sample
+
+Batch = dict[str, Any]
+"""What `read` makes of some samples: tensors (and dataclasses, lists, dicts of them) on the CPU; the engine moves them to the device."""
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """The loss of a micro-batch of B samples."""
+
+    per_sample: Tensor
+    """(B,) losses, differentiable. Their mean over the global batch is what is trained on, so that it does not depend on how the batch is cut."""
+    tokens: int
+    """Tokens that went through the model."""
+    shown: dict[str, Tensor] = field(default_factory=dict)
+    """Further numbers for the log, detached scalars."""
+
+
+class Stage(Protocol):
+    """One of the three trainings."""
+
+    name: str
+    data: Mixture
+    """Training samples."""
+    sources: list[str]
+    """A short name of each of the mixture's sources, for the log."""
+
+    def build(self) -> nn.Module:
+        """The module on the CPU, equal on all ranks. Only parameters that require a gradient are trained and saved."""
+        ...
+
+    def read(self, samples: list[Sample]) -> Batch:
+        """Reads and draws what `loss` needs; may run in another thread, ahead of its step."""
+        ...
+
+    def length(self, sample: Sample) -> int:
+        """Something that grows with a sample's cost (its text's length): a step's samples are dealt to micro-batches by it. 0 where all are alike."""
+        ...
+
+    def loss(self, module: nn.Module, batch: Batch) -> StepLoss:
+        """The loss of a batch. `module` is what DeepSpeed made of the module: call it, do not reach into it."""
+        ...
+
+    def after_step(self, module: nn.Module, step: int, steps: int) -> dict[str, float]:
+        """What changes outside the optimizer (a codebook), once a step, on every rank; numbers for the log."""
+        ...
+
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        """Held-out numbers, on every rank; `held_out` is the one that must fall."""
+        ...
+
+    def pictures(self, module: nn.Module) -> dict[str, npt.NDArray[np.uint8]]:
+        """Sample grids (H, W, 3) RGB by name, from fixed samples and seeds; on every rank (at ZeRO-3 a forward pass is a collective)."""
+        ...
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        """Writes what the stage hands on; on one rank, with a whole module on the CPU."""
+        ...
