@@ -216,6 +216,20 @@ def delete(uri: str) -> None:
         filesystem.rm_file(path)
 
 
+def delete_folder(uri: str) -> None:
+    """Deletes a folder and all below it; one that is gone already is well."""
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    failpoint(uri)
+    with suppress(FileNotFoundError):
+        filesystem.rm(path, recursive=True)
+
+
+def size_of(uri: str) -> int:
+    """Bytes of a file."""
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    return int(filesystem.size(path))
+
+
 def sha256_bytes(data: bytes) -> str:
     """Hex digest of bytes."""
     return hashlib.sha256(data).hexdigest()

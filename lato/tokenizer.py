@@ -46,9 +46,9 @@ class TokenizerOutput:
     codes: Tensor
     """(B, 68) int64."""
     reconstruction_loss: Tensor
-    """Mean absolute error in units of half a canvas."""
+    """(B,) mean absolute error in units of half a canvas."""
     commit_loss: Tensor
-    """Mean squared distance of encoder outputs from their codes, gradient to the encoder only."""
+    """(B,) mean squared distance of encoder outputs from their codes, gradient to the encoder only."""
     perplexity: Tensor
     """exp of the entropy of the batch's code use."""
     codes_used: Tensor
@@ -287,8 +287,8 @@ class LandmarkTokenizer(ModelMixin, ConfigMixin):
         return TokenizerOutput(
             reconstruction=_to_canvas(decoded),
             codes=codes.unflatten(0, vectors.shape[:2]),
-            reconstruction_loss=F.l1_loss(decoded, _from_canvas(landmarks)),
-            commit_loss=F.mse_loss(vectors, quantized.detach()),
+            reconstruction_loss=(decoded - _from_canvas(landmarks)).abs().mean((1, 2)),
+            commit_loss=(vectors - quantized.detach()).square().mean((1, 2)),
             codes_used=(statistics.count > 0).sum(),
             perplexity=torch.exp(-(share * torch.log(share + 1e-6)).sum()),
             statistics=statistics,

@@ -1,103 +1,224 @@
-"""Committed checkpoints: a folder is a checkpoint once its COMPLETE marker lies in it, and that is written last, with a hash of every file."""
+"""Committed checkpoints, written while training goes on, in files that depend on no number of ranks.
+
+A checkpoint is a folder `step-000123`: each rank's ranges of weights, moments and average by parameter name (safetensors), buffers and counters once, and a
+COMPLETE marker with every file's hash, written last. Without a marker it is no checkpoint. DeepSpeed's own format is not used: docs/decisions.md says why.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import random
-import shutil
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
 
-from infra.storage import commit, sha256_file
-from training import portable
+from infra.errors import UserError
+from infra.storage import commit, commit_file, delete_folder, exists, is_local, join, list_folders, read_bytes, sha256_file, size_of
+from training.ema import Ema
+from training.shards import optimizer_step, shards
+from training.zero import reducible
 
-_MARKER = "COMPLETE"
+MARKER = "COMPLETE"
 
 
-def save(folder: Path, step: int, engine: Any, keep: int, held_out: float | None = None) -> Path:
-    """Saves model, optimizer, buffers and random state of all ranks at `folder/step-000123`; called on every rank.
+@dataclass
+class _Writing:
+    """A checkpoint on its way."""
+
+    step: int
+    held_out: float | None
+    thread: threading.Thread
+    error: str | None = None
+
+
+class Checkpoints:
+    """The checkpoints of a run.
 
     Args:
-        folder: Of all checkpoints.
-        step: Steps done.
-        engine: DeepSpeed's.
+        folder: URI; a path, or a folder of an object store.
         keep: How many of the newest stay; the one with the lowest held-out number stays beside them.
-        held_out: That number at this step, where it was measured.
-
-    Returns:
-        The checkpoint's folder.
     """
-    target = folder / f"step-{step:06d}"
-    unfinished = folder / f".step-{step:06d}"
-    if dist.get_rank() == 0:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-    dist.barrier()
-    engine.save_checkpoint(str(unfinished), tag="engine", save_latest=False)
-    portable.save(unfinished, engine)
-    commit(str(unfinished / f"random-{dist.get_rank():04d}.json"), json.dumps(_random_state()).encode())
-    dist.barrier()
-    if dist.get_rank() == 0:
-        files = sorted(path for path in unfinished.rglob("*") if path.is_file())
-        for path in files:
-            _fsync(path)
-        manifest = {str(path.relative_to(unfinished)): sha256_file(str(path)) for path in files}
-        commit(
-            str(unfinished / _MARKER),
-            json.dumps({"step": step, "world_size": dist.get_world_size(), "held_out": held_out, "files": manifest}, indent=1).encode(),
-        )
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(unfinished, target)
-        for old in _superfluous(complete(folder), keep):
-            shutil.rmtree(old)
-    dist.barrier()
-    return target
+
+    def __init__(self, folder: str, keep: int) -> None:
+        self._folder, self._keep = folder, keep
+        self._writing: _Writing | None = None
+
+    def save(self, step: int, engine: Any, ema: Ema | None, held_out: float | None) -> None:
+        """Copies the state to the host's memory and begins to write it; called on every rank. `settle` commits it.
+
+        Args:
+            step: Steps done.
+            engine: DeepSpeed's.
+            ema: The average, if one is kept.
+            held_out: The held-out number at this step, where it was measured.
+        """
+        assert self._writing is None, "settle comes before the next save"
+        tensors, ranges = _own_ranges(engine, ema)
+        about = {"ranges": ranges, "random": _random_state()}
+        shared = _shared_state(engine) if dist.get_rank() == 0 else None
+        folder = join(self._folder, f"step-{step:06d}")
+        thread = threading.Thread(target=self._write, args=(folder, tensors, about, shared), name="checkpoint", daemon=True)
+        self._writing = _Writing(step, held_out, thread)
+        thread.start()
+
+    def state(self) -> tuple[bool, bool]:
+        """Whether this rank's part is still being written, and whether it failed."""
+        if self._writing is None:
+            return False, False
+        return self._writing.thread.is_alive(), self._writing.error is not None
+
+    def settle(self, writing: bool, failed: bool) -> str | None:
+        """Commits what all ranks have written; called on every rank with the ranks' common answer (any writing, any failed).
+
+        Returns:
+            What went wrong, on every rank; None where nothing did or the write is not over.
+        """
+        if self._writing is None or writing:
+            return None
+        current, self._writing = self._writing, None
+        folder = join(self._folder, f"step-{current.step:06d}")
+        if failed:
+            said: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(said, current.error)
+            if dist.get_rank() == 0:
+                delete_folder(folder)
+            return (
+                f"the checkpoint of step {current.step} could not be written ({next(text for text in said if text)}); the last one stands"
+            )
+        if dist.get_rank() == 0:
+            self._commit(folder, current)
+        return None
+
+    def finish(self) -> str | None:
+        """Waits for what is being written and commits it; called on every rank."""
+        if self._writing is None:
+            return None
+        self._writing.thread.join()
+        failed = reducible([self.state()[1]])
+        dist.all_reduce(failed, dist.ReduceOp.MAX)
+        said = self.settle(False, bool(failed))
+        dist.barrier()
+        return said
+
+    def _write(
+        self, folder: str, tensors: dict[str, Tensor], about: dict[str, Any], shared: tuple[dict[str, Tensor], dict[str, Any]] | None
+    ) -> None:
+        current = self._writing
+        try:
+            name = f"rank-{dist.get_rank():05d}-of-{dist.get_world_size():05d}"
+            files = {f"{name}.safetensors": _write_tensors(tensors, join(folder, f"{name}.safetensors"))}
+            if shared is not None:
+                files["shared.safetensors"] = _write_tensors(shared[0], join(folder, "shared.safetensors"))
+                data = json.dumps(shared[1]).encode()
+                commit(join(folder, "counters.json"), data)
+                files["counters.json"] = {"sha256": sha256_file(join(folder, "counters.json")), "bytes": len(data)}
+            commit(join(folder, f"{name}.json"), json.dumps(about | {"files": files}).encode())
+        except (OSError, UserError, RuntimeError) as error:  # told by every rank at the next step; training goes on
+            assert current is not None
+            current.error = str(error) or type(error).__name__
+
+    def _commit(self, folder: str, current: _Writing) -> None:
+        files: dict[str, Any] = {}
+        for rank in range(dist.get_world_size()):
+            name = f"rank-{rank:05d}-of-{dist.get_world_size():05d}.json"
+            data = read_bytes(join(folder, name))
+            files |= json.loads(data)["files"]
+            files[name] = {"sha256": sha256_file(join(folder, name)), "bytes": len(data)}
+        marker = {"step": current.step, "world_size": dist.get_world_size(), "held_out": current.held_out, "files": files}
+        commit(join(folder, MARKER), json.dumps(marker, indent=1).encode())
+        for old in superfluous(markers(self._folder), self._keep):
+            delete_folder(old)
 
 
-def _superfluous(checkpoints: list[Path], keep: int) -> list[Path]:
+def markers(folder: str) -> dict[str, dict[str, Any]]:
+    """Folder -> marker of every checkpoint that has one, the oldest first."""
+    found = [path for path in list_folders(folder) if path.rsplit("/", 1)[-1].startswith("step-") and exists(join(path, MARKER))]
+    return {path: json.loads(read_bytes(join(path, MARKER))) for path in found}
+
+
+def newest(folder: str) -> str | None:
+    """The newest checkpoint whose files are all there and whole (by hash; on an object store by size). A torn one is passed over."""
+    for path, marker in reversed(markers(folder).items()):
+        if all(_is_whole(join(path, name), entry) for name, entry in marker["files"].items()):
+            return path
+    return None
+
+
+def best(folder: str) -> str | None:
+    """The checkpoint with the lowest held-out number."""
+    measured = {path: marker["held_out"] for path, marker in markers(folder).items() if marker["held_out"] is not None}
+    return min(measured, key=lambda path: measured[path]) if measured else None
+
+
+def superfluous(found: Mapping[str, Mapping[str, Any]], keep: int) -> list[str]:
     """All but the newest, and but the best of those that were measured."""
-    measured = [(value, path) for path in checkpoints if (value := json.loads((path / _MARKER).read_text()).get("held_out")) is not None]
-    best = min(measured, key=lambda entry: entry[0])[1] if measured else None
-    return [path for path in checkpoints[:-keep] if path != best]
+    measured = {path: marker["held_out"] for path, marker in found.items() if marker["held_out"] is not None}
+    kept = min(measured, key=lambda path: measured[path]) if measured else None
+    return [path for path in list(found)[:-keep] if path != kept]
 
 
-def complete(folder: Path) -> list[Path]:
-    """Checkpoints whose files are all there with the right content, the oldest first. A torn one is passed over."""
-    found = []
-    for marker in sorted(folder.glob(f"step-*/{_MARKER}")):
-        files = json.loads(marker.read_text())["files"]
-        if all((marker.parent / name).is_file() and sha256_file(str(marker.parent / name)) == digest for name, digest in files.items()):
-            found.append(marker.parent)
-    return found
+def sweep(folder: str) -> None:
+    """Deletes what killed runs left: checkpoints without a marker. Called by one rank, before training."""
+    for path in list_folders(folder):
+        if path.rsplit("/", 1)[-1].startswith("step-") and not exists(join(path, MARKER)):
+            delete_folder(path)
 
 
-def load_newest(folder: Path, engine: Any) -> int:
-    """Loads the newest complete checkpoint into the engine; returns its step, 0 without one.
+def _own_ranges(engine: Any, ema: Ema | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Copies of this rank's ranges, and what they are: name -> (start, length, shape)."""
+    tensors: dict[str, Tensor] = {}
+    ranges: dict[str, Any] = {}
+    for shard in shards(engine):
+        if shard.own.stop <= shard.own.start:
+            continue
+        ranges[shard.name] = (shard.start + shard.own.start, shard.own.stop - shard.own.start, shard.shape)
+        parts = {"weight": shard.weight, **shard.moments}
+        if ema is not None:
+            parts["ema"] = ema.values[shard.name]
+        for part, tensor in parts.items():
+            tensors[f"{part}/{shard.name}"] = tensor[shard.own].detach().to("cpu", copy=True)
+    return tensors, ranges
 
-    On the number of ranks that wrote it, all of it, random state too: the run goes on bit for bit. On another, what does not belong to a rank: weights,
-    moments, buffers, counters; draws are a function of (seed, epoch, key) anyway.
-    """
-    usable = complete(folder)
-    if not usable:
-        return 0
-    marker = json.loads((usable[-1] / _MARKER).read_text())
-    if marker["world_size"] != dist.get_world_size():
-        portable.load(usable[-1], engine)
-        return int(marker["step"])
-    loaded, _ = engine.load_checkpoint(str(usable[-1]), tag="engine")
-    assert loaded is not None, f"DeepSpeed did not load {usable[-1]}"
-    state = json.loads((usable[-1] / f"random-{dist.get_rank():04d}.json").read_text())
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, np.uint32), *rest))
-    torch.set_rng_state(torch.tensor(list(bytes.fromhex(state["torch"])), dtype=torch.uint8))
-    return int(marker["step"])
+
+def _shared_state(engine: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    buffers = {f"buffer/{name}": buffer.detach().to("cpu", copy=True).contiguous() for name, buffer in engine.module.named_buffers()}
+    counters = {
+        "optimizer_step": optimizer_step(engine),
+        "global_steps": engine.global_steps,
+        "global_samples": engine.global_samples,
+        "schedule": engine.lr_scheduler.state_dict() | {"lr_lambdas": None},
+    }
+    return buffers, counters
+
+
+def _write_tensors(tensors: dict[str, Tensor], uri: str) -> dict[str, Any]:
+    """Writes a safetensors file to stay; returns its hash and size."""
+    with tempfile.TemporaryDirectory(prefix="lato-checkpoint-") as scratch:
+        path = uri.removeprefix("file://") if is_local(uri) else str(Path(scratch) / "tensors")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path)
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+        entry = {"sha256": sha256_file(path), "bytes": Path(path).stat().st_size}
+        if not is_local(uri):
+            commit_file(path, uri)
+        return entry
+
+
+def _is_whole(uri: str, entry: Mapping[str, Any]) -> bool:
+    if not exists(uri) or size_of(uri) != entry["bytes"]:
+        return False
+    return not is_local(uri) or sha256_file(uri) == entry["sha256"]
 
 
 def _random_state() -> dict[str, Any]:
@@ -106,9 +227,5 @@ def _random_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": [name, np.asarray(keys).tolist(), *rest],
         "torch": bytes(torch.get_rng_state().tolist()).hex(),
+        "cuda": bytes(torch.cuda.get_rng_state().tolist()).hex() if torch.cuda.is_available() else None,
     }
-
-
-def _fsync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -1,238 +1,244 @@
-"""The engine: DeepSpeed ZeRO around a stage. It knows no Ray: it runs wherever the five variables of a process group are set.
+"""The engine: DeepSpeed ZeRO around a stage. It knows no Ray and no MLflow: it runs wherever the five variables of a process group are set, and writes files.
 
-A non-finite loss or gradient on any rank stops all of them before weights, codebook, optimizer or counter change, and names the samples.
+A step is: read, forward, vote (loss finite), backward, vote (gradients finite), optimizer, average, codebook. A failed vote stops all ranks before weights,
+codebook, average, schedule or counter change. Files of a run: `metrics.jsonl`, `pictures/`, `checkpoints/`, `ranks/` (heartbeats), `export/`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from infra.errors import UserError
+from infra.storage import commit
 from training import checkpoint
 from training.config import EngineConfig
-from training.data import batch_indices
-from training.requests import Preempted, Requests, listen
+from training.ema import Ema
+from training.guards import Alarms, GradientWatch, Heartbeat, NotFinite, RankLost, slow_ranks, stop_unless_finite
+from training.loader import Loader
+from training.meter import Meter, be_deterministic, rounded, seed_everything
+from training.mixture import Sample
+from training.requests import SAMPLE, SAVE, STOP, Preempted, Requests, listen
+from training.restore import load
+from training.stage import Stage, device_of, to_device
+from training.zero import initialise, start_process_group
 
 Report = Callable[[dict[str, Any]], None]
 """Takes one line of metrics; called on rank 0."""
 
 
-class Stage(Protocol):
-    """What a stage knows of its model and data."""
-
-    name: str
-    keys: list[str]
-    """Training samples."""
-
-    def build(self) -> nn.Module:
-        """The module, its weights set; equal on all ranks."""
-        ...
-
-    def loss(self, module: nn.Module, samples: list[tuple[str, int]]) -> tuple[Tensor, dict[str, float]]:
-        """Mean loss over (key, epoch) samples, and numbers to show."""
-        ...
-
-    def after_step(self, module: nn.Module, step: int, steps: int) -> dict[str, float]:
-        """What changes outside the optimizer (a codebook), once a step."""
-        ...
-
-    def validate(self, module: nn.Module) -> dict[str, float]:
-        """Held-out numbers; `held_out` is the one that must fall."""
-        ...
-
-    def export(self, module: nn.Module, folder: Path) -> None:
-        """Writes what the stage hands on."""
-        ...
-
-
-class NotFinite(RuntimeError):
-    """A loss or gradient was NaN or infinite."""
-
-
-def run(stage: Stage, config: EngineConfig, folder: Path, report: Report) -> None:
-    """Trains a stage from its newest checkpoint to its end and exports it; called on every rank of a process group whose variables are set.
+def run(
+    stage: Stage, config: EngineConfig, folder: Path, checkpoints: str | None = None, preempted: Callable[[], bool] = lambda: False
+) -> None:
+    """Trains a stage from its newest checkpoint to its end; called on every rank of a process group whose variables are set.
 
     Args:
         stage: What is trained.
         config: How.
-        folder: `checkpoints/` and `export/` go below it.
-        report: Takes metrics on rank 0.
+        folder: Of the run, seen by all ranks.
+        checkpoints: URI of the checkpoints' folder, if not below the run's (an object store).
+        preempted: Whether this rank's machine is about to be taken away; the ranks then save once.
 
     Raises:
         NotFinite: On all ranks.
         Preempted: On all ranks, after a checkpoint was written.
+        RankLost: Another rank ended or hangs; names it.
         ValueError: The global batch does not divide over ranks and accumulation.
     """
-    engine = _initialise(stage.build(), config)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    micro, left = divmod(config.global_batch, world * config.accumulation)
-    if left or not micro:
-        raise ValueError(f"global_batch {config.global_batch} does not divide over {world} ranks x {config.accumulation} micro-batches")
-    finite = _watch_gradients(engine.module)
-    step = checkpoint.load_newest(folder / "checkpoints", engine)
-    if step == 0:
-        before = _validate(stage, engine.module)  # on all ranks: at ZeRO-3 a forward pass is a collective
-        if rank == 0:
-            report({"step": 0, **before})
-    with listen(folder, config.save_minutes) as requests:
-        _train(engine, stage, config, folder, report, finite, requests, step, micro)
-    with _whole(engine.module, config.zero_stage):
-        if rank == 0:
-            stage.export(engine.module, folder / "export")
-    dist.barrier()
+    start_process_group(config.timeout_minutes)
+    if config.deterministic:
+        be_deterministic()
+    seed_everything(config.seed + dist.get_rank())
+    heart = Heartbeat(folder / "ranks", dist.get_rank())
+    training = _Training(stage, config, folder, checkpoints or str(folder / "checkpoints"), heart)
+    try:
+        with listen(folder, config.save_minutes, preempted) as requests:
+            training.go(requests)
+        dist.barrier()
+    except (NotFinite, Preempted):
+        raise
+    except RuntimeError as error:  # what torch raises where a collective is given up
+        if any(sign in str(error) for sign in ("Timed out", "timed out", "closed by peer", "Connection reset", "Broken pipe", "NCCL")):
+            raise RankLost(f"training stopped in a collective: {heart.missing()}") from error
+        raise
 
 
-def _train(
-    engine: Any,
-    stage: Stage,
-    config: EngineConfig,
-    folder: Path,
-    report: Report,
-    finite: list[Tensor],
-    requests: Requests,
-    step: int,
-    micro: int,
-) -> None:
-    rank, world = dist.get_rank(), dist.get_world_size()
-    started, first = time.monotonic(), step
-    while step < config.steps:
-        order = batch_indices(step, config.global_batch, len(stage.keys), config.seed)
-        mine = [order[(part * world + rank) * micro :][:micro] for part in range(config.accumulation)]
-        metrics = _train_step(engine, stage, config, mine, finite, step)
-        step += 1
-        done = step == config.steps
-        evaluate = done or step % config.eval_every == 0
-        if evaluate:
-            metrics |= _validate(stage, engine.module)
-        if rank == 0 and (evaluate or step % config.log_every == 0):
-            rate = (step - first) / (time.monotonic() - started)
-            report({"step": step, "steps": config.steps, "steps_per_second": rate, "seconds_left": (config.steps - step) / rate, **metrics})
-        asked = requests.poll()
-        if done or asked.stop or asked.save or step % config.checkpoint_every == 0:
-            checkpoint.save(folder / "checkpoints", step, engine, config.keep, metrics.get("held_out"))
-            if rank == 0:
-                requests.answered()
-        if asked.stop and not done:
-            raise Preempted(f"asked to end after step {step}: saved, and the same command goes on from there")
+class _Training:
+    """One run on one rank."""
+
+    def __init__(self, stage: Stage, config: EngineConfig, folder: Path, checkpoints: str, heart: Heartbeat) -> None:
+        self._stage, self._config, self._folder, self._heart = stage, config, folder, heart
+        self._rank, self._world = dist.get_rank(), dist.get_world_size()
+        self._report = write_line(folder / "metrics.jsonl") if self._rank == 0 else _ignore
+        self._engine = initialise(stage.build(), stage.weights(), config)
+        self._watch = GradientWatch(self._engine.module)
+        self._ema = Ema(self._engine, config.ema) if config.ema else None
+        self._meter = Meter()
+        self._alarms = Alarms(stage.floors, config.warmup + 50)
+        self._checkpoints = checkpoint.Checkpoints(checkpoints, config.keep)
+        self._micro = config.global_batch // (self._world * config.accumulation)
+        self._step = self._resume(checkpoints)
+
+    def go(self, requests: Requests) -> None:
+        """To the end, or to where it is asked to stop."""
+        config = self._config
+        if self._step == 0:
+            self._report({"step": 0, **self._validate()})
+        loader = Loader(self._stage.read, self.plan, self._step, config.steps, config.prefetch)
+        started, first = time.monotonic(), self._step
+        with contextlib.closing(loader):
+            for parts in loader:
+                metrics, alarms = self._train_step(parts, loader.waited)
+                self._step += 1
+                done = self._step == config.steps
+                asked = requests.poll(*self._checkpoints.state())
+                alarms += filter(None, [self._checkpoints.settle(asked.writing, asked.failed)])
+                evaluate = done or self._step % config.eval_every == 0
+                if evaluate:
+                    metrics |= self._validate()
+                if done or asked.sample or (config.picture_every and self._step % config.picture_every == 0):
+                    self._draw()
+                if evaluate or alarms or self._step % config.log_every == 0:
+                    alarms += slow_ranks(self._meter.own_seconds) if self._world > 1 else []
+                    rate = (self._step - first) / (time.monotonic() - started)
+                    ahead = {"steps": config.steps, "steps_per_second": rate, "seconds_left": (config.steps - self._step) / rate}
+                    told: dict[str, Any] = {"alarms": alarms} if alarms else {}
+                    self._report({"step": self._step, **ahead, **metrics, **self._meter.read(self._world), **told})
+                if done or asked.stop or asked.save or self._step % config.checkpoint_every == 0:
+                    self._save(metrics.get("held_out"))
+                    self._answer(requests, asked.save, asked.sample)
+                elif asked.sample:
+                    self._answer(requests, False, True)
+                if asked.stop and not done:
+                    self._finish()
+                    if self._rank == 0:
+                        requests.answered(STOP)
+                    raise Preempted(f"asked to end after step {self._step}: saved, and the same command goes on from there")
+        self._finish()
+
+    def plan(self, step: int) -> list[list[Sample]]:
+        """This rank's micro-batches of a step: the same global batch for any number of ranks, dealt by length so that long samples meet long ones."""
+        batch = self._stage.data.batch(step, self._config.global_batch)
+        batch.sort(key=self._stage.length)  # stable: samples of one length stay in order
+        return [batch[(part * self._world + self._rank) * self._micro :][: self._micro] for part in range(self._config.accumulation)]
+
+    def _train_step(self, parts: list[tuple[list[Sample], Any]], waited: float) -> tuple[dict[str, float], list[str]]:
+        engine, meter = self._engine, self._meter
+        engine.train()
+        self._heart.beat(self._step, "step")
+        losses: list[Tensor] = []
+        flags: list[Tensor] = []
+        shown: dict[str, list[Tensor]] = {}
+        for samples, batch in parts:
+            with meter.phase("forward"), meter.count_arithmetic():
+                result = self._stage.loss(engine, to_device(batch, engine.device))
+                loss = result.per_sample.float().mean()
+            stop_unless_finite([torch.isfinite(loss.detach())], "loss", self._step, [samples])
+            with meter.phase("backward"):
+                engine.backward(loss)
+                flags.append(self._watch.taken())
+            if len(flags) == len(parts):
+                stop_unless_finite(flags, "gradient", self._step, [own for own, _ in parts])
+            with meter.phase("optimizer"):
+                engine.step()
+            losses.append(result.per_sample.detach().float())
+            for name, value in result.shown.items():
+                shown.setdefault(name, []).append(value)
+            meter.add(len(samples), result.tokens)
+        with meter.phase("optimizer"):
+            if self._ema is not None:
+                self._ema.update(engine, self._step + 1)
+            changed = self._stage.after_step(engine.module, self._step + 1, self._config.steps)
+        meter.step(waited)
+        metrics = self._mean_losses(torch.cat(losses), [sample.source for samples, _ in parts for sample in samples])
+        metrics |= {name: float(torch.stack(values).float().mean()) for name, values in shown.items()} | changed
+        metrics["lr"] = float(engine.get_lr()[0])
+        norm = engine.get_global_grad_norm()
+        if norm is not None:
+            metrics["grad_norm"] = float(norm)
+        return metrics, self._alarms.look(self._step + 1, metrics)
+
+    def _mean_losses(self, losses: Tensor, sources: list[int]) -> dict[str, float]:
+        """Means over the global batch, in all and by source; one all-reduce, equal on all ranks."""
+        names = self._stage.sources
+        index = torch.tensor(sources, device=losses.device)
+        sums = torch.zeros(2, len(names), device=losses.device, dtype=torch.float64)
+        sums[0].index_add_(0, index, losses.double())
+        sums[1].index_add_(0, index, torch.ones_like(losses, dtype=torch.float64))
+        dist.all_reduce(sums)
+        totals, counts = sums.tolist()
+        metrics = {"loss": sum(totals) / sum(counts)}
+        if len(names) > 1:
+            metrics |= {f"loss/{name}": total / count for name, total, count in zip(names, totals, counts, strict=True) if count}
+        return metrics
+
+    def _averaged(self) -> Any:
+        return self._ema.in_place(self._engine) if self._ema is not None else contextlib.nullcontext()
+
+    def _validate(self) -> dict[str, float]:
+        """Held-out numbers of what would be exported. On all ranks: at ZeRO-3 a forward pass is a collective."""
+        self._heart.beat(self._step, "validation")
+        with self._averaged(), _as_in_use(self._engine.module):
+            return self._stage.validate(self._engine.module)
+
+    def _draw(self) -> None:
+        import cv2
+
+        self._heart.beat(self._step, "pictures")
+        with self._averaged(), _as_in_use(self._engine.module):
+            pictures = self._stage.pictures(self._engine.module)
+        if self._rank == 0:
+            for name, picture in pictures.items():
+                png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+                try:
+                    commit(str(self._folder / "pictures" / f"{name}-{self._step:06d}.png"), png)
+                except UserError as error:  # a full disk: told, and training goes on
+                    self._tell(str(error))
+
+    def _save(self, held_out: float | None) -> None:
+        self._heart.beat(self._step, "checkpoint")
+        self._tell(self._checkpoints.finish())
+        self._checkpoints.save(self._step, self._engine, self._ema, held_out)
+
+    def _finish(self) -> None:
+        self._tell(self._checkpoints.finish())
+
+    def _tell(self, alarm: str | None) -> None:
+        if alarm:
+            self._report({"step": self._step, "alarms": [alarm]})
+
+    def _answer(self, requests: Requests, saved: bool, sampled: bool) -> None:
+        if self._rank == 0:
+            for name, met in ((SAVE, saved), (SAMPLE, sampled)):
+                if met:
+                    requests.answered(name)
+
+    def _resume(self, checkpoints: str) -> int:
+        chosen: list[Any] = [None]
+        if self._rank == 0:
+            checkpoint.sweep(checkpoints)
+            chosen = [checkpoint.newest(checkpoints)]
+        dist.broadcast_object_list(chosen, 0)
+        return int(load(chosen[0], self._engine, self._ema)["step"]) if chosen[0] else 0
 
 
-def _train_step(
-    engine: Any, stage: Stage, config: EngineConfig, parts: list[list[tuple[int, int]]], finite: list[Tensor], step: int
-) -> dict[str, float]:
-    engine.train()
-    metrics: dict[str, float] = {}
-    for part in parts:
-        samples = [(stage.keys[index], epoch) for index, epoch in part]
-        loss, shown = stage.loss(engine, samples)
-        _stop_unless(torch.isfinite(loss.detach()).all(), "loss", step, samples)
-        finite[0] = torch.ones((), dtype=torch.bool)
-        engine.backward(loss)
-        _stop_unless(finite[0], "gradient", step, samples)
-        engine.step()
-        metrics = {"loss": float(loss.detach()), **shown}
-    metrics["lr"] = float(engine.get_lr()[0])
-    norm = engine.get_global_grad_norm()
-    if norm is not None:
-        metrics["grad_norm"] = float(norm)
-    return metrics | stage.after_step(engine.module, step + 1, config.steps)
-
-
-def _stop_unless(ok: Tensor, what: str, step: int, samples: list[tuple[str, int]]) -> None:
-    """Stops all ranks when one of them saw something that is not finite."""
-    votes: list[Any] = [None] * dist.get_world_size()
-    verdict = ok.to(torch.int32).cpu().clone()
-    dist.all_reduce(verdict, dist.ReduceOp.MIN)
-    if int(verdict):
-        return
-    keys = [key for key, _ in samples] if not bool(ok) else []
-    dist.all_gather_object(votes, keys)
-    guilty = "; ".join(f"rank {rank}: {', '.join(names)}" for rank, names in enumerate(votes) if names)
-    raise NotFinite(
-        f"the {what} of step {step + 1} is not finite ({guilty}). Nothing was changed by this step. Look at these samples, or lower the rate."
-    )
-
-
-def _watch_gradients(module: nn.Module) -> list[Tensor]:
-    """A flag that falls when a gradient that is not finite passes any parameter; seen before ranks are averaged, at every ZeRO stage."""
-    flag = [torch.ones((), dtype=torch.bool)]
-
-    def look(gradient: Tensor) -> None:
-        flag[0] = flag[0] & torch.isfinite(gradient).all().cpu()
-
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            parameter.register_hook(look)
-    return flag
-
-
-def _validate(stage: Stage, module: nn.Module) -> dict[str, float]:
+@contextlib.contextmanager
+def _as_in_use(module: nn.Module) -> Any:
+    """No gradient, no dropout, and random states as they were afterwards."""
+    devices = [device_of(module)] if torch.cuda.is_available() else []
     module.eval()
-    with torch.no_grad(), torch.random.fork_rng():
-        values = stage.validate(module)
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        yield
     module.train()
-    return values
-
-
-def _whole(module: nn.Module, zero_stage: int) -> Any:
-    """A context in which every parameter is whole (at ZeRO-3 they are partitioned)."""
-    if zero_stage < 3:
-        return contextlib.nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(list(module.parameters()))
-
-
-def _initialise(module: nn.Module, config: EngineConfig) -> Any:
-    for name in ("DeepSpeed", "deepspeed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
-    import deepspeed
-
-    # without these two, DeepSpeed compiles C++ at start on a CPU (minutes, or an error without a compiler)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
-    decayed = [p for n, p in module.named_parameters() if p.requires_grad and p.ndim >= 2 and not n.startswith("null_landmarks")]
-    others = [p for n, p in module.named_parameters() if p.requires_grad and (p.ndim < 2 or n.startswith("null_landmarks"))]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, config))
-    world = dist.get_world_size()
-    engine, *_ = deepspeed.initialize(
-        model=module,
-        optimizer=optimizer,
-        lr_scheduler=schedule,
-        config={
-            "train_batch_size": config.global_batch,
-            "train_micro_batch_size_per_gpu": config.global_batch // (world * config.accumulation),
-            "gradient_accumulation_steps": config.accumulation,
-            "gradient_clipping": config.clip,
-            "zero_optimization": {"stage": config.zero_stage},
-            "bf16": {"enabled": config.precision == "bf16"},
-            "zero_allow_untested_optimizer": True,
-            "steps_per_print": 10**9,
-        },
-    )
-    return engine
-
-
-def rate_factor(step: int, config: EngineConfig) -> float:
-    """Learning rate at a step, as a share of the highest: warm-up, constant, linear fall to a tenth."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    start = config.decay_from * config.steps
-    if step <= start:
-        return 1.0
-    return max(0.1, 1.0 - 0.9 * (step - start) / max(1.0, config.steps - start))
 
 
 def write_line(path: Path) -> Report:
@@ -240,7 +246,15 @@ def write_line(path: Path) -> Report:
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def report(values: Mapping[str, Any]) -> None:
-        with path.open("a") as file:
-            file.write(json.dumps({"time": time.time(), **values}) + "\n")
+        line = json.dumps(rounded({"time": time.time(), **values}))
+        try:
+            with path.open("a") as file:
+                file.write(line + "\n")
+        except OSError as error:  # a full disk does not end a training: the line goes where a person or a log collector sees it
+            print(f"{path}: {error.strerror}; not written: {line}", file=sys.stderr, flush=True)
 
     return report
+
+
+def _ignore(values: Mapping[str, Any]) -> None:
+    """Other ranks report nothing."""

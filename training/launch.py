@@ -1,23 +1,35 @@
-"""Ray Train around the engine; the one file that imports `ray.train`. Ray places and starts the ranks; it is given no checkpoint and keeps none."""
+"""Starts the ranks of a training and waits for them: by Ray Train (the one file that imports `ray.train`), or as plain processes on this machine.
+
+Ray places and starts ranks; it is given no checkpoint and keeps none. What a rank reports it writes to the run's folder, which the driver follows.
+"""
 
 from __future__ import annotations
 
 import json
-import threading
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from infra.console import duration, say
 from infra.errors import UserError
-from infra.storage import commit, sha256_file, sha256_json
+from infra.storage import commit, sha256_json
 from infra.tracking import open_run
-from training.config import EngineConfig
+from training.follow import Follower, read_metrics
+from training.requests import STOP
+from training.stage_factory import Job
 
-VERSION = 1
-"""Raise it when equal configs would train another model."""
+VERSION = 2
+"""Raise it when equal jobs would train another model."""
+Launcher = Literal["ray", "plain"]
 
 
 @dataclass(frozen=True)
@@ -37,53 +49,48 @@ class TrainResult:
 
 
 def train(
-    stage: str,
-    make_stage: Callable[[], Any],
-    engine: EngineConfig,
-    made_of: dict[str, Any],
-    work: str,
+    job: Job,
+    inputs: dict[str, str],
     tracking_uri: str,
     experiment: str,
-    parent_run_id: str | None,
-    dataset: tuple[str, str],
+    parent_run_id: str | None = None,
+    launcher: Launcher = "ray",
 ) -> TrainResult:
-    """Trains a stage with DeepSpeed on Ray Train; a finished stage is recognised, an interrupted one goes on from its newest checkpoint.
+    """Trains a stage; a finished one is recognised, an interrupted one goes on from its newest checkpoint.
 
     Args:
-        stage: Its name; outputs go to `work/runs/<stage>`.
-        make_stage: Builds the stage object, on every rank.
-        engine: Steps, batch, ranks.
-        made_of: What the result depends on (config, dataset digest, digests of inputs).
-        work: The work folder, seen by all ranks.
+        job: What and where.
+        inputs: Digests of what else the result depends on (datasets by URI, tokenizer, text encoder).
         tracking_uri: MLflow.
         experiment: MLflow experiment.
         parent_run_id: MLflow parent.
-        dataset: Name and digest, for lineage.
+        launcher: Who starts the ranks.
 
     Raises:
         UserError: A rank stopped; says why.
     """
-    folder = (Path(work) / "runs" / stage).absolute()
-    fingerprint = sha256_json({"version": VERSION, "stage": stage, **made_of})
+    folder = Path(job.folder)
+    made_of = {"version": VERSION, "config": job.config.model_dump(mode="json"), "inputs": inputs}
+    fingerprint = sha256_json(made_of)
     result_file = folder / "result.json"
-    if result_file.is_file():
-        known = json.loads(result_file.read_text())
-        if known["fingerprint"] == fingerprint:
-            say(f"  {stage}: trained already, held-out {known['first']:.4f} -> {known['last']:.4f}")
-            return TrainResult(
-                stage, folder / "export", folder / "metrics.jsonl", known["first"], known["last"], known["seconds"], known["run_id"]
-            )
+    if result_file.is_file() and (known := json.loads(result_file.read_text()))["fingerprint"] == fingerprint:
+        say(f"  {job.stage}: trained already, held-out {known['first']:.4f} -> {known['last']:.4f}")
+        return TrainResult(
+            job.stage, folder / "export", folder / "metrics.jsonl", known["first"], known["last"], known["seconds"], known["run_id"]
+        )
     _start_afresh_unless(folder, fingerprint)
     state = json.loads((folder / "state.json").read_text())
-    run = open_run(tracking_uri, experiment, stage, str(folder / "mlflow_backlog.jsonl"), parent_run_id, state.get("run_id"))
+    run = open_run(tracking_uri, experiment, job.stage, str(folder / "mlflow_backlog.jsonl"), parent_run_id, state.get("run_id"))
     commit(str(folder / "state.json"), json.dumps({"fingerprint": fingerprint, "run_id": run.run_id}).encode())
     run.params(made_of)
-    run.dataset("pairs", dataset[1], dataset[0])
+    for source in job.data:
+        run.dataset("pairs", inputs[source.uri], source.uri)
     started = time.monotonic()
-    follower = _Follower(stage, folder / "metrics.jsonl", run)
+    follower = Follower(job.stage, folder, run)
     follower.start()
     try:
-        _fit(make_stage, engine, folder)
+        with _passing_on_stops(folder):
+            (_fit_ray if launcher == "ray" else _fit_plain)(job, folder)
     except BaseException:
         follower.finish()
         run.close("FAILED")
@@ -91,121 +98,133 @@ def train(
     follower.finish()
     held = [line["held_out"] for line in read_metrics(folder / "metrics.jsonl") if "held_out" in line]
     seconds = time.monotonic() - started
-    for file in sorted((folder / "export").glob("*.json")):
-        run.artifact(str(file), "export")
     run.close()
     result = {"fingerprint": fingerprint, "first": held[0], "last": held[-1], "seconds": seconds, "run_id": run.run_id}
     commit(str(result_file), json.dumps(result).encode())
-    say(f"  {stage}: held-out {held[0]:.4f} -> {held[-1]:.4f} in {duration(seconds)}")
-    return TrainResult(stage, folder / "export", folder / "metrics.jsonl", held[0], held[-1], seconds, run.run_id)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; of a step that was made twice (after an interruption) the later counts."""
-    by_step: dict[int, dict[str, Any]] = {}
-    for line in path.read_text().splitlines():
-        entry = json.loads(line)
-        by_step[entry["step"]] = entry
-    return [by_step[step] for step in sorted(by_step)]
+    say(f"  {job.stage}: held-out {held[0]:.4f} -> {held[-1]:.4f} in {duration(seconds)}")
+    return TrainResult(job.stage, folder / "export", folder / "metrics.jsonl", held[0], held[-1], seconds, run.run_id)
 
 
 def _start_afresh_unless(folder: Path, fingerprint: str) -> None:
-    """Clears what belongs to another config, and keeps what an interrupted run of this one left."""
-    import shutil
-
+    """Clears what belongs to another job, and keeps what an interrupted run of this one left."""
     state = folder / "state.json"
-    if state.is_file() and json.loads(state.read_text())["fingerprint"] == fingerprint:
+    if not state.is_file() or json.loads(state.read_text())["fingerprint"] != fingerprint:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        commit(str(state), json.dumps({"fingerprint": fingerprint}).encode())
+    shutil.rmtree(folder / "failures", ignore_errors=True)
+    shutil.rmtree(folder / "ranks", ignore_errors=True)
+
+
+@contextmanager
+def _passing_on_stops(folder: Path) -> Iterator[None]:
+    """SIGTERM to the driver asks the ranks to save and end; where this is not the main thread, nothing is passed on."""
+
+    def ask(*_: Any) -> None:
+        (folder / STOP).touch()
+
+    try:
+        before = signal.signal(signal.SIGTERM, ask)
+    except ValueError:
+        yield
         return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    commit(str(state), json.dumps({"fingerprint": fingerprint}).encode())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def _fit(make_stage: Callable[[], Any], engine: EngineConfig, folder: Path) -> None:
+def _fit_ray(job: Job, folder: Path) -> None:
     import torch
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpu = torch.cuda.is_available()
+    workers = job.engine.workers
+    _check_resources(workers, gpu)
     trainer = TorchTrainer(
-        _rank,
-        train_loop_config={"make_stage": make_stage, "engine": engine, "folder": str(folder)},
-        scaling_config=ScalingConfig(num_workers=engine.workers, use_gpu=gpu, resources_per_worker={"CPU": 1, "GPU": int(gpu)}),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=600),
+        _ray_rank,
+        train_loop_config={"job": job.model_dump_json()},
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": 1, "GPU": int(gpu)}),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=int(60 * job.engine.timeout_minutes)),
+        # a machine that is taken away is replaced and the ranks start again from their newest checkpoint; what fails otherwise is told
         run_config=RunConfig(name=folder.name, storage_path=str(folder / "ray"), failure_config=FailureConfig(max_failures=0)),
     )
     try:
         trainer.fit()
     except Exception as error:  # Ray wraps what a rank raised in errors of its own, with several tracebacks
-        failure = folder / "failure.txt"
-        if failure.is_file():
-            raise UserError(f"training of {folder.name} stopped: {failure.read_text()}") from error
-        raise
+        raise _told(job, folder, f"Ray Train: {str(error).splitlines()[0]}") from error
 
 
-def _rank(settings: dict[str, Any]) -> None:
-    import traceback
+def _check_resources(workers: int, gpu: bool) -> None:
+    """Raises UserError where Ray could never place the ranks: it would wait."""
+    import ray
 
-    import torch
+    for name, needed in (("CPU", workers), *((("GPU", workers),) if gpu else ())):
+        there = ray.cluster_resources().get(name, 0.0)
+        if needed > there:
+            raise UserError(
+                f"engine.workers: {workers} ranks need {needed} {name}s, the Ray cluster has {there:g}. Lower engine.workers, or add machines."
+            )
 
-    from training import engine
 
-    torch.set_num_threads(1)
-    folder = Path(settings["folder"])
-    (folder / "failure.txt").unlink(missing_ok=True)
+def _ray_rank(settings: dict[str, Any]) -> None:
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    from training.rank import work
+
+    # read here, not by ray.train.get_preemption_info(): that is a barrier of its own at every step, and the ranks agree anyway
+    notices = get_train_context().preemption_context
+    work(Job.model_validate_json(settings["job"]), lambda: notices.preemption_info is not None)
+
+
+def _fit_plain(job: Job, folder: Path) -> None:
+    """As many processes as ranks, the variables of a process group set, as torchrun does on one machine."""
+    job_file = folder / "job.json"
+    commit(str(job_file), job.model_dump_json().encode())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = job.engine.workers
+    ranks = []
+    for rank in range(world):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        command = [sys.executable, "-m", "training.rank", str(job_file)]
+        with _said_by(folder, rank).open("w") as said:
+            ranks.append(subprocess.Popen(command, env=os.environ | place, stdout=said, stderr=said))
     try:
-        engine.run(settings["make_stage"](), settings["engine"], folder, engine.write_line(folder / "metrics.jsonl"))
-    except Exception as error:
-        (folder / "failure.txt").write_text(f"{type(error).__name__}: {error}")
-        (folder / "traceback.txt").write_text(traceback.format_exc())
-        raise
+        while any(process.poll() is None for process in ranks):
+            time.sleep(0.1)
+            if any(process.poll() not in (None, 0) for process in ranks):
+                _wait_for_the_others(ranks)
+    finally:
+        for process in ranks:
+            process.kill()
+    ended = {rank: process.returncode for rank, process in enumerate(ranks) if process.returncode}
+    if ended:
+        last = next((text.strip().splitlines()[-1] for rank in ended if (text := _said_by(folder, rank).read_text()).strip()), "")
+        statuses = ", ".join(f"rank {rank}: {status}" for rank, status in ended.items())
+        raise _told(job, folder, f"processes ended ({statuses}). {last}")
 
 
-class _Follower(threading.Thread):
-    """Reads the metrics file as it grows: prints a line now and then, and logs to MLflow. The driver owns both, so nothing is printed twice."""
+def _said_by(folder: Path, rank: int) -> Path:
+    """The output of a plain process."""
+    return folder / f"rank-{rank:05d}.log"
 
-    def __init__(self, stage: str, path: Path, run: Any) -> None:
-        super().__init__(daemon=True, name=f"follow-{stage}")
-        self._stage, self._path, self._run = stage, path, run
-        self._over = threading.Event()
-        self._read = path.stat().st_size if path.exists() else 0
-        self._printed = 0.0
-        self._checkpoints: set[str] = set()
 
-    def run(self) -> None:
-        while not self._over.wait(1.0):
-            self._drain()
-        self._drain()
+def _wait_for_the_others(ranks: list[subprocess.Popen[bytes]]) -> None:
+    """A rank has ended badly: the others notice at their next collective and say so."""
+    for process in ranks:
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
-    def finish(self) -> None:
-        """Takes what is left and ends."""
-        self._over.set()
-        self.join()
 
-    def _drain(self) -> None:
-        for marker in sorted((self._path.parent / "checkpoints").glob("step-*/COMPLETE")):
-            if marker.parent.name not in self._checkpoints:
-                self._checkpoints.add(marker.parent.name)
-                try:
-                    said = {"uri": str(marker.parent), "sha256": sha256_file(str(marker)), **json.loads(marker.read_text())}
-                except FileNotFoundError:  # retention took it in this moment
-                    continue
-                self._run.text(json.dumps(said, indent=1), f"checkpoints/{marker.parent.name}.json")
-        if not self._path.exists():
-            return
-        with self._path.open() as file:
-            file.seek(self._read)
-            for line in file:
-                if not line.endswith("\n"):
-                    break  # still being written
-                self._read += len(line.encode())
-                self._take(json.loads(line))
-
-    def _take(self, line: dict[str, Any]) -> None:
-        step = line["step"]
-        self._run.metrics({k: v for k, v in line.items() if k not in ("time", "step", "steps", "seconds_left")}, step)
-        if "held_out" in line or time.monotonic() - self._printed > 10:
-            self._printed = time.monotonic()
-            parts = [f"{name} {line[name]:.4f}" for name in ("loss", "held_out") if name in line]
-            left = f"{line['steps_per_second']:.2f} steps/s, {duration(line['seconds_left'])} left" if line.get("seconds_left") else ""
-            say(f"  {self._stage}: step {step}  " + "  ".join(filter(None, [*parts, left])))
+def _told(job: Job, folder: Path, otherwise: str) -> UserError:
+    """What stopped a training, from what the ranks wrote down: the cause before those that only lost a rank."""
+    failures = [json.loads(path.read_text()) for path in sorted((folder / "failures").glob("rank-*.json"))]
+    failures.sort(key=lambda failure: failure["kind"] == "RankLost")
+    text = failures[0]["text"] if failures else otherwise
+    return UserError(f"training of {job.stage} stopped: {text}\n  (in {folder}; the same command goes on from the newest checkpoint)")

@@ -1,20 +1,21 @@
-"""What is asked of a running training from outside: stop (SIGTERM, preemption), save now, or save by the clock. All ranks agree before any acts."""
+"""What is asked of a running training from outside: stop (SIGTERM, preemption), save now, sample now, or save by the clock. All ranks agree before any acts."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
-SAVE = "save-now"
-"""A file of this name in the run's folder asks for a checkpoint; it is deleted when that is written."""
+from training.zero import reducible
+
+SAVE, SAMPLE, STOP = "save-now", "sample-now", "stop-now"
+"""A file of such a name in the run's folder asks for a checkpoint, a sample grid, or a checkpoint and the end; it is deleted when that is done."""
 
 
 class Preempted(RuntimeError):
@@ -23,39 +24,48 @@ class Preempted(RuntimeError):
 
 @dataclass(frozen=True)
 class Asked:
-    """What all ranks are to do after a step."""
+    """What all ranks agree on after a step."""
 
     stop: bool
     save: bool
+    sample: bool
+    writing: bool
+    """Some rank's part of a checkpoint is still being written."""
+    failed: bool
+    """Some rank's part could not be written."""
 
 
 class Requests:
     """Asks at every step whether somebody wants something."""
 
-    def __init__(self, folder: Path, save_minutes: float | None) -> None:
-        self._file, self._every = folder / SAVE, save_minutes
+    def __init__(self, folder: Path, save_minutes: float | None, preempted: Callable[[], bool]) -> None:
+        self._folder, self._every, self._preempted = folder, save_minutes, preempted
         self._last = time.monotonic()
+        self._warned = False
         self.stop = False
 
-    def poll(self) -> Asked:
-        """What the ranks were asked, agreed on by one all-reduce of two numbers. A stop that reached one rank stops all."""
+    def poll(self, writing: bool, failed: bool) -> Asked:
+        """What the ranks were asked, and how their checkpoints stand, agreed on by one all-reduce of five numbers. A stop that reached one rank stops all."""
         due = self._every is not None and time.monotonic() - self._last > 60 * self._every
-        mine = torch.tensor([int(self.stop), int(due or self._file.exists())])
+        warned = self._preempted()
+        save = due or (self._folder / SAVE).exists() or (warned and not self._warned)
+        self._warned = warned
+        mine = reducible([self.stop or (self._folder / STOP).exists(), save, (self._folder / SAMPLE).exists(), writing, failed])
         dist.all_reduce(mine, dist.ReduceOp.MAX)
-        stop, save = (bool(flag) for flag in mine)
-        if save:
+        asked = Asked(*(bool(flag) for flag in mine))
+        if asked.save:
             self._last = time.monotonic()
-        return Asked(stop, save)
+        return asked
 
-    def answered(self) -> None:
-        """A checkpoint was written: the request is done. Called on rank 0."""
-        self._file.unlink(missing_ok=True)
+    def answered(self, name: str) -> None:
+        """A request was met. Called on rank 0."""
+        (self._folder / name).unlink(missing_ok=True)
 
 
 @contextmanager
-def listen(folder: Path, save_minutes: float | None) -> Iterator[Requests]:
-    """Requests of a run; SIGTERM is one of them where this is the main thread (elsewhere Python does not let it be caught)."""
-    requests = Requests(folder, save_minutes)
+def listen(folder: Path, save_minutes: float | None, preempted: Callable[[], bool]) -> Iterator[Requests]:
+    """Requests of a run; SIGTERM is one of them where this is the main thread (elsewhere Python does not let it be caught, and the file is the way)."""
+    requests = Requests(folder, save_minutes, preempted)
     if threading.current_thread() is not threading.main_thread():
         yield requests
         return

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from training.mixture import Mixture, Sample
@@ -36,9 +39,16 @@ class Stage(Protocol):
     """Training samples."""
     sources: list[str]
     """A short name of each of the mixture's sources, for the log."""
+    floors: dict[str, tuple[float, str]]
+    """Metrics that should not fall below a limit after warm-up, with what to say when they do."""
 
     def build(self) -> nn.Module:
-        """The module on the CPU, equal on all ranks. Only parameters that require a gradient are trained and saved."""
+        """The module on the CPU, equal on all ranks; what is too large for that on the meta device. Only parameters that require a gradient are trained
+        and saved."""
+        ...
+
+    def weights(self) -> Mapping[str, Tensor] | None:
+        """Values for what `build` left on the meta device, by name, read one at a time (memory-mapped files); None where nothing was."""
         ...
 
     def read(self, samples: list[Sample]) -> Batch:
@@ -68,3 +78,24 @@ class Stage(Protocol):
     def export(self, module: nn.Module, folder: Path) -> None:
         """Writes what the stage hands on; on one rank, with a whole module on the CPU."""
         ...
+
+
+T = TypeVar("T")
+
+
+def to_device(value: T, device: torch.device) -> T:
+    """A batch with all its tensors on a device; dicts, lists, tuples and dataclasses are gone through."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)  # type: ignore[return-value]
+    if isinstance(value, dict):
+        return {name: to_device(inner, device) for name, inner in value.items()}  # type: ignore[return-value]
+    if isinstance(value, list | tuple):
+        return type(value)(to_device(inner, device) for inner in value)  # type: ignore[call-arg,return-value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{f.name: to_device(getattr(value, f.name), device) for f in dataclasses.fields(value)})  # type: ignore[return-value]
+    return value
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes."""
+    return next(module.parameters()).device

@@ -2,31 +2,65 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.data import Dataset
+from pydantic import model_validator
+
+from infra.config import Config
+from training.config import DataSource, EngineConfig
+from training.data import mixture, open_sources
+from training.stage import Stage
 from training.stages.dit import DitConfig, DitStage
 from training.stages.predictor import PredictorConfig, PredictorStage
 from training.stages.tokenizer import TokenizerConfig, TokenizerStage
 
+StageConfig = TokenizerConfig | PredictorConfig | DitConfig
+CONFIGS: dict[str, type[StageConfig]] = {"tokenizer": TokenizerConfig, "predictor": PredictorConfig, "dit": DitConfig}
 
-@dataclass(frozen=True)
-class MakeStage:
-    """Builds a stage on a rank."""
 
-    config: TokenizerConfig | PredictorConfig | DitConfig
-    dataset: str
+class Job(Config):
+    """Everything that a rank needs to know of a training; goes to it as JSON."""
+
+    stage: str
+    """`tokenizer`, `predictor` or `dit`."""
+    config: StageConfig
+    """Of the stage."""
+    data: tuple[DataSource, ...]
+    """What it is trained on."""
+    folder: str
+    """Of the run, seen by all ranks."""
+    checkpoints: str | None = None
+    """Folder of the checkpoints, where it is not in the run's."""
     tokenizer: str | None = None
-    text_cache: str | None = None
+    """Folder of the trained tokenizer (dit)."""
+    encoded: str | None = None
+    """Folder of the encoded samples (dit)."""
 
-    def __call__(self) -> Any:
+    @model_validator(mode="before")
+    @classmethod
+    def _config_of_stage(cls, given: Any) -> Any:
+        if isinstance(given, dict) and isinstance(given.get("config"), dict):
+            given = given | {"config": CONFIGS[given["stage"]].model_validate(given["config"])}
+        return given
+
+    @property
+    def engine(self) -> EngineConfig:
+        """Of the training."""
+        return self.config.engine
+
+    @property
+    def checkpoint_folder(self) -> str:
+        """Where checkpoints are."""
+        return self.checkpoints or str(Path(self.folder) / "checkpoints")
+
+    def make(self) -> Stage:
         """The stage object."""
-        dataset = Dataset.open(self.dataset)
+        datasets = open_sources(list(self.data))
+        mixed = mixture(datasets, list(self.data), self.engine.seed)
         if isinstance(self.config, TokenizerConfig):
-            return TokenizerStage(self.config, dataset)
+            return TokenizerStage(self.config, datasets, mixed)
         if isinstance(self.config, PredictorConfig):
-            return PredictorStage(self.config, dataset)
-        assert self.tokenizer and self.text_cache, "the dit stage needs a tokenizer and text states"
-        return DitStage(self.config, dataset, Path(self.tokenizer), Path(self.text_cache))
+            return PredictorStage(self.config, datasets, mixed)
+        assert self.tokenizer and self.encoded, "the dit stage needs a tokenizer and encoded samples"
+        return DitStage(self.config, datasets, mixed, Path(self.tokenizer), Path(self.encoded))

@@ -77,7 +77,7 @@ def bench_tokenizer() -> list[str]:
 
     def backward(commit: Tensor, reconstruction: Tensor) -> None:
         tokenizer.zero_grad()
-        (reconstruction + 0.25 * commit).backward()
+        (reconstruction.mean() + 0.25 * commit.mean()).backward()
 
     def ours() -> None:
         output = tokenizer(faces)

@@ -1,207 +1,291 @@
-"""The engine in two real processes with DeepSpeed on gloo: exact resume, the finite guard, and equal batches for any number of ranks."""
+"""The engine in real processes with DeepSpeed on gloo: exact resume, the guards, requests, other numbers of ranks."""
 
 import json
 import os
+import signal
+import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
-from torch import nn
 
-from training import checkpoint, engine, portable
+from tests.training.toy import BASE, Toy, enter, leave, train_all
+from training import checkpoint, zero
 from training.config import EngineConfig
-from training.data import batch_indices, sample_generator
+from training.export import export
+from training.guards import Alarms
+from training.mixture import Mixture, Sample, sample_generator
+from training.restore import ShardFiles, load
 
-BASE = {"global_batch": 4, "warmup": 2, "checkpoint_every": 5, "eval_every": 100, "log_every": 1, "lr": 1e-2}
-
-
-class Toy:
-    """A stage: y = Wx from noisy draws, with a buffer that moves after each step and a dropout that draws from the global state."""
-
-    name = "toy"
-
-    def __init__(self, poison=None):
-        self.keys = [f"k{n}" for n in range(11)]
-        self._poison = poison
-
-    def build(self):
-        torch.manual_seed(1)
-        model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.1), nn.Linear(8, 3))
-        model.register_buffer("moved", torch.zeros(3))
-        return model
-
-    def loss(self, module, samples):
-        draws = torch.stack([torch.randn(9, generator=sample_generator(0, epoch, key)) for key, epoch in samples])
-        loss = (module(draws[:, :6]) - draws[:, 6:]).square().mean()
-        if self._poison and any(key == self._poison.strip("~") for key, _ in samples):
-            hidden = self._poison.startswith("~")  # the loss stays finite, its gradient does not
-            loss = loss + (0 * module(draws[:, :6]).sum()).abs().sqrt() if hidden else loss * float("nan")
-        return loss, {}
-
-    def after_step(self, module, step, steps):
-        module.moved += step
-        return {}
-
-    def validate(self, module):
-        return {"held_out": float(module(torch.ones(1, 6)).square().mean())}
-
-    def export(self, module, folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save({name: tensor.clone() for name, tensor in module.state_dict().items()}, folder / "model.pt")
+pytestmark = pytest.mark.slow
+STAGES = (0, 1, 2, 3)
 
 
-def _rank(rank, world, port, jobs):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
-    torch.set_num_threads(1)
-    for folder, config, poison in jobs:
-        folder = Path(folder)
-        torch.manual_seed(100 + rank)
-        try:
-            engine.run(Toy(poison), EngineConfig(**config), folder, engine.write_line(folder / "metrics.jsonl"))
-        except engine.NotFinite as error:
-            (folder / f"stopped-{rank}.txt").write_text(str(error))
-        except engine.Preempted as error:
-            (folder / f"preempted-{rank}.txt").write_text(str(error))
-    _leave()
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
-def _leave():
-    """Together: a process that is gone while another still speaks aborts it."""
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-def run(jobs, world=2, port=29640):
-    for folder, _, _ in jobs:
+def run(jobs, world=2, target=train_all):
+    jobs = [(str(folder), config, *toy) if toy else (str(folder), config, {}) for folder, config, *toy in jobs]
+    for folder, *_ in jobs:
         Path(folder).mkdir(parents=True, exist_ok=True)
-    multiprocessing.spawn(_rank, (world, port, jobs), nprocs=world)
+    multiprocessing.spawn(target, (world, free_port(), jobs), nprocs=world)
 
 
-def weights(folder):
-    return torch.load(Path(folder) / "export/model.pt", weights_only=True)
+def state(folder):
+    """Step, and every tensor of the newest checkpoint, whole, by part and name."""
+    path = checkpoint.newest(str(Path(folder) / "checkpoints"))
+    marker = json.loads((Path(path) / checkpoint.MARKER).read_text())
+    with ShardFiles.open(path, marker["world_size"]) as files:
+        parts = [part for part in ("weight", "exp_avg", "exp_avg_sq", "ema") if files.has(part)]
+        return marker["step"], {f"{part}/{name}": files.whole(part, name) for part in parts for name in files.shapes} | files.shared()
 
 
-@pytest.mark.slow
-def test_twenty_steps_are_ten_and_ten_bit_for_bit_at_every_zero_stage(tmp_path):
-    jobs, later = [], []
-    for stage in (0, 1, 2, 3):
-        whole, parts = tmp_path / f"whole{stage}", tmp_path / f"parts{stage}"
-        config = BASE | {"zero_stage": stage, "steps": 20}
-        jobs += [(str(whole), config, None), (str(parts), config | {"steps": 10, "decay_from": 2.0 * 0.7}, None)]
-        later.append((str(parts), config, None))
-    run(jobs)
-    assert [path.name for path in checkpoint.complete(tmp_path / "parts2" / "checkpoints")] == ["step-000005", "step-000010"]
-    run(later, port=29641)  # new processes: all state comes from the checkpoint
-    for stage in (0, 1, 2, 3):
-        whole, parts = weights(tmp_path / f"whole{stage}"), weights(tmp_path / f"parts{stage}")
-        assert whole["moved"].tolist() == [210.0] * 3
-        for name in whole:
-            assert torch.equal(whole[name], parts[name]), (stage, name)
-        lines = [json.loads(line) for line in (tmp_path / f"whole{stage}" / "metrics.jsonl").read_text().splitlines()]
-        assert lines[0]["step"] == 0
-        assert "held_out" in lines[-1]
+def equal(one, other, where):
+    assert one.keys() == other.keys(), where
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), (where, name)
 
 
-@pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_all_ranks_and_changes_nothing(tmp_path):
-    poisoned = 3  # the step in which the bad sample comes
-    order = [batch_indices(step, 4, 11, 0) for step in range(5)]
-    key = f"k{order[poisoned][0][0]}"
-    steps_before = min(step for step, places in enumerate(order) if any(f"k{index}" == key for index, _ in places))
-    config = BASE | {"steps": 20, "checkpoint_every": 1}
-    kinds = {f"{kind}{stage}": (stage, key if kind == "loss" else f"~{key}") for stage in (0, 1, 2, 3) for kind in ("loss", "gradient")}
-    run([(str(tmp_path / name), config | {"zero_stage": stage}, poison) for name, (stage, poison) in kinds.items()], port=29642)
+def lines(folder):
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+VARIANTS = {
+    **{f"zero{stage}": {"zero_stage": stage, "ema": 0.9} for stage in STAGES},
+    **{f"zero{stage}-bf16": {"zero_stage": stage, "ema": 0.9, "precision": "bf16"} for stage in STAGES},
+    "zero2-accumulation": {"zero_stage": 2, "accumulation": 2},
+    "zero3-offload": {"zero_stage": 3, "offload": "all"},
+    "zero2-offload": {"zero_stage": 2, "offload": "optimizer", "prefetch": 0},
+}
+
+
+def test_twenty_steps_are_ten_and_ten_bit_for_bit(tmp_path):
+    """Weights, moments, average, buffers; at every ZeRO stage, in fp32 and bf16, with accumulation and offload; all state comes from the checkpoint."""
+    whole, first, rest = [], [], []
+    for name, variant in VARIANTS.items():
+        config = BASE | variant | {"steps": 20}
+        whole.append((tmp_path / f"{name}-whole", config))
+        first.append((tmp_path / name, config | {"steps": 10, "decay_from": 1.4}))
+        rest.append((tmp_path / name, config))
+    run(whole + first)
+    run(rest)
+    for name in VARIANTS:
+        step, uninterrupted = state(tmp_path / f"{name}-whole")
+        assert step == 20
+        assert uninterrupted["buffer/moved"].tolist() == [210.0] * 3
+        equal(uninterrupted, state(tmp_path / name)[1], name)
+        assert any(key.startswith("ema/") for key in uninterrupted) == ("ema" in VARIANTS[name])
+    held = [line for line in lines(tmp_path / "zero0-whole") if "held_out" in line]
+    assert held[0]["step"] == 0
+    assert held[-1]["step"] == 20
+    assert (tmp_path / "zero0-whole" / "pictures" / "grid-000020.png").exists()
+
+
+def test_ranks_accumulation_stages_and_prefetch_change_how_not_what(tmp_path):
+    """Without dropout, which draws from a rank's own state, equal global batches give equal weights."""
+    config = BASE | {"steps": 6, "zero_stage": 0}
+    still = {"dropout": 0.0}
+    ways = {
+        "accumulation": {"accumulation": 2},
+        "zero2": {"zero_stage": 2, "prefetch": 0},
+        "zero3": {"zero_stage": 3},
+        "remade": {"checkpoint_activations": True},
+    }
+    run([(tmp_path / "plain", config, still), *((tmp_path / name, config | way, still) for name, way in ways.items())])
+    run([(tmp_path / "alone", config, still)], world=1)
+    _, plain = state(tmp_path / "plain")
+    for name in ("alone", *ways):
+        for key, tensor in state(tmp_path / name)[1].items():
+            assert torch.allclose(tensor, plain[key], atol=1e-5), (name, key)
+        for one, other in zip(lines(tmp_path / "plain"), lines(tmp_path / name), strict=True):
+            assert {name: one[name] for name in ("loss", "held_out") if name in one} == pytest.approx(
+                {name: other[name] for name in ("loss", "held_out") if name in other}, rel=1e-4
+            )
+
+
+def test_what_is_not_finite_stops_all_ranks_and_changes_nothing(tmp_path):
+    order = [Toy().data.batch(step, 4) for step in range(6)]
+    key = order[2][0].key  # an epoch has eleven samples: it does not come before the third step
+    before = min(step for step, batch in enumerate(order) if any(sample.key == key for sample in batch))
+    config = BASE | {"steps": 20, "checkpoint_every": 1, "ema": 0.9}
+    kinds = {f"{kind}{stage}": (stage, key if kind == "loss" else f"~{key}") for stage in STAGES for kind in ("loss", "gradient")}
+    run([(tmp_path / name, config | {"zero_stage": stage}, {"poison": poison}) for name, (stage, poison) in kinds.items()])
     for name in kinds:
         for rank in (0, 1):
             said = (tmp_path / name / f"stopped-{rank}.txt").read_text()
-            assert f"step {steps_before + 1} is not finite" in said
+            assert f"step {before + 1} is not finite" in said
             assert key in said
             assert name.rstrip("0123") in said
-        # the newest checkpoint is of the step before, and nothing was written after it
-        names = [path.name for path in checkpoint.complete(tmp_path / name / "checkpoints")]
-        assert (names[-1] if names else "step-000000") == f"step-{steps_before:06d}"
+        assert state(tmp_path / name)[0] == before == 2  # the newest checkpoint is of the step before
 
 
-def _preempt(rank, world, port, folder):
-    """SIGTERM to rank 1 alone, in the middle of the run; and before that a request for a checkpoint."""
-    import signal
-    import threading
+def _untouched(rank, world, port, jobs):
+    """Runs into a poisoned sample and compares what is then in the engine with the checkpoint of the step before."""
+    from training import engine as engine_module
+    from training.shards import shards
+
+    enter(rank, world, port)
+    kept = {}
+    before = engine_module._Training._train_step
+
+    def look(self, parts, waited):
+        kept["training"] = self
+        kept["before"] = {
+            s.name: [t.clone() for t in (s.weight, *s.moments.values(), self._ema.values[s.name])] for s in shards(self._engine)
+        }
+        kept["buffers"] = [buffer.clone() for buffer in self._engine.module.buffers()]
+        kept["lr"] = self._engine.get_lr()
+        return before(self, parts, waited)
+
+    engine_module._Training._train_step = look
+    for folder, config, toy in jobs:
+        with pytest.raises(engine_module.NotFinite):
+            engine_module.run(Toy(**toy), EngineConfig(**config), Path(folder))
+        training = kept["training"]
+        for shard in shards(training._engine):
+            now = (shard.weight, *shard.moments.values(), training._ema.values[shard.name])
+            assert all(torch.equal(a, b) for a, b in zip(kept["before"][shard.name], now, strict=True)), (folder, shard.name)
+        assert all(torch.equal(a, b) for a, b in zip(kept["buffers"], training._engine.module.buffers(), strict=True))
+        assert kept["lr"] == training._engine.get_lr()
+        (Path(folder) / f"looked-{rank}").touch()
+    leave()
+
+
+def test_weights_moments_average_and_buffers_stay_when_a_gradient_is_not_finite(tmp_path):
+    key = Toy().data.batch(4, 4)[0].key
+    config = BASE | {"steps": 20, "ema": 0.9}
+    run([(tmp_path / str(stage), config | {"zero_stage": stage}, {"poison": f"~{key}"}) for stage in STAGES], target=_untouched)
+    assert len(list(tmp_path.glob("*/looked-*"))) == 8
+
+
+def _asked(rank, world, port, jobs):
+    """Asks for a checkpoint and a grid, then SIGTERM to rank 1 alone."""
+    folder = Path(jobs[0][0])
 
     def ask():
-        metrics = Path(folder) / "metrics.jsonl"
+        metrics = folder / "metrics.jsonl"
         while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
-            pass
+            time.sleep(0.01)
         if rank == 0:
-            (Path(folder) / "save-now").write_text("")
-        while len(metrics.read_text().splitlines()) < 12:
-            pass
+            (folder / "save-now").touch()
+            (folder / "sample-now").touch()
+        while (folder / "save-now").exists() or not list((folder / "checkpoints").glob("*/COMPLETE")):
+            time.sleep(0.01)
         if rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=ask, daemon=True).start()
-    _rank(rank, world, port, [(folder, BASE | {"steps": 2000, "checkpoint_every": 5000, "keep": 5}, None)])
+    train_all(rank, world, port, jobs)
 
 
-@pytest.mark.slow
-def test_a_stop_that_reaches_one_rank_saves_and_ends_all_and_a_save_is_made_on_request(tmp_path):
-    multiprocessing.spawn(_preempt, (2, 29643, str(tmp_path)), nprocs=2)
-    said = [(tmp_path / f"preempted-{rank}.txt").read_text() for rank in (0, 1)]
+def test_a_stop_that_reaches_one_rank_saves_and_ends_all_and_requests_are_met(tmp_path):
+    run([(tmp_path, BASE | {"steps": 20000, "checkpoint_every": 50000, "keep": 5})], target=_asked)
+    said = [(tmp_path / f"stopped-{rank}.txt").read_text() for rank in (0, 1)]
     assert said[0] == said[1]
+    assert said[0].startswith("Preempted")
     last = int(said[0].split("step ")[1].split(":")[0])
-    names = [path.name for path in checkpoint.complete(tmp_path / "checkpoints")]
-    assert names[-1] == f"step-{last:06d}"
-    assert len(names) == 2  # the one that was asked for, and the last
-    assert not (tmp_path / "save-now").exists()
-    assert not (tmp_path / "export").exists()
-    run([(str(tmp_path), BASE | {"steps": last + 3, "checkpoint_every": 5000}, None)], port=29644)
-    lines = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert lines[-3:] == [last + 1, last + 2, last + 3]  # it went on where it stopped
+    found = checkpoint.markers(str(tmp_path / "checkpoints"))
+    assert [marker["step"] for marker in found.values()][-1] == last
+    assert len(found) == 2  # the one that was asked for, and the last
+    assert len(list((tmp_path / "pictures").iterdir())) == 1
+    assert not (tmp_path / "sample-now").exists()
+    run([(tmp_path, BASE | {"steps": last + 3, "checkpoint_every": 50000})])
+    assert [line["step"] for line in lines(tmp_path)][-3:] == [last + 1, last + 2, last + 3]  # it went on where it stopped
 
 
 def _load(rank, world, port, jobs):
-    """Loads each run's newest checkpoint on another number of ranks, and writes down what is then in the engine."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
-    torch.set_num_threads(1)
-    for folder, config in jobs:
-        deep = engine._initialise(Toy().build(), EngineConfig(**config))
-        step = checkpoint.load_newest(Path(folder) / "checkpoints", deep)
-        tensors, counters = portable.gather(deep)
+    """Loads each run's newest checkpoint on another number of ranks, and saves it again at once."""
+    from training.ema import Ema
+
+    enter(rank, world, port)
+    zero.start_process_group(2)
+    for folder, config, toy in jobs:
+        config = EngineConfig(**config)
+        deep = zero.initialise(Toy(**toy).build(), None, config)
+        ema = Ema(deep, 0.9)
+        marker = load(checkpoint.newest(str(Path(folder) / "checkpoints")), deep, ema)
+        again = checkpoint.Checkpoints(str(Path(folder) / f"again-{world}" / "checkpoints"), 2)
+        again.save(marker["step"], deep, ema, None)
+        again.finish()
         if rank == 0:
-            torch.save({"step": step, "tensors": tensors, "counters": counters, "lr": deep.get_lr()}, Path(folder) / f"loaded-{world}.pt")
-    _leave()
+            (Path(folder) / f"lr-{world}.json").write_text(json.dumps(deep.get_lr()))
+    leave()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 3])
 def test_another_number_of_ranks_goes_on_with_the_same_state(tmp_path, world):
-    """Two ranks stop after ten steps; one or three find equal weights, moments, buffers and counters, and train on."""
-    base = BASE | {"global_batch": 6, "steps": 20}
-    stages = (0, 1, 2, 3)
-    run([(str(tmp_path / str(stage)), base | {"zero_stage": stage, "steps": 10, "decay_from": 1.4}, None) for stage in stages], port=29645)
-    same = [(str(tmp_path / str(stage)), base | {"zero_stage": stage}) for stage in stages]
-    multiprocessing.spawn(_load, (2, 29646, same), nprocs=2)
-    multiprocessing.spawn(_load, (world, 29647, same), nprocs=world)
-    for stage in stages:
-        there, here = (torch.load(tmp_path / str(stage) / f"loaded-{count}.pt", weights_only=False) for count in (2, world))
-        assert there["step"] == here["step"] == 10
-        assert there["counters"] == here["counters"]
-        assert there["lr"] == here["lr"]
-        assert there["tensors"].keys() == here["tensors"].keys()
-        assert {name.split("/")[0] for name in there["tensors"]} == {"weight", "exp_avg", "exp_avg_sq", "buffer"}
-        for name, tensor in there["tensors"].items():
-            assert torch.equal(tensor, here["tensors"][name]), (stage, name)
-    run([(str(tmp_path / "2"), base | {"zero_stage": 2}, None)], world=world, port=29648)
-    assert weights(tmp_path / "2")["moved"].tolist() == [210.0] * 3
+    """Two ranks stop after ten steps; one or three find equal weights, moments, average, buffers and counters, and train on."""
+    base = BASE | {"global_batch": 6, "steps": 20, "ema": 0.9}
+    run([(tmp_path / str(stage), base | {"zero_stage": stage, "steps": 10, "decay_from": 1.4}) for stage in STAGES])
+    same = [(tmp_path / str(stage), base | {"zero_stage": stage}) for stage in STAGES]
+    run(same, world=world, target=_load)
+    for stage in STAGES:
+        there, here = state(tmp_path / str(stage)), state(tmp_path / str(stage) / f"again-{world}")
+        assert there[0] == here[0] == 10
+        assert {name.split("/")[0] for name in there[1]} == {"weight", "exp_avg", "exp_avg_sq", "ema", "buffer"}
+        equal(there[1], here[1], stage)
+        counters = [json.loads(path.read_text()) for path in sorted((tmp_path / str(stage)).glob("**/step-000010/counters.json"))]
+        assert counters[0] == counters[1]
+    run([same[2], same[3]], world=world)
+    assert state(tmp_path / "3")[1]["buffer/moved"].tolist() == [210.0] * 3
+    assert lines(tmp_path / "3")[-1]["loss"] == pytest.approx(lines(tmp_path / "2")[-1]["loss"], rel=1e-3)
 
 
-def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path):
-    for step, held_out in ((5, 0.5), (10, 0.2), (15, None), (20, 0.4), (25, 0.3)):
-        folder = tmp_path / f"step-{step:06d}"
-        folder.mkdir()
-        (folder / "COMPLETE").write_text(json.dumps({"step": step, "world_size": 1, "held_out": held_out, "files": {}}))
-    gone = checkpoint._superfluous(checkpoint.complete(tmp_path), keep=2)
-    assert [path.name for path in gone] == ["step-000005", "step-000015"]
+def test_an_export_holds_the_average(tmp_path):
+    run([(tmp_path / str(stage), BASE | {"steps": 10, "zero_stage": stage, "ema": 0.5}) for stage in (0, 3)])
+    for stage in (0, 3):
+        path = checkpoint.newest(str(tmp_path / str(stage) / "checkpoints"))
+        card = export(Toy(), path, tmp_path / "export")
+        assert card["weights"] == "ema"
+        assert card["step"] == 10
+        exported = torch.load(tmp_path / "export" / "model.pt", weights_only=True)
+        _, tensors = state(tmp_path / str(stage))
+        for name in ("0.weight", "2.bias"):
+            assert torch.equal(exported[name], tensors[f"ema/{name}"])
+            assert not torch.equal(exported[name], tensors[f"weight/{name}"])
+        assert exported["moved"].tolist() == [55.0] * 3
+
+
+def test_a_model_filled_from_the_meta_device_trains_alike(tmp_path):
+    config = BASE | {"steps": 5, "zero_stage": 3}
+    run(
+        [
+            (tmp_path / "plain", config),
+            (tmp_path / "meta", config, {"meta": True}),
+            (tmp_path / "meta2", config | {"zero_stage": 2}, {"meta": True}),
+        ]
+    )
+    equal(state(tmp_path / "plain")[1], state(tmp_path / "meta")[1], "filled")
+    assert state(tmp_path / "meta2")[0] == 5
+
+
+def _full_disk(rank, world, port, jobs):
+    import resource
+
+    enter(rank, world, port)
+    if rank == 1:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+    train_all(rank, world, port, jobs)
+
+
+def test_a_full_disk_is_told_and_training_goes_on(tmp_path):
+    run([(tmp_path, BASE | {"steps": 12})])  # a first checkpoint while there is room
+    run([(tmp_path, BASE | {"steps": 24}, {"width": 8})], target=_full_disk)
+    said = [alarm for line in lines(tmp_path) for alarm in line.get("alarms", [])]
+    assert any("could not be written" in alarm and "the last one stands" in alarm for alarm in said) or state(tmp_path)[0] == 24
+    assert lines(tmp_path)[-1]["step"] >= 24
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest():
+    found = {str(step): {"step": step, "held_out": value} for step, value in ((5, 0.5), (10, 0.2), (15, None), (20, 0.4), (25, 0.3))}
+    assert checkpoint.superfluous(found, keep=2) == ["5", "15"]
 
 
 def test_a_torn_checkpoint_is_passed_over(tmp_path):
@@ -209,25 +293,51 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
         folder = tmp_path / f"step-{step:06d}"
         folder.mkdir()
         (folder / "weights").write_bytes(b"w" * 100)
-        manifest = {"step": step, "world_size": 1, "files": {"weights": __import__("hashlib").sha256(b"w" * 100).hexdigest()}}
-        (folder / "COMPLETE").write_text(json.dumps(manifest))
-    assert [path.name for path in checkpoint.complete(tmp_path)] == ["step-000005", "step-000010"]
-    (tmp_path / "step-000010" / "weights").write_bytes(b"w" * 50)
-    assert [path.name for path in checkpoint.complete(tmp_path)] == ["step-000005"]
+        files = {"weights": {"sha256": __import__("hashlib").sha256(b"w" * 100).hexdigest(), "bytes": 100}}
+        (folder / "COMPLETE").write_text(json.dumps({"step": step, "world_size": 1, "held_out": None, "files": files}))
+    (tmp_path / "step-000015").mkdir()  # its marker was never written
+    assert checkpoint.newest(str(tmp_path)).endswith("step-000010")
+    (tmp_path / "step-000010" / "weights").write_bytes(b"v" * 100)
+    assert checkpoint.newest(str(tmp_path)).endswith("step-000005")
+    checkpoint.sweep(str(tmp_path))
+    assert not (tmp_path / "step-000015").exists()
 
 
 def test_a_steps_samples_do_not_depend_on_the_ranks():
-    seen = [index for step in range(11) for index, epoch in batch_indices(step, 4, 44, 7)]
-    assert sorted(seen) == list(range(44))  # one epoch, each sample once
-    assert batch_indices(3, 4, 44, 7) != batch_indices(3, 4, 44, 8)
-    first = torch.randn(3, generator=sample_generator(0, 1, "a"))
-    assert torch.equal(first, torch.randn(3, generator=sample_generator(0, 1, "a")))
-    assert not torch.equal(first, torch.randn(3, generator=sample_generator(0, 2, "a")))
+    mixed = Mixture([[f"a{n}" for n in range(44)]], [1.0], 7)
+    seen = [sample for step in range(11) for sample in mixed.batch(step, 4)]
+    assert sorted(sample.key for sample in seen) == sorted(f"a{n}" for n in range(44))  # one epoch, each sample once
+    assert mixed.batch(3, 4) == Mixture([[f"a{n}" for n in range(44)]], [1.0], 7).batch(3, 4)  # asked out of order
+    assert mixed.batch(3, 4) != Mixture([[f"a{n}" for n in range(44)]], [1.0], 8).batch(3, 4)
+    first = torch.randn(3, generator=sample_generator(0, Sample(0, "a", 1)))
+    assert torch.equal(first, torch.randn(3, generator=sample_generator(0, Sample(0, "a", 1))))
+    assert not torch.equal(first, torch.randn(3, generator=sample_generator(0, Sample(0, "a", 2))))
+    assert not torch.equal(first, torch.randn(3, generator=sample_generator(0, Sample(1, "a", 1))))
+
+
+def test_sources_get_their_shares_and_each_its_whole_epochs():
+    mixed = Mixture([[f"a{n}" for n in range(10)], [f"b{n}" for n in range(30)]], [1.0, 3.0], 0)
+    seen = [sample for step in range(256) for sample in mixed.batch(step, 8)]
+    assert sum(sample.source == 0 for sample in seen) == 512
+    for source, size in ((0, 10), (1, 30)):
+        own = [sample for sample in seen if sample.source == source]
+        for start in range(0, len(own) - size, size):
+            assert len({sample.key for sample in own[start : start + size]}) == size
+            assert {sample.epoch for sample in own[start : start + size]} == {start // size}
 
 
 def test_rate_warms_up_holds_and_falls():
     config = EngineConfig(steps=100, warmup=10, decay_from=0.5)
-    factors = [engine.rate_factor(step, config) for step in range(101)]
+    factors = [zero.rate_factor(step, config) for step in range(101)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[30] == 1
     assert factors[100] == pytest.approx(0.1)
+
+
+def test_a_jump_of_the_loss_and_a_low_metric_are_told_once():
+    alarms = Alarms({"codebook/perplexity": (10.0, "collapse")}, warmup=5)
+    for step in range(50):
+        assert alarms.look(step, {"loss": 1.0 + 0.01 * (step % 3), "codebook/perplexity": 20.0}) == []
+    assert "6.0 times the median" in alarms.look(50, {"loss": 6.06, "codebook/perplexity": 20.0})[0]
+    assert "collapse" in alarms.look(51, {"loss": 1.0, "codebook/perplexity": 5.0})[0]
+    assert alarms.look(52, {"loss": 1.0, "codebook/perplexity": 5.0}) == []

@@ -1,0 +1,166 @@
+"""What watches over a run: nothing that is not finite passes, and what looks wrong or slow is told by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import statistics
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from infra.storage import commit
+from training.mixture import Sample
+from training.zero import reducible
+
+SPIKE = 4.0
+"""A loss this many times the median of the last ones (and beyond their spread) is a spike."""
+_WINDOW = 100
+SLOW = 1.5
+"""A rank that works this many times as long as the median rank is slow."""
+
+
+class NotFinite(RuntimeError):
+    """A loss or gradient was NaN or infinite."""
+
+
+class RankLost(RuntimeError):
+    """A collective was given up: a rank is dead or hangs."""
+
+
+class GradientWatch:
+    """Sees every gradient before ranks are averaged, at every ZeRO stage, without waiting for the device."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._flag: Tensor | None = None
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(self._look)
+
+    def _look(self, gradient: Tensor) -> None:
+        finite = torch.isfinite(gradient).all()
+        self._flag = finite if self._flag is None else self._flag & finite
+
+    def taken(self) -> Tensor:
+        """Whether all gradients since the last call were finite (a scalar on the device)."""
+        flag, self._flag = self._flag, None
+        return torch.ones((), dtype=torch.bool) if flag is None else flag
+
+
+def stop_unless_finite(flags: list[Tensor], what: str, step: int, batches: list[list[Sample]]) -> None:
+    """Stops all ranks when one of them saw something that is not finite; a collective.
+
+    Args:
+        flags: A bool scalar for each micro-batch looked at.
+        what: `loss` or `gradient`.
+        step: Steps done before this one.
+        batches: The samples of these micro-batches.
+
+    Raises:
+        NotFinite: On all ranks, with the step, the ranks and their samples.
+    """
+    all_finite = torch.stack(flags).all().to(torch.int32)
+    dist.all_reduce(all_finite, dist.ReduceOp.MIN)
+    if int(all_finite):
+        return
+    keys = [sample.key for flag, batch in zip(flags, batches, strict=True) if not bool(flag) for sample in batch]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, keys)
+    guilty = "; ".join(f"rank {rank}: {', '.join(names)}" for rank, names in enumerate(everyone) if names)
+    raise NotFinite(
+        f"the {what} of step {step + 1} is not finite ({guilty}). Nothing was changed by this step. Look at these samples, or lower the rate."
+    )
+
+
+class Alarms:
+    """Tells of a loss that jumps, and of metrics below their floor.
+
+    Args:
+        floors: Metric -> (limit, what to say).
+        warmup: Steps in which floors do not count.
+    """
+
+    def __init__(self, floors: Mapping[str, tuple[float, str]], warmup: int) -> None:
+        self._floors, self._warmup = floors, warmup
+        self._losses: deque[float] = deque(maxlen=_WINDOW)
+        self._low: set[str] = set()
+
+    def look(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        """What is wrong with a step, in words; a floor is told once until its metric has risen again."""
+        said = []
+        loss = metrics["loss"]
+        if len(self._losses) >= 20:
+            middle = statistics.median(self._losses)
+            spread = statistics.median(abs(other - middle) for other in self._losses)
+            if loss > SPIKE * middle and loss > middle + 10 * spread:
+                said.append(f"loss {loss:.4g} at step {step} is {loss / middle:.1f} times the median of the last {len(self._losses)} steps")
+        self._losses.append(loss)
+        for name, (limit, text) in self._floors.items():
+            low = step > self._warmup and metrics.get(name, limit) < limit
+            if low and name not in self._low:
+                said.append(f"{name} is {metrics[name]:.4g} at step {step}, below {limit:.4g}: {text}")
+            if name in metrics:
+                (self._low.add if low else self._low.discard)(name)
+        return said
+
+
+def slow_ranks(own_seconds: float) -> list[str]:
+    """Ranks whose own work took clearly longer than the others'; a collective. Waiting for others is not own work."""
+    mine = reducible([own_seconds])
+    everyone = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, mine)
+    seconds = [float(value) for value in everyone]
+    middle = statistics.median(seconds)
+    return [
+        f"rank {rank} works {value / middle:.1f} times as long as the median rank"
+        for rank, value in enumerate(seconds)
+        if value > SLOW * middle > 0
+    ]
+
+
+class Heartbeat:
+    """A small file a rank, from which the others read who is missing when a collective is given up."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._folder, self._rank = folder, rank
+        self._last, self._phase = 0.0, ""
+
+    def beat(self, step: int, phase: str) -> None:
+        """Says where this rank is: when the phase changes, and otherwise at most once a second."""
+        now = time.monotonic()
+        if phase != self._phase or now - self._last >= 1.0:
+            self._last, self._phase = now, phase
+            about = {
+                "rank": self._rank,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "step": step,
+                "phase": phase,
+                "time": time.time(),
+            }
+            commit(str(self._folder / f"rank-{self._rank:05d}.json"), json.dumps(about).encode())
+
+    def missing(self) -> str:
+        """The ranks that were last heard of longest ago, in words."""
+        heard = [json.loads(path.read_text()) for path in sorted(self._folder.glob("rank-*.json"))]
+        others = [about for about in heard if about["rank"] != self._rank]
+        if not others:
+            return "no other rank has been heard of"
+        here = socket.gethostname()
+        dead = [about for about in others if about["host"] == here and not Path(f"/proc/{about['pid']}").exists()]
+        if dead:
+            return "; ".join(f"rank {about['rank']} (process {about['pid']}) has ended; it was at step {about['step']}" for about in dead)
+        oldest = min(about["time"] for about in others)
+        silent = [about for about in others if about["time"] < oldest + 5]
+        return "; ".join(
+            f"rank {about['rank']} (process {about['pid']} on {about['host']}) was last heard of {time.time() - about['time']:.0f} s ago, "
+            f"at step {about['step']} ({about['phase']})"
+            for about in silent
+        )

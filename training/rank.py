@@ -1,0 +1,72 @@
+"""One rank of a training, wherever it was started: by Ray Train, by torchrun, or as one of some plain processes.
+
+`torchrun --nproc-per-node 8 -m training.rank job.json` trains without Ray; `lato train ... --launcher plain` does the same on one machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from infra.storage import commit
+from training import checkpoint, engine
+from training.export import export
+from training.stage_factory import Job
+
+PREEMPTED = 75
+"""Exit status of a rank that saved and ended because it was asked to (the `try again` of sysexits)."""
+
+
+def work(job: Job, preempted: Callable[[], bool] = lambda: False) -> None:
+    """Trains, then rank 0 exports the last model, and the best where that is another; called on every rank.
+
+    Raises:
+        Exception: What stopped this rank; `failures/rank-....json` in the run's folder says it in words.
+    """
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)  # ranks are placed by CPU; more threads would only fight
+    rank, folder = int(os.environ["RANK"]), Path(job.folder)
+    try:
+        stage = job.make()
+        engine.run(stage, job.engine, folder, job.checkpoints, preempted)
+        dist.destroy_process_group()
+        if rank == 0:
+            export_all(job, folder)
+    except Exception as error:
+        text = {"kind": type(error).__name__, "text": str(error), "traceback": traceback.format_exc()}
+        commit(str(folder / "failures" / f"rank-{rank:05d}.json"), json.dumps(text).encode())
+        raise
+
+
+def export_all(job: Job, folder: Path) -> None:
+    """Exports of the newest and of the best checkpoint: `export`, and `export-best` where that is another."""
+    newest, best = checkpoint.newest(job.checkpoint_folder), checkpoint.best(job.checkpoint_folder)
+    assert newest is not None, "a training ends with a checkpoint"
+    export(job.make(), newest, folder / "export")
+    if best is not None and best != newest:
+        export(job.make(), best, folder / "export-best")
+
+
+def main() -> int:
+    """`python -m training.rank job.json`."""
+    from infra.runtime import quieten
+
+    quieten()
+    job = Job.model_validate_json(Path(sys.argv[1]).read_bytes())
+    try:
+        work(job)
+    except engine.Preempted as error:
+        print(error, file=sys.stderr)
+        return PREEMPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
