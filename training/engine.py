@@ -97,7 +97,11 @@ class _Training:
         started, first = time.monotonic(), self._step
         with contextlib.closing(loader):
             for parts in loader:
-                metrics, alarms = self._train_step(parts, loader.waited)
+                try:
+                    metrics, alarms = self._train_step(parts, loader.waited)
+                except NotFinite:
+                    self._finish()  # what was being written is of a good step
+                    raise
                 self._step += 1
                 done = self._step == config.steps
                 asked = requests.poll(*self._checkpoints.state())
