@@ -79,7 +79,7 @@ class Dataset:
         home, version = _home(uri, index)
         _check_digest(uri, index)
         if digest is not None and digest != index["digest"]:
-            withdrawn = digest in index.get("tombstones", []) or version["digest"] != index.get("parent", version["digest"])
+            withdrawn = digest in index.get("tombstones", [])
             why = "it was withdrawn: samples were taken out of it for good (lato data forget)" if withdrawn else "another one lies there"
             raise UserError(
                 f"{uri}: expected the dataset version {digest[:12]}, but {why}; the version there is {index['digest'][:12]}. "

@@ -74,10 +74,10 @@ def revision_of(folder: str | Path) -> str:
         UserError: There are no weights in it.
     """
     root = Path(folder)
-    files = sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith(".") and path.name not in _NOT_READ)
+    files = sorted(path for path in root.glob("*") if path.is_file() and not path.name.startswith(".") and path.name not in _NOT_READ)
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"{folder}: no model here (no .safetensors file)")
-    return sha256_json({str(path.relative_to(root)): sha256_file(str(path)) for path in files})
+    return sha256_json({path.name: sha256_file(str(path)) for path in files})
 
 
 def encode(
