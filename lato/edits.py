@@ -162,6 +162,17 @@ def parse_instruction(text: str) -> Edit | None:
         return None
 
 
+def mirror_instruction(text: str) -> str:
+    """The instruction for the mirrored picture: left and right change places, with what they begin (`leftwards`). Nothing else does."""
+
+    def swap(match: re.Match[str]) -> str:
+        word = match.group(1)
+        other = "right" if word.lower() == "left" else "left"
+        return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
+
+    return re.sub(r"\b(left|right)(?=\b|wards?\b|ward-|most\b)", swap, text, flags=re.IGNORECASE)
+
+
 class _Choice:
     """Draws small numbers from a key, one after another."""
 

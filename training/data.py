@@ -14,19 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 
 from infra.console import Progress
 from infra.errors import UserError
-from infra.storage import exists, join, read_bytes, sha256_bytes, sha256_file, sha256_json
+from infra.storage import exists, folder_uri, join, read_bytes, sha256_bytes, sha256_file, sha256_json
 from lato.landmarks import Landmarks
 from lato.pairs import MEMBERS, FacePair, decode_pair
 from training.config import DataSource
 from training.mixture import Mixture
-from training.ranges import RangeReader
+from training.ranges import RangeReader, list_sizes
 
 _SHOWN = 5
 """Mistakes of one kind that are named; of more only the number is said."""
@@ -75,12 +74,12 @@ class Dataset:
         Raises:
             UserError: Nothing is published there, it is not what was asked for, or files of it are missing or others.
         """
-        uri = uri.rstrip("/")
+        uri = folder_uri(uri)
         index = _read_index(uri)
         home, version = _home(uri, index)
         _check_digest(uri, index)
         if digest is not None and digest != index["digest"]:
-            withdrawn = digest in index.get("tombstones", []) or version["digest"] != index.get("parent", version["digest"])
+            withdrawn = digest in index.get("tombstones", [])
             why = "it was withdrawn: samples were taken out of it for good (lato data forget)" if withdrawn else "another one lies there"
             raise UserError(
                 f"{uri}: expected the dataset version {digest[:12]}, but {why}; the version there is {index['digest'][:12]}. "
@@ -264,10 +263,7 @@ def _read_manifest(uri: str, index: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _compare(folder: str, files: dict[str, Shard], rows: list[dict[str, Any]]) -> list[str]:
     """What of an index does not fit what lies in the folder, from one listing."""
-    filesystem, path = fsspec.core.url_to_fs(folder)
-    filesystem.invalidate_cache(path)
-    entries = filesystem.ls(path, detail=True) if filesystem.isdir(path) else []
-    sizes = {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in entries}
+    sizes = list_sizes(folder)
     needed = sorted({row["shard"] for row in rows})
     unknown = [f"{name}: the manifest has samples in it, the index does not name it" for name in needed if name not in files]
     missing = [f"{name}: missing" for name in needed if name in files and name not in sizes]

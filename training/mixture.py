@@ -51,6 +51,11 @@ class Mixture:
         self._counts[np.argsort(self._counts - shares, kind="stable")[:missing]] += 1  # the largest remainders take what is left
         self._orders: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
 
+    @property
+    def counts(self) -> list[int]:
+        """Samples of each source in a block; 0 is a source that is never drawn."""
+        return self._counts.tolist()
+
     def __len__(self) -> int:
         return sum(len(own) for own in self.keys)
 

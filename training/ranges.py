@@ -60,6 +60,14 @@ class RangeReader:
         return [_whole(*piece, data) for piece, data in zip(pieces, found, strict=True)]
 
 
+def list_sizes(folder: str) -> dict[str, int]:
+    """Bytes of the files in a folder by name, from one listing; empty where there is no folder."""
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    filesystem.invalidate_cache(path)
+    entries = filesystem.ls(path, detail=True) if filesystem.isdir(path) else []
+    return {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in entries if entry["type"] == "file"}
+
+
 def _open_local(uri: str) -> IO[bytes]:
     return open(Path(uri.removeprefix("file://")), "rb", buffering=0)
 

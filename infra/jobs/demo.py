@@ -116,8 +116,7 @@ def run_quickstart(config: QuickstartConfig, work: str) -> None:
 
         tokenizer = stage("tokenizer", config.tokenizer, {})
         predictor = stage("predictor", config.predictor, {})
-        text_cache = Path(work) / "text_states"
-        _encode(version, predictor.export, text_cache)
+        text_cache = _encode(version, predictor.export, Path(work) / "text_states")
         inputs = {"tokenizer": _digest(tokenizer.export), "text_encoder": _digest(predictor.export)}
         dit = stage("dit", config.dit, inputs, tokenizer=str(tokenizer.export), text_cache=str(text_cache))
         stages = [("tokenizer", "px", tokenizer), ("predictor", "cross-entropy", predictor), ("dit", "squared error", dit)]
@@ -166,17 +165,20 @@ def _digest(folder: Path) -> str:
     return sha256_json([sha256_file(str(file)) for file in sorted(folder.glob("*.safetensors"))])
 
 
-def _encode(version: DatasetVersion, encoder: Path, folder: Path) -> None:
+def _encode(version: DatasetVersion, encoder: Path, folder: Path) -> Path:
+    """Encodes the version; a folder for each encoder, because a demo that is changed trains it anew."""
     from lato.text_encoder import TextEncoder, TextEncoderSettings
     from training.data import Dataset
-    from training.encode import encode_text
+    from training.encode import encode, revision_of
 
     if not (encoder / "text_encoder.json").exists():
         loaded = TextEncoder.from_pretrained(encoder)
         area = _predictor_size(encoder) ** 2
         settings = TextEncoderSettings(min_pixels=area, max_pixels=area)
         TextEncoder(loaded.model, loaded.processor, settings).save_pretrained(encoder)
-    encode_text(Dataset.open(version.uri), encoder, folder)
+    own = folder / revision_of(encoder)[:16]
+    encode(Dataset.open(version.uri), encoder, own)
+    return own
 
 
 def _predictor_size(folder: Path) -> int:

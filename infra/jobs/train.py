@@ -37,18 +37,22 @@ def register(app: typer.Typer) -> None:
 
     @group.command()
     def encode(
+        overrides: list[str] = typer.Argument(None, help="key=value, for example mirror=true workers=8 gpus=1"),
         dataset: str = dataset_option,
         encoder: str = typer.Option(help="Folder of the VLM."),
         out: str = typer.Option(help="Where the states go."),
+        vae: str = typer.Option(None, help="Folder of the image codec, to encode pictures too."),
+        config: str = config_option,
     ) -> None:
-        """Text states of every sample, with and without the instruction, once."""
-        from infra.runtime import RuntimeConfig, start_ray, stop_ray
+        """States of every sample with and without its instruction, and latents of its pictures, once."""
+        from infra.config import load_config
+        from infra.runtime import stop_ray
         from training.data import Dataset
-        from training.encode import encode_text
+        from training.encode import EncodeConfig
+        from training.encode import encode as encode_samples
 
-        version = Dataset.open(dataset)
-        start_ray(RuntimeConfig())
-        encode_text(version, Path(encoder), Path(out))
+        settings = load_config(EncodeConfig, config, list(overrides or []))
+        encode_samples(Dataset.open(dataset), encoder, out, settings, vae)
         stop_ray()
 
     @group.command()

@@ -1,14 +1,13 @@
 """The DiT stage: every conditioning form trains, and sees the same times as the sampler."""
 
-import json
-
 import pytest
 import torch
-from safetensors.torch import save_file
 
+from lato.text_encoder import TextEncoder, TextEncoderSettings
+from lato.tiny_vlm import build_tiny_vlm, template_texts
 from lato.tokenizer import LandmarkTokenizer
 from training.data import Dataset
-from training.encode import TextCache
+from training.encode import EncodeConfig, encode
 from training.stages.dit import DitConfig, DitStage
 
 FORMS = ["none", "rendered", "compressed", *(f"tokens/{p}" for p in ("none", "image", "learnable", "mapped")), "control"]
@@ -16,19 +15,16 @@ FORMS = ["none", "rendered", "compressed", *(f"tokens/{p}" for p in ("none", "im
 
 @pytest.fixture(scope="module")
 def inputs(synthetic_version, tmp_path_factory):
-    """A dataset, an untrained tokenizer and random text states."""
+    """A dataset, and states and tokenizer of untrained models."""
     folder = tmp_path_factory.mktemp("dit")
     dataset = Dataset.open(synthetic_version.uri)
     torch.manual_seed(0)
     tokenizer = LandmarkTokenizer(widths=(32, 32), code_dim=16, num_codes=32)
     tokenizer.initialise_codebook(torch.rand(4, 68, 2) * 300 + 100)
     tokenizer.save_pretrained(folder / "tokenizer")
-    states = {f"{row['key']}.{part}": torch.randn(length, 24) for row in dataset.rows for part, length in (("text", 9), ("null", 5))}
-    (folder / "text").mkdir()
-    save_file(states, folder / "text/all.safetensors")
-    index = {"dataset": dataset.digest, "encoder": "random", "dim": 24, "files": {row["key"]: "all.safetensors" for row in dataset.rows}}
-    (folder / "text/index.json").write_text(json.dumps(index))
-    TextCache.open(folder / "text", dataset.digest)
+    vlm = build_tiny_vlm(template_texts(), hidden_size=32, num_layers=1, image_size=56)
+    TextEncoder(*vlm, TextEncoderSettings(min_pixels=56 * 56, max_pixels=56 * 56)).save_pretrained(folder / "vlm")
+    encode(dataset, folder / "vlm", folder / "text", EncodeConfig(workers=0))
     return dataset, folder
 
 

@@ -20,7 +20,7 @@ from lato.tokenizer import LandmarkTokenizer
 from lato.transformer import Conditioning, LaToTransformer
 from training.config import EngineConfig
 from training.data import Dataset, sample_generator
-from training.encode import TextCache
+from training.encode import EncodedCache
 
 SIGMAS = tuple(k / 10 for k in range(1, 10))
 """Times at which the held-out loss is taken, before the shift."""
@@ -74,7 +74,7 @@ class DitStage:
         self._val_keys = self._val_keys[:: max(1, len(self._val_keys) // config.val_samples)][: config.val_samples]
         self._rows = {row["key"]: row for row in dataset.rows}
         self._tokenizer = LandmarkTokenizer.from_pretrained(tokenizer).eval()
-        self._text = TextCache.open(text_cache, dataset.digest)
+        self._text = EncodedCache.open(text_cache, dataset.digest)
         self._codec = SpaceToDepthCodec(config.codec_factor)
         side = config.image_size // (2 * spatial_factor(self._codec))
         self._grid = (side, side)
@@ -93,7 +93,7 @@ class DitStage:
             num_double_blocks=c.num_double_blocks,
             num_single_blocks=c.num_single_blocks,
             axes_dims_rope=c.axes_dims_rope,
-            text_dim=self._text.dim,
+            text_dim=self._text.text_dim,
             context_dim=c.context_dim,
             connector_num_heads=c.num_attention_heads,
             connector_depth=1,
@@ -152,7 +152,7 @@ class DitStage:
         """Squared error (B, N, C)."""
         sources, targets, conditions = zip(*(self._read(key) for key in keys), strict=True)
         source, target = torch.stack(sources), torch.stack(targets)
-        text, mask = pad_states([self._text.states(key, bool(keep)) for key, keep in zip(keys, keep_text, strict=True)])
+        text, mask = pad_states([self._text.text(key, bool(keep)) for key, keep in zip(keys, keep_text, strict=True)])
         velocity = module(
             noise_tokens=interpolate(target, noise, sigmas),
             source_tokens=source,

@@ -1,0 +1,42 @@
+"""Small published versions for tests: the real packer, pictures of noise."""
+
+import cv2
+import numpy as np
+
+from data_pipeline.pack import PackConfig, Planned, pack
+from lato.edits import Edit, Expression, instruction_for
+from lato.pairs import FacePair, FaceState, PairMeta, Provenance
+
+EDITS = (Edit(expression=Expression.HAPPY), Edit(yaw=30), Edit(yaw=-30, expression=Expression.SAD), Edit(roll=30), Edit(pitch=-30))
+
+
+def make_pair(number, split, side=64, name="k"):
+    """A pair of noise that is a function of its number; smooth, so that a JPEG keeps its size small."""
+    rng = np.random.default_rng(number)
+    key = f"{name}{number:04d}"
+    small = side // 8
+    pictures = [
+        cv2.resize(rng.integers(0, 255, (small, small, 3), dtype=np.uint8), (side, side), interpolation=cv2.INTER_CUBIC) for _ in range(2)
+    ]
+    jpegs = [cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes() for picture in pictures]
+    state = FaceState(yaw=0, pitch=0, roll=0, expression=Expression.NEUTRAL, expression_intensity=0, frame=0, pts=0)
+    edit = EDITS[number % len(EDITS)]
+    text = instruction_for(edit, key, split)
+    origin = {"source_id": f"s{number}", "source_sha256": "0" * 64, "kind": "synthetic", "identity": f"p{number}", "licence": "test"}
+    meta = PairMeta(
+        instruction=text.text, template=text.template, edit=edit, source=state, target=state, identity_similarity=None, quality={},
+        crop=(0, 0, 512), split=split, provenance=Provenance(**origin, scope="same_person", models={}),
+    )  # fmt: skip
+    return FacePair(key, *jpegs, rng.uniform(100, 400, (2, 68, 2)).astype(np.float32), meta)
+
+
+def publish(folder, counts, per_shard=8, first=0, side=64, name="k"):
+    """Packs a version: `counts` samples by split, numbered from `first`; returns its digest."""
+    planned, number = [], first
+    for split, count in counts.items():
+        for _ in range(count):
+            columns = {"source_id": f"s{number}", "identity": f"p{number}", "licence": "test", "kind": "synthetic"}
+            load = lambda number=number, split=split: make_pair(number, split, side, name)  # noqa: E731
+            planned.append(Planned(f"{name}{number:04d}", split, columns, load))
+            number += 1
+    return pack(planned, PackConfig(samples_per_shard=per_shard), str(folder), str(folder).rsplit("/", 1)[-1], "test")
