@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.data import Dataset
-from training.stages.dit import DitConfig, DitStage
+from training.config import DataSource
+from training.data import Dataset, mixture
+from training.stages.dit import DitStage
+from training.stages.dit_config import DitConfig
 from training.stages.predictor import PredictorConfig, PredictorStage
 from training.stages.tokenizer import TokenizerConfig, TokenizerStage
 
@@ -29,4 +31,5 @@ class MakeStage:
         if isinstance(self.config, PredictorConfig):
             return PredictorStage(self.config, dataset)
         assert self.tokenizer and self.text_cache, "the dit stage needs a tokenizer and text states"
-        return DitStage(self.config, dataset, Path(self.tokenizer), Path(self.text_cache))
+        data = mixture([dataset], [DataSource(uri=self.dataset)], self.config.engine.seed)
+        return DitStage(self.config, [dataset], data, Path(self.tokenizer), Path(self.text_cache))
