@@ -99,6 +99,11 @@ class EncodedCache:
         tensors = [_floats(data[o - start : o - start + n]).view(-1, self.text_dim) for o, n in zip(offsets, lengths, strict=True)]
         return torch.cat(tensors)
 
+    def text_length(self, key: str, with_instruction: bool, mirrored: bool = False) -> int:
+        """L of `text`, without reading it."""
+        row, side = self._row(key, mirrored), "mirror_" if mirrored else ""
+        return sum(int(self._columns[f"{side}{part}_tokens"][row]) for part in ("prefix", "text" if with_instruction else "null"))
+
     def latents(self, key: str, mirrored: bool = False) -> tuple[Tensor, Tensor]:
         """Scaled latents (c, h, w) float32 of source and target, as `lato.codec.encode_images` gives them."""
         if not self.has_latents:

@@ -23,6 +23,8 @@ class Sample:
     key: str
     epoch: int
     """How often its source had been seen whole before."""
+    step: int = 0
+    """The step it is seen in: what all samples of a step must share (a picture size) is drawn from it."""
 
 
 class Mixture:
@@ -61,16 +63,16 @@ class Mixture:
 
     def batch(self, step: int, size: int) -> list[Sample]:
         """The `size` samples of a step (0 is the first), in order; batches run on over the ends of epochs."""
-        return [self._sample(place) for place in range(step * size, (step + 1) * size)]
+        return [self._sample(place, step) for place in range(step * size, (step + 1) * size)]
 
-    def _sample(self, place: int) -> Sample:
+    def _sample(self, place: int, step: int) -> Sample:
         block, offset = divmod(place, _BLOCK)
         order = self._order(-1, block, np.repeat(np.arange(len(self._counts)), self._counts))
         source = int(order[offset])
         before = block * int(self._counts[source]) + int((order[:offset] == source).sum())
         epoch, index = divmod(before, len(self.keys[source]))
         chosen = self._order(source, epoch, np.arange(len(self.keys[source])))[index]
-        return Sample(source, self.keys[source][int(chosen)], epoch)
+        return Sample(source, self.keys[source][int(chosen)], epoch, step)
 
     def _order(self, source: int, epoch: int, values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         if (source, epoch) not in self._orders:

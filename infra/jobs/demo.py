@@ -16,7 +16,7 @@ from infra.config import Config
 from infra.console import duration, heading, say
 from infra.runtime import RuntimeConfig
 from training.config import EngineConfig
-from training.stages.dit import DitConfig
+from training.stages.dit_config import DitConfig
 from training.stages.predictor import PredictorConfig
 from training.stages.tokenizer import TokenizerConfig
 
@@ -68,7 +68,7 @@ class QuickstartConfig(Config):
     )
     """Stage 2."""
     dit: DitConfig = DitConfig(
-        image_size=32, engine=EngineConfig(steps=640, global_batch=16, lr=2e-3, eval_every=160, checkpoint_every=160)
+        sizes=[(32, 32)], engine=EngineConfig(steps=640, global_batch=16, lr=2e-3, eval_every=160, checkpoint_every=160)
     )
     """Stage 3."""
     evaluation: EvalSettings = EvalSettings()
@@ -204,7 +204,7 @@ def _assemble(tokenizer: Path, predictor: Path, dit: Path, folder: Path, config:
         TextEncoder.from_pretrained(predictor),
         LandmarkPredictor.from_pretrained(predictor),
         FaceReader.from_folder(perception_models()),
-        config.dit.image_size,
+        config.dit.sizes[0][0],
     ).save_pretrained(folder)
 
 
@@ -252,7 +252,7 @@ def _report(
         join(work, "report.html"),
         "LaTo quickstart",
         [("code", git_state()), ("dataset", f"{sum(version.samples.values())} samples, digest {version.digest[:12]}")],
-        TINY.format(size=config.dit.image_size, sizes=_sizes(stages)),
+        TINY.format(size=config.dit.sizes[0][0], sizes=_sizes(stages)),
         version.uri,
         draw_sheet(read_samples(version.uri, real + synthetic), columns=3),
         [StageCurve(name, unit, read_metrics(r.metrics), r.seconds) for name, unit, r in stages],

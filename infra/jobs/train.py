@@ -65,7 +65,7 @@ def register(app: typer.Typer) -> None:
         config: str = config_option,
     ) -> None:
         """Stage 3: the DiT with landmark tokens."""
-        from training.stages.dit import DitConfig
+        from training.stages.dit_config import DitConfig
 
         paths = {"tokenizer": str(Path(tokenizer).absolute()), "text_cache": str(Path(text_states).absolute())}
         _train("dit", DitConfig, config, overrides, work_dir, dataset, paths)
