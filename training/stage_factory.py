@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from training.data import Dataset
+from training.mixture import Mixture
 from training.stages.dit import DitConfig, DitStage
 from training.stages.predictor import PredictorConfig, PredictorStage
 from training.stages.tokenizer import TokenizerConfig, TokenizerStage
@@ -27,6 +28,7 @@ class MakeStage:
         if isinstance(self.config, TokenizerConfig):
             return TokenizerStage(self.config, dataset)
         if isinstance(self.config, PredictorConfig):
-            return PredictorStage(self.config, dataset)
+            keys = [row["key"] for row in dataset.split("train")]
+            return PredictorStage(self.config, [dataset], Mixture([keys], [1.0], self.config.engine.seed))
         assert self.tokenizer and self.text_cache, "the dit stage needs a tokenizer and text states"
         return DitStage(self.config, dataset, Path(self.tokenizer), Path(self.text_cache))
