@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lato.landmarks import CANVAS, GROUPS, NUM_LANDMARKS, Landmarks, interocular_distance, validate_landmarks
-from lato.tiny_vlm import NUM_COORDINATES, coordinate_token
+from lato.tiny_tokenizer import NUM_COORDINATES, coordinate_token
 
 _JSON_GROUPS = {"JAW/BROWS": range(0, 27), "NOSE": range(27, 36), "EYES": range(36, 48), "MOUTH": range(48, 68)}
 _ZERO = NUM_COORDINATES // 2
@@ -62,6 +63,7 @@ class LandmarkPredictor:
     def __init__(self, model: Any, processor: Any, settings: PredictorSettings) -> None:
         self.model, self.processor, self.settings = model, processor, settings
         self._grammar: Any = None
+        self._lock = threading.Lock()  # a fast tokenizer panics when two threads pad at once: training reads ahead while it validates
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **model_options: Any) -> LandmarkPredictor:
@@ -105,13 +107,13 @@ class LandmarkPredictor:
         texts = prompts if answers is None else [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
         side = (self.settings.image_size, self.settings.image_size)
         pictures = [Image.fromarray(image).resize(side, Image.Resampling.BICUBIC) for image in images]
-        inputs = dict(self.processor(text=texts, images=pictures, padding=True, padding_side="left", return_tensors="pt"))
+        with self._lock:
+            inputs = dict(self.processor(text=texts, images=pictures, padding=True, padding_side="left", return_tensors="pt"))
+            lengths = [len(self.processor.tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers or ()]
         if answers is not None:
-            labels = torch.full_like(inputs["input_ids"], -100)
-            for row, answer in enumerate(answers):
-                length = len(self.processor.tokenizer(answer, add_special_tokens=False)["input_ids"])
-                labels[row, -length:] = inputs["input_ids"][row, -length:]
-            inputs["labels"] = labels
+            inputs["labels"] = torch.full_like(inputs["input_ids"], -100)
+            for row, length in enumerate(lengths):
+                inputs["labels"][row, -length:] = inputs["input_ids"][row, -length:]
         return inputs
 
     def write_answer(self, source: Landmarks, target: Landmarks, reasoning: str) -> str:
@@ -121,7 +123,12 @@ class LandmarkPredictor:
 
     @torch.no_grad()
     def predict(
-        self, images: list[npt.NDArray[np.uint8]], landmarks: npt.NDArray[np.floating], instructions: list[str]
+        self,
+        images: list[npt.NDArray[np.uint8]],
+        landmarks: npt.NDArray[np.floating],
+        instructions: list[str],
+        constrained: bool = True,
+        all_ranks: bool = False,
     ) -> list[Prediction]:
         """Predicts target landmarks, greedily, in one batch.
 
@@ -129,13 +136,20 @@ class LandmarkPredictor:
             images: RGB (H, W, 3) each.
             landmarks: (B, 68, 2) canvas px of the sources.
             instructions: B texts.
+            constrained: Whether the grammar decides what may come next. Without it an answer may not parse: that is how well a model has learned its form.
+            all_ranks: Whether every rank of a process group is in this call. With sharded weights a forward pass is a collective: ranks go on until all are done.
         """
         validate_landmarks(landmarks)
         inputs = {name: tensor.to(self.model.device) for name, tensor in self.encode(images, landmarks, instructions).items()}
         tokens = self.model.generate(
-            **inputs, do_sample=False, max_new_tokens=self.settings.max_new_tokens, logits_processor=[self._logits_processor()]
+            **inputs,
+            do_sample=False,
+            max_new_tokens=self.settings.max_new_tokens,
+            logits_processor=[self._logits_processor()] if constrained else [],
+            synced_gpus=all_ranks,
         )
-        texts = self.processor.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=False)
+        with self._lock:
+            texts = self.processor.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=False)
         return [self.read_answer(text, np.asarray(points)) for text, points in zip(texts, landmarks, strict=True)]
 
     def read_answer(self, text: str, source: Landmarks) -> Prediction:
@@ -198,6 +212,12 @@ class LandmarkPredictor:
         if self._grammar is None:
             config = getattr(self.model.config, "text_config", self.model.config)
             info = xgrammar.TokenizerInfo.from_huggingface(self.processor.tokenizer, vocab_size=config.vocab_size)
+            if (
+                self.settings.syntax == "compact"
+            ):  # marks and numbers are one token each, never spelled letter by letter: the answer's length is bounded
+                added = {token.encode() for token in self.processor.tokenizer.get_added_vocab()}
+                pieces = [b"" if b"<" in piece and piece not in added else piece for piece in info.decoded_vocab]
+                info = xgrammar.TokenizerInfo(pieces, vocab_size=info.vocab_size, stop_token_ids=info.stop_token_ids)
             self._grammar = xgrammar.GrammarCompiler(info).compile_grammar(self._grammar_text())
         return xgrammar.contrib.hf.LogitsProcessor(self._grammar)
 
@@ -226,41 +246,3 @@ def check_geometry(source: Landmarks, target: Landmarks) -> tuple[str, ...]:
     if not 0.4 < ratio < 1.8:
         problems.append(f"the eyes are {ratio:.2f} times as far apart as before")
     return tuple(problems)
-
-
-def write_reasoning(
-    expression: str,
-    pose: tuple[float, float, float],
-    edit: str,
-    source: Landmarks,
-    target: Landmarks,
-    syntax: Literal["json", "compact"] = "json",
-) -> str:
-    """The four-step chain of thought, written by rule from measured quantities.
-
-    Args:
-        expression: The source's.
-        pose: Its yaw, pitch and roll in degrees.
-        edit: The edit in words.
-        source: (68, 2) canvas px.
-        target: (68, 2) canvas px.
-        syntax: In `compact`, movements are written in the answer's own tokens. (In words, a model trained for a minute got their size right and their
-            direction wrong: it had not learned yet that "left 72" starts an answer of negative numbers.)
-    """
-    moves = []
-    for part, names in {"brows": ("right_brow", "left_brow"), "nose": ("nose_tip",), "mouth": ("outer_lip",), "jaw": ("jaw",)}.items():
-        rows = [i for name in names for i in GROUPS[name]]
-        dx, dy = (np.asarray(target)[rows] - np.asarray(source)[rows]).mean(0)
-        if syntax == "compact":
-            moves.append(
-                part + "".join(coordinate_token(int(np.clip(round(float(d) / 4) * 4 + _ZERO, 0, NUM_COORDINATES - 1))) for d in (dx, dy))
-            )
-        else:
-            moves.append(f"{part} {_way(dx, 'right', 'left')} {_way(dy, 'down', 'up')}")
-    yaw, pitch, roll = (round(angle / 10) * 10 for angle in pose)
-    return f"1 {expression}, yaw {yaw} pitch {pitch} roll {roll}. 2 {edit}. 3 {', '.join(moves)}. 4"
-
-
-def _way(value: float, positive: str, negative: str) -> str:
-    size = round(abs(float(value)) / 4) * 4
-    return f"{positive if value > 0 else negative} {size}" if size else "still"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
@@ -17,10 +15,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-NUM_COORDINATES = 512
-MAX_TEXT_TOKENS = 1500
-_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-_MARKS = ("<think>", "</think>", "<answer>", "</answer>")
+from lato.tiny_tokenizer import FILE, NUM_COORDINATES, SPECIAL, coordinate_token
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -30,18 +25,12 @@ CHAT_TEMPLATE = (
 )
 
 
-def coordinate_token(value: int) -> str:
-    """The added token of a number in 0..511."""
-    return f"<c{value:03d}>"
-
-
 def build_tiny_vlm(
-    texts: Iterable[str], hidden_size: int = 96, num_layers: int = 3, image_size: int = 112, seed: int = 0
+    hidden_size: int = 96, num_layers: int = 3, image_size: int = 112, seed: int = 0
 ) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
     """Builds an untrained small model and its processor.
 
     Args:
-        texts: What the byte-pair vocabulary is trained on.
         hidden_size: Width of the language model; a multiple of 32.
         num_layers: Its depth.
         image_size: Side in pixels of the square it sees; a multiple of 28.
@@ -50,7 +39,7 @@ def build_tiny_vlm(
     Returns:
         Model and processor, both ready for `save_pretrained`.
     """
-    processor = _build_processor(texts, image_size)
+    processor = build_tiny_processor(image_size)
     tokenizer = processor.tokenizer
     token = tokenizer.convert_tokens_to_ids
     heads = hidden_size // 32
@@ -94,22 +83,15 @@ def build_tiny_vlm(
     return model, processor
 
 
-def _build_processor(texts: Iterable[str], image_size: int) -> Qwen2_5_VLProcessor:
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=MAX_TEXT_TOKENS, initial_alphabet=alphabet, special_tokens=list(_SPECIAL), show_progress=False)
-    core.train_from_iterator(texts, trainer)
+def build_tiny_processor(image_size: int = 112) -> Qwen2_5_VLProcessor:
+    """Its processor: the committed tokenizer, and pictures of `image_size` pixels a side."""
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
+        tokenizer_object=Tokenizer.from_file(str(FILE)),
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=list(_SPECIAL[1:]),
+        additional_special_tokens=list(SPECIAL[1:]),
         padding_side="left",
     )
-    tokenizer.add_tokens(list(_MARKS))
-    tokenizer.add_tokens([coordinate_token(value) for value in range(NUM_COORDINATES)])
     tokenizer.image_token, tokenizer.video_token = "<|image_pad|>", "<|video_pad|>"
     side = image_size * image_size
     pixels = {"patch_size": 14, "merge_size": 2, "size": {"shortest_edge": side, "longest_edge": side}}
@@ -131,29 +113,3 @@ def _smooth_coordinates(model: Qwen2_5_VLForConditionalGeneration, tokenizer: Pr
     curve = torch.cat([torch.sin(values * frequencies), torch.cos(values * frequencies)], dim=1)
     ids = tokenizer.convert_tokens_to_ids([coordinate_token(value) for value in range(NUM_COORDINATES)])
     weight[torch.tensor(ids)] = curve * 0.05
-
-
-def template_texts() -> list[str]:
-    """Texts for the vocabulary: every instruction template, filled."""
-    from lato.instruction_templates import TEMPLATES
-
-    texts = []
-    for kind, sides in TEMPLATES.items():
-        for template in itertools.chain(*sides.values()):
-            if kind == "expression":
-                for adjective, noun in (
-                    ("very happy", "strong happiness"),
-                    ("slightly sad", "mild sadness"),
-                    ("a little angry", "slight anger"),
-                ):
-                    texts.append(template.format(adjective=adjective, noun=noun))
-                for adjective, noun in (
-                    ("surprised", "surprise"),
-                    ("strongly fearful", "intense fear"),
-                    ("disgusted", "disgust"),
-                    ("neutral", "calm"),
-                ):
-                    texts.append(template.format(adjective=adjective, noun=noun))
-            else:
-                texts += [template.format(degrees=30, direction=d) for d in ("left", "right", "up", "down")]
-    return texts

@@ -24,7 +24,7 @@ from lato.guidance import Guidance
 from lato.landmarks import draw_landmarks
 from lato.pipeline import LaToPipeline
 from lato.released_vae import vae_to_released
-from lato.tiny_vlm import build_tiny_vlm, template_texts
+from lato.tiny_vlm import build_tiny_vlm
 from lato.tokenizer import LandmarkTokenizer
 from lato.transformer import LaToTransformer
 
@@ -46,7 +46,7 @@ def write_released_files(models: Path) -> None:
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, block_out_channels=(32,) * 4,
         layers_per_block=2, latent_channels=4, use_quant_conv=False, use_post_quant_conv=False,
     )  # fmt: skip
-    vlm, processor = build_tiny_vlm(template_texts(), hidden_size=32, num_layers=2)
+    vlm, processor = build_tiny_vlm(hidden_size=32, num_layers=2)
     files = {
         "LaTo/lato/lato.safetensors": transformer_to_released(transformer),
         "LaTo/lato/vae.safetensors": vae_to_released(vae),
