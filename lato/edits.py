@@ -140,16 +140,6 @@ def instruction_for(edit: Edit, key: str, split: str) -> Instruction:
     return Instruction(text[0].upper() + text[1:], "+".join(clause.template for clause in clauses))
 
 
-def mirror_instruction(text: str) -> str:
-    """The instruction for the mirrored picture: left and right change places, in their own case."""
-
-    def other(word: re.Match[str]) -> str:
-        swapped = "right" if word[0].lower() == "left" else "left"
-        return swapped.upper() if word[0].isupper() else swapped.title() if word[0][0].isupper() else swapped
-
-    return re.sub(r"\b(left|right)\b", other, text, flags=re.IGNORECASE)
-
-
 def parse_instruction(text: str) -> Edit | None:
     """Reads an instruction back to an edit.
 

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infra.console import duration, say
+from infra.environment import describe_environment
 from infra.errors import UserError
 from infra.storage import commit, sha256_json
-from infra.tracking import open_run
+from infra.tracking import open_run, send_left
 from training.follow import Follower, read_metrics
 from training.requests import STOP
 from training.stage_factory import Job
@@ -72,27 +73,28 @@ def train(
     folder = Path(job.folder)
     made_of = {"version": VERSION, "config": job.config.model_dump(mode="json"), "inputs": inputs}
     fingerprint = sha256_json(made_of)
-    result_file = folder / "result.json"
+    result_file, backlog = folder / "result.json", str(folder / "mlflow_backlog")
     if result_file.is_file() and (known := json.loads(result_file.read_text()))["fingerprint"] == fingerprint:
+        send_left(tracking_uri, backlog)
         say(f"  {job.stage}: trained already, held-out {known['first']:.4f} -> {known['last']:.4f}")
         return TrainResult(
             job.stage, folder / "export", folder / "metrics.jsonl", known["first"], known["last"], known["seconds"], known["run_id"]
         )
     _start_afresh_unless(folder, fingerprint)
     state = json.loads((folder / "state.json").read_text())
-    run = open_run(tracking_uri, experiment, job.stage, str(folder / "mlflow_backlog.jsonl"), parent_run_id, state.get("run_id"))
+    run = open_run(tracking_uri, experiment, job.stage, backlog, parent_run_id, state.get("run_id"))
     commit(str(folder / "state.json"), json.dumps({"fingerprint": fingerprint, "run_id": run.run_id}).encode())
-    run.params(made_of)
+    run.describe(made_of, describe_environment())
     for source in job.data:
-        run.dataset("pairs", inputs[source.uri], source.uri)
+        run.dataset("pairs", inputs[source.uri], source.uri, source.weight)
     started = time.monotonic()
-    follower = Follower(job.stage, folder, run)
+    follower = Follower(job.stage, folder, run, job.checkpoint_folder)
     follower.start()
     try:
         with _passing_on_stops(folder):
             (_fit_ray if launcher == "ray" else _fit_plain)(job, folder)
     except BaseException:
-        follower.finish()
+        follower.finish(ended_well=False)
         run.close("FAILED")
         raise
     follower.finish()

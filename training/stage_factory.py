@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import model_validator
 
 from infra.config import Config
+from infra.storage import list_files, sha256_file, sha256_json
 from training.config import DataSource, EngineConfig
 from training.data import mixture, open_sources
 from training.stage import Stage
@@ -64,3 +65,9 @@ class Job(Config):
             return PredictorStage(self.config, datasets, mixed)
         assert self.tokenizer and self.encoded, "the dit stage needs a tokenizer and encoded samples"
         return DitStage(self.config, datasets, mixed, Path(self.tokenizer), Path(self.encoded))
+
+
+def digest_of(folder: str) -> str:
+    """Digest of a model's or cache's folder that a training depends on: of its weight files, or of its index where it has one."""
+    files = [file for suffix in (".safetensors", "index.json") for file in list_files(folder, suffix)]
+    return sha256_json([sha256_file(file) for file in files])

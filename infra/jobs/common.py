@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,16 +35,3 @@ def perception_models() -> Path:
     if missing:
         raise UserError(f"perception models are missing: {', '.join(missing)}. Fetch them: lato assets fetch")
     return assets.folder()
-
-
-def git_state() -> str:
-    """Commit of the code that runs, and whether it was changed; `unknown` outside a checkout."""
-    root = Path(__file__).parents[2]
-    try:
-        commit_id = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit_id + (" (changed)" if changed else "")

@@ -186,8 +186,9 @@ def register(app: typer.Typer) -> None:
         from infra.console import say
         from infra.errors import UserError
         from infra.jobs.common import perception_models
+        from infra.registry import models_of
         from infra.storage import folder_uri, lease
-        from infra.tracking import delete_pictures, runs_that_read
+        from infra.tracking import delete_pictures, run_id_of, runs_that_read
 
         work = folder_uri(work_dir)
         with lease(work, "lato data forget"):
@@ -202,6 +203,8 @@ def register(app: typer.Typer) -> None:
             say(f"  version {version}: {count} samples taken out")
         for run in runs_that_read(tracking_uri, done.digests) if tracking_uri else []:
             say(f"  trained on them: {run}; {delete_pictures(tracking_uri, run)} pictures and pages deleted there")
+            for model in models_of(tracking_uri, run_id_of(run)):
+                say(f"    a registered model that was made by it: {model}")
 
     @group.command()
     def worklist(

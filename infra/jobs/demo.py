@@ -15,7 +15,7 @@ from infra import assets
 from infra.config import Config
 from infra.console import duration, heading, say
 from infra.runtime import RuntimeConfig
-from training.config import EngineConfig
+from training.config import DataSource, EngineConfig
 from training.stages.dit_config import DitConfig
 from training.stages.predictor import PredictorConfig
 from training.stages.tokenizer import TokenizerConfig
@@ -80,12 +80,12 @@ class QuickstartConfig(Config):
 def run_quickstart(config: QuickstartConfig, work: str) -> None:
     """The demo, in a work folder that the caller holds."""
     from evaluation.run import EvalConfig, evaluate, print_summary
-    from infra.config import dump_config
-    from infra.jobs.common import git_state, perception_models
+    from infra.environment import describe_environment
+    from infra.jobs.common import perception_models
     from infra.runtime import prepare_ray, stop_ray
     from infra.tracking import default_uri, open_run, ui_command
     from training.launch import train
-    from training.stage_factory import MakeStage
+    from training.stage_factory import Job, digest_of
 
     started = time.monotonic()
     models = perception_models()
@@ -94,10 +94,9 @@ def run_quickstart(config: QuickstartConfig, work: str) -> None:
     uri = default_uri(work)
     parent_file = Path(work) / "mlflow_run"
     known = parent_file.read_text() if parent_file.exists() else None
-    parent = open_run(uri, "quickstart", "quickstart", str(Path(work) / "mlflow_backlog.jsonl"), run_id=known)
+    parent = open_run(uri, "quickstart", "quickstart", str(Path(work) / "mlflow_backlog"), run_id=known)
     parent_file.write_text(parent.run_id)
-    parent.text(dump_config(config), "config.yaml")
-    parent.tags({"git": git_state()})
+    parent.describe(config.model_dump(mode="json"), describe_environment())
     try:
         heading("1-2  Sources, observations, pairs, shards")
         version = build_dataset(config.data, work, models, sources)
@@ -106,19 +105,17 @@ def run_quickstart(config: QuickstartConfig, work: str) -> None:
         parent.metrics({f"samples_{split}": count for split, count in version.samples.items()})
 
         heading("3  Training, each with DeepSpeed ZeRO on two Ray Train workers")
-        common: dict[str, Any] = {
-            "work": work, "tracking_uri": uri, "experiment": "quickstart", "parent_run_id": parent.run_id, "dataset": (version.uri, version.digest),
-        }  # fmt: skip
+        data = (DataSource(uri=version.uri),)
 
-        def stage(name: str, settings: Any, inputs: dict[str, Any], **paths: str) -> Any:
-            made_of = {"config": settings.model_dump(mode="json"), "dataset": version.digest, **inputs}
-            return train(name, MakeStage(settings, version.uri, **paths), settings.engine, made_of, **common)
+        def stage(name: str, settings: Any, **paths: str) -> Any:
+            job = Job(stage=name, config=settings, data=data, folder=str(Path(work) / "runs" / name), **paths)
+            inputs = {version.uri: version.digest} | {name: digest_of(path) for name, path in paths.items()}
+            return train(job, inputs, uri, "quickstart", parent.run_id)
 
-        tokenizer = stage("tokenizer", config.tokenizer, {})
-        predictor = stage("predictor", config.predictor, {})
+        tokenizer = stage("tokenizer", config.tokenizer)
+        predictor = stage("predictor", config.predictor)
         text_cache = _encode(version, predictor.export, Path(work) / "text_states")
-        inputs = {"tokenizer": _digest(tokenizer.export), "text_encoder": _digest(predictor.export)}
-        dit = stage("dit", config.dit, inputs, tokenizer=str(tokenizer.export), text_cache=str(text_cache))
+        dit = stage("dit", config.dit, tokenizer=str(tokenizer.export), encoded=str(text_cache))
         stages = [("tokenizer", "px", tokenizer), ("predictor", "cross-entropy", predictor), ("dit", "squared error", dit)]
         for name, _, result in stages:
             if result.last >= result.first:
@@ -157,12 +154,6 @@ def _sources(config: QuickstartConfig) -> list[WorkItem]:
     # one real person is kept apart, so that an edit of a real held-out face is shown
     items = [item.model_copy(update={"split": "test"}) if item.source_id == "single_face" else item for item in items]
     return items + (items_from_folder(config.folder) if config.folder else [])
-
-
-def _digest(folder: Path) -> str:
-    from infra.storage import sha256_file, sha256_json
-
-    return sha256_json([sha256_file(str(file)) for file in sorted(folder.glob("*.safetensors"))])
 
 
 def _encode(version: DatasetVersion, encoder: Path, folder: Path) -> Path:
@@ -241,9 +232,9 @@ def _report(
     from data_pipeline.pack import read_manifest
     from data_pipeline.sheet import draw_sheet, read_samples
     from evaluation.report import StageCurve, write_report
-    from infra.jobs.common import git_state
+    from infra.environment import git_state
     from infra.storage import commit, join
-    from training.launch import read_metrics
+    from training.follow import read_metrics
 
     rows = [row for row in read_manifest(version.uri) if row["split"] == "train"]
     real = [row for row in rows if row["kind"] != "synthetic"][:3]

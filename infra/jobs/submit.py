@@ -39,6 +39,7 @@ def run_remotely(command: list[str], address: str) -> int:
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     from infra.console import say
+    from infra.environment import COMMIT_VARIABLE, git_state
     from infra.errors import UserError
 
     try:
@@ -47,7 +48,7 @@ def run_remotely(command: list[str], address: str) -> int:
         raise UserError(f"no Ray head answers at {address}. Start one (ray start --head), or give --address.") from error
     root = Path(__file__).parents[2]
     entrypoint = "python -m infra.cli " + " ".join(shlex.quote(word) for word in command)
-    job = _submit(client, entrypoint, {"working_dir": str(root), "excludes": _EXCLUDES})
+    job = _submit(client, entrypoint, {"working_dir": str(root), "excludes": _EXCLUDES, "env_vars": {COMMIT_VARIABLE: git_state()}})
     say(f"job {job} on {address}: {entrypoint}\n(stop it with: ray job stop --address {address} {job})")
     shown = 0
     while True:

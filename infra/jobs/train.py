@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
         """Stage 1: the landmark tokenizer."""
         from training.stages.tokenizer import TokenizerConfig
 
-        _train("tokenizer", TokenizerConfig, config, overrides, work_dir, dataset, {})
+        _train("tokenizer", TokenizerConfig, config, overrides, work_dir, dataset)
 
     @group.command()
     def predictor(
@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
         """Stage 2: the landmark predictor."""
         from training.stages.predictor import PredictorConfig
 
-        _train("predictor", PredictorConfig, config, overrides, work_dir, dataset, {})
+        _train("predictor", PredictorConfig, config, overrides, work_dir, dataset)
 
     @group.command()
     def encode(
@@ -65,28 +65,28 @@ def register(app: typer.Typer) -> None:
         config: str = config_option,
     ) -> None:
         """Stage 3: the DiT with landmark tokens."""
+        from infra.storage import folder_uri
         from training.stages.dit_config import DitConfig
 
-        paths = {"tokenizer": str(Path(tokenizer).absolute()), "text_cache": str(Path(text_states).absolute())}
-        _train("dit", DitConfig, config, overrides, work_dir, dataset, paths)
+        _train("dit", DitConfig, config, overrides, work_dir, dataset, tokenizer=folder_uri(tokenizer), encoded=folder_uri(text_states))
 
 
 def _train(
-    stage: str, model: type[Any], config: str | None, overrides: list[str] | None, work_dir: str, dataset: str, paths: dict[str, str]
+    stage: str, model: type[Any], config: str | None, overrides: list[str] | None, work_dir: str, dataset: str, **paths: str
 ) -> None:
     from infra.jobs.common import open_work
     from infra.runtime import RuntimeConfig, start_ray, stop_ray
-    from infra.storage import sha256_json
     from infra.tracking import default_uri
+    from training.config import DataSource
     from training.data import Dataset
     from training.launch import train
-    from training.stage_factory import MakeStage
+    from training.stage_factory import Job, digest_of
 
     with open_work(model, config, list(overrides or []), work_dir, f"lato train {stage}") as (settings, work):
-        version = Dataset.open(str(Path(dataset).absolute()))
+        version = Dataset.open(dataset)
         version.split("train"), version.split("val")
         start_ray(RuntimeConfig())
-        made_of = {"config": settings.model_dump(mode="json"), "dataset": version.digest, "inputs": sha256_json(paths)}
-        make = MakeStage(settings, version.uri, **paths)
-        train(stage, make, settings.engine, made_of, work, default_uri(work), "lato", None, (version.uri, version.digest))
+        data = (DataSource(uri=version.uri),)
+        job = Job(stage=stage, config=settings, data=data, folder=str(Path(work) / "runs" / stage), **paths)
+        train(job, {version.uri: version.digest} | {name: digest_of(path) for name, path in paths.items()}, default_uri(work), "lato")
         stop_ray()

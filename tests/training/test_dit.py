@@ -25,6 +25,7 @@ from training.mixture import Sample
 from training.stages.dit import DitStage
 from training.stages.dit_config import DitConfig
 from training.stages.views import disturb, face_window
+from training.zero import materialise
 
 FORMS = ["none", "rendered", "compressed", *(f"tokens/{p}" for p in ("none", "image", "learnable", "mapped")), "control"]
 SMALL = {"sizes": [(16, 16)], "hidden_size": 32, "num_attention_heads": 1, "context_dim": 32, "num_double_blocks": 1, "num_single_blocks": 1,
@@ -57,8 +58,15 @@ def make(home, encoded="plain", versions=("v1",), **changes):
     return DitStage(DitConfig(**(SMALL | changes)), datasets, mixed, home / "tokenizer", home / encoded)
 
 
-def build(stage):
+def built(stage):
+    """What the engine trains: the module, filled."""
     model = stage.build()
+    materialise(model, stage.weights())
+    return model
+
+
+def build(stage):
+    model = built(stage)
     torch.nn.init.normal_(model.final_layer.linear.weight, std=0.1)  # starts at zero, which would hide what the rest does
     return model
 
@@ -264,7 +272,7 @@ def test_a_lora_trains_its_own_tensors_and_is_exported_for_peft_and_kohya(home, 
     base = build(make(home))
     base.save_pretrained(tmp_path / "base")
     stage = make(home, base=str(tmp_path / "base"), adapter="lora", lora_rank=4, lora_alpha=8)
-    model = stage.build()
+    model = built(stage)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     own = {"landmark_in.weight", "landmark_in.bias", "null_landmarks.tokens"}
     assert own <= trained and all(".lora_" in name for name in trained - own)
@@ -291,7 +299,7 @@ def test_a_released_base_gets_null_tokens_at_the_codebooks_mean(home, tmp_path):
         base.null_landmarks.tokens.zero_()
     base.save_pretrained(tmp_path)
     stage = make(home, base=str(tmp_path))
-    tokens = stage.build().null_landmarks.tokens
+    tokens = built(stage).null_landmarks.tokens
     codebook = stage._tokenizer.vq.codebook
     assert torch.allclose(tokens[5], codebook.mean(0) / codebook.std(), atol=1e-6)
 

@@ -27,9 +27,10 @@ from training.data import Dataset
 from training.encode_worker import load_codec
 from training.encoded import EncodedCache
 from training.mixture import Mixture, Sample, sample_generator
-from training.stage import Batch, StepLoss
-from training.stages.dit_config import DitConfig, forms_of, new_transformer, start_nulls
-from training.stages.flow import draw_tokens, to_device, velocity_error
+from training.stage import Batch, StepLoss, device_of, to_device
+from training.stages.base_weights import BaseWeights
+from training.stages.dit_config import DitConfig, forms_of, new_transformer, null_start
+from training.stages.flow import draw_tokens, velocity_error
 from training.stages.views import disturb, face_window
 
 SIGMAS = tuple(k / 10 for k in range(1, 10))
@@ -57,6 +58,8 @@ class DitStage:
     def __init__(self, config: DitConfig, datasets: list[Dataset], mixture: Mixture, tokenizer: Path, encoded: Path) -> None:
         self._config, self._datasets, self.data = config, datasets, mixture
         self.sources = [dataset.name for dataset in datasets]
+        self.floors: dict[str, tuple[float, str]] = {}
+        self._weights: BaseWeights | None = None
         self._caches = [EncodedCache.open(encoded, dataset.digest) for dataset in datasets]
         self._tokenizer = LandmarkTokenizer.from_pretrained(tokenizer).eval()
         self._codec = load_codec(config.codec) if config.codec else SpaceToDepthCodec(config.codec_factor)
@@ -77,12 +80,16 @@ class DitStage:
         c, codebook = self._config, self._tokenizer.vq.codebook
         if c.base is None:
             return new_transformer(c, self._channels, self._caches[0].text_dim, codebook)
-        transformer = LaToTransformer.from_pretrained(c.base)
-        if not transformer.null_landmarks.tokens.any():  # a released model has none
-            start_nulls(transformer, codebook)
-        if c.adapter == "lora":
-            add_adapter(transformer, c.lora_rank, c.lora_alpha)
+        with torch.device("meta"):  # 12 billion parameters are filled one by one: see `weights`
+            transformer = LaToTransformer.from_config(LaToTransformer.load_config(c.base))
+            if c.adapter == "lora":
+                add_adapter(transformer, c.lora_rank, c.lora_alpha)
+        self._weights = BaseWeights(c.base, transformer, null_start(codebook, transformer.config["landmark_std"]), self._seed)
         return transformer
+
+    def weights(self) -> BaseWeights | None:
+        """The base's, and the adapter's first ones; None from scratch."""
+        return self._weights
 
     def read(self, samples: list[Sample]) -> Batch:
         """Pictures of one size, landmarks, text states, and the draws of times, noise and dropped conditions."""
@@ -112,7 +119,7 @@ class DitStage:
         """Held-out loss at nine fixed times with fixed noise; draws nothing from the global generator."""
         size = self._config.sizes[0]
         sums = dict.fromkeys(SIGMAS, 0.0)
-        device = next(module.parameters()).device
+        device = device_of(module)
         for batch, _, noise in self._fixed(self._held_out, size):
             for sigma in SIGMAS:
                 times = apply_shift(torch.full((len(noise),), sigma), self._shift(size))
@@ -122,7 +129,7 @@ class DitStage:
 
     def pictures(self, module: nn.Module) -> dict[str, npt.NDArray[np.uint8]]:
         """Rows of held-out samples: source, the landmarks to draw to, the edit, the target."""
-        size, rows, device = self._config.sizes[0], [], next(module.parameters()).device
+        size, rows, device = self._config.sizes[0], [], device_of(module)
         for batch, null, noise in self._fixed(self._held_out[: self._config.picture_samples], size):
             given = [to_device(part, device) for part in (batch, null)]
             drawn = draw_tokens(

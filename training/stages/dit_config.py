@@ -117,14 +117,14 @@ def new_transformer(config: DitConfig, channels: int, text_dim: int, codebook: T
     nn.init.normal_(transformer.landmark_in.weight, std=0.02)
     for parameter in (transformer.landmark_in.bias, *transformer.final_layer.linear.parameters()):
         nn.init.zeros_(parameter)
-    start_nulls(transformer, codebook)
+    with torch.no_grad():
+        transformer.null_landmarks.tokens.copy_(null_start(codebook, transformer.config["landmark_std"]))
     return transformer
 
 
-@torch.no_grad()
-def start_nulls(transformer: LaToTransformer, codebook: Tensor) -> None:
-    """Puts the null tokens at the codebook's mean, in the scale of the codes."""
-    transformer.null_landmarks.tokens.copy_(codebook.mean(0).expand(68, -1) / transformer.config["landmark_std"])
+def null_start(codebook: Tensor, std: float) -> Tensor:
+    """(68, d): where null tokens start, at the codebook's mean, in the scale of the codes."""
+    return codebook.mean(0).expand(68, -1) / std
 
 
 def forms_of(config: DitConfig) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -87,11 +86,3 @@ def draw_tokens(
 
         tokens = euler_step(tokens, guided_velocity(predict, len(tokens), Guidance(scale=scale)), sigma, following)
     return tokens
-
-
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors there."""
-    condition: LandmarkCondition = batch["condition"]
-    moved = {f.name: getattr(condition, f.name).to(device) for f in fields(condition) if getattr(condition, f.name) is not None}
-    given = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-    return given | {"condition": replace(condition, **moved)}

@@ -26,7 +26,7 @@ from lato.tiny_vlm import build_tiny_processor, build_tiny_vlm
 from training.config import EngineConfig
 from training.data import Dataset
 from training.mixture import Mixture, Sample, sample_generator
-from training.stage import Batch, StepLoss
+from training.stage import Batch, StepLoss, device_of
 
 _ADAPTED = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 _BATCH = 8
@@ -87,7 +87,8 @@ class PredictorStage:
 
     def __init__(self, config: PredictorConfig, datasets: list[Dataset], mixture: Mixture) -> None:
         self._config, self._datasets, self.data = config, datasets, mixture
-        self.sources = [dataset.uri.rstrip("/").rsplit("/", 1)[-1] for dataset in datasets]
+        self.floors: dict[str, tuple[float, str]] = {}
+        self.sources = [dataset.name for dataset in datasets]
         self._rows = [{row["key"]: row for row in dataset.rows} for dataset in datasets]
         self._processor = self._load_processor()
         # enough for the reasoning that `lato.reasoning` writes; an answer that has not begun by then never would
@@ -117,6 +118,10 @@ class PredictorStage:
 
         return get_peft_model(model, LoraConfig(r=c.adapter.rank, lora_alpha=c.adapter.alpha, target_modules=_ADAPTED))
 
+    def weights(self) -> None:
+        """Nothing is left on the meta device."""
+        return
+
     def read(self, samples: list[Sample]) -> Batch:
         """Pictures, tokens and labels, mirrored or not by each sample's own draw."""
         return self._encode([self._example(sample) for sample in samples])
@@ -144,7 +149,7 @@ class PredictorStage:
     @torch.no_grad()
     def validate(self, module: nn.Module) -> dict[str, float]:
         """Held-out cross-entropy; of a few samples, how many answers parse when nothing constrains them, and their error against that of changing nothing."""
-        device = next(module.parameters()).device
+        device = device_of(module)
         losses = []
         for start in range(0, len(self._val), _BATCH):
             batch = self._encode([self._show(pair) for pair in self._val[start : start + _BATCH]])

@@ -1,0 +1,140 @@
+"""What the driver makes of a run's folder: points, pictures, checkpoints, registered exports; each once, whoever was killed."""
+
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infra.tracking import default_uri, delete_pictures, open_run
+from training.follow import Follower
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory):
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("database")
+    MlflowClient(default_uri(str(folder))).search_experiments()  # makes its tables, which takes seconds
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def uri(tmp_path, empty_database):
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return default_uri(str(tmp_path))
+
+
+def _write_metrics(folder, steps):
+    folder.mkdir(exist_ok=True)
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step in steps:
+            line = {"time": time.time(), "step": step, "steps": 20, "steps_per_second": 2.0, "seconds_left": 3.0, "loss": 1 / (step + 1)}
+            file.write(json.dumps(line | ({"held_out": 0.5 + abs(step - 5)} if step % 5 == 0 else {})) + "\n")
+
+
+def _write_picture(folder, name, step):
+    (folder / "pictures").mkdir(exist_ok=True)
+    Image.fromarray(np.full((40, 60, 3), step, np.uint8)).save(folder / "pictures" / f"{name}-{step}.png")
+
+
+def _write_checkpoint(folder, step):
+    at = folder / "checkpoints" / f"step-{step:06d}"
+    at.mkdir(parents=True)
+    (at / "COMPLETE").write_text(json.dumps({"step": step, "world_size": 2, "held_out": 0.5, "files": {"weights": "ab" * 32}}))
+
+
+def _write_export(folder, name, content, step=10, held_out=0.5):
+    (folder / name).mkdir(exist_ok=True)
+    (folder / name / "model.safetensors").write_text(content)
+    card = {"step": step, "held_out": held_out, "weights": "ema", "checkpoint": str(folder / f"checkpoints/step-{step:06d}")}
+    (folder / name / "training.json").write_text(json.dumps(card))
+
+
+def _follow(uri, folder, run_id=None, ended_well=True, during=lambda: None):
+    run = open_run(uri, "lato", "dit", str(folder / "mlflow_backlog"), run_id=run_id)
+    follower = Follower("dit", folder, run)
+    follower.start()
+    during()
+    follower.finish(ended_well)
+    run.close()
+    return run.run_id
+
+
+def _artifacts(client, run_id, folder=None):
+    found = []
+    for entry in client.list_artifacts(run_id, folder):
+        found += _artifacts(client, run_id, entry.path) if entry.is_dir else [entry.path]
+    return sorted(found)
+
+
+def test_everything_in_a_run_folder_is_logged_once_over_two_drivers(tmp_path, uri, monkeypatch):
+    from mlflow import MlflowClient
+
+    client, folder = MlflowClient(uri), tmp_path / "run"
+    _write_metrics(folder, range(11))
+    _write_picture(folder, "edits", 5)
+    _write_picture(folder, "edits", 10)
+    _write_checkpoint(folder, 10)
+    _write_export(folder, "export-best", "best")
+    _write_export(folder, ".export", "being written")
+    run_id = _follow(uri, folder, ended_well=False)
+    assert not client.search_registered_models(), "an export of a training that failed may be torn"
+
+    _write_metrics(folder, range(8, 16))
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"time": 1, "ste{"time": 2, "step": 99, "loss": 1.0}\n')  # a rank was killed while it wrote
+    _write_picture(folder, "edits", 10)
+    _write_picture(folder, "edits", 15)
+    _write_checkpoint(folder, 20)
+    _write_export(folder, "export", "last")
+    _write_export(folder, "export-12", "asked for")
+    said: list[str] = []
+    monkeypatch.setattr("training.follow.say", said.append)
+    _follow(uri, folder, run_id, during=lambda: _write_metrics(folder, range(16, 21)))
+
+    assert [(entry.step, entry.value) for entry in client.get_metric_history(run_id, "loss")] == [
+        (step, 1 / (step + 1)) for step in range(21)
+    ]
+    assert [entry.step for entry in client.get_metric_history(run_id, "held_out")] == [0, 5, 10, 15, 20]
+    stored = client.get_run(run_id)
+    assert set(stored.data.metrics) == {"loss", "held_out", "steps_per_second"}
+    logged = _artifacts(client, run_id)
+    assert [name.split("+")[2] for name in logged if name.endswith(".png")] == ["10", "15", "5"]
+    checkpoint = json.loads((tmp_path / "mlartifacts" / run_id / "artifacts" / "checkpoints" / "step-000010.json").read_text())
+    assert checkpoint["uri"] == str(folder / "checkpoints" / "step-000010")
+    assert len(checkpoint["sha256"]) == 64
+    assert checkpoint["files"] == {"weights": "ab" * 32}
+    assert "checkpoints/step-000020.json" in logged
+
+    versions = {alias: client.get_model_version_by_alias("lato-dit", alias) for alias in ("best", "last", "step-12")}
+    assert {alias: (version.run_id, version.tags["step"]) for alias, version in versions.items()} == {
+        "best": (run_id, "5"), "last": (run_id, "20"), "step-12": (run_id, "20"),
+    }  # fmt: skip
+    assert versions["best"].tags["held_out"] == "0.5"
+    assert len(client.search_model_versions("name = 'lato-dit'")) == 3
+    assert [line.split()[2] for line in said] == ["16", "20"], "what an earlier driver printed is not printed again"
+
+    assert delete_pictures(uri, f"lato / dit ({run_id})") == 9  # three, each also in small, and three in the folder
+    assert not [name for name in _artifacts(client, run_id) if name.endswith((".png", ".webp"))]
+    assert not list((folder / "pictures").iterdir())
+
+
+def test_a_database_that_fails_stops_nobody(tmp_path, uri):
+    folder = tmp_path / "run"
+    _write_metrics(folder, range(3))
+    run = open_run(uri, "lato", "dit", str(folder / "mlflow_backlog"))
+
+    def fail(*_, **__):
+        raise ConnectionError("it is down")
+
+    run.client.log_batch = run.client.log_artifacts = run.client.log_text = fail
+    follower = Follower("dit", folder, run)
+    follower.start()
+    _write_export(folder, "export", "last")
+    follower.finish()
+    run.close("FAILED")
+    kinds = [json.loads(line)[0] for line in (folder / "mlflow_backlog" / f"{run.run_id}.jsonl").read_text().splitlines()]
+    assert kinds == ["tags", "metrics", "metrics", "metrics", "model", "status"]
