@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -154,7 +155,7 @@ class Heartbeat:
         if not others:
             return "no other rank has been heard of"
         here = socket.gethostname()
-        dead = [about for about in others if about["host"] == here and not Path(f"/proc/{about['pid']}").exists()]
+        dead = [about for about in others if about["host"] == here and not _is_running(about["pid"])]
         if dead:
             return "; ".join(f"rank {about['rank']} (process {about['pid']}) has ended; it was at step {about['step']}" for about in dead)
         oldest = min(about["time"] for about in others)
@@ -164,3 +165,10 @@ class Heartbeat:
             f"at step {about['step']} ({about['phase']})"
             for about in silent
         )
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -3,16 +3,16 @@
 import json
 import os
 import signal
-import socket
 import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 
-from tests.training.toy import BASE, Toy, enter, leave, train_all
+from tests.training import ranks
+from tests.training.ranks import leave
+from tests.training.toy import BASE, Toy, train_all
 from training import checkpoint, zero
 from training.config import EngineConfig
 from training.export import export
@@ -24,17 +24,11 @@ pytestmark = pytest.mark.slow
 STAGES = (0, 1, 2, 3)
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def run(jobs, world=2, target=train_all):
     jobs = [(str(folder), config, *toy) if toy else (str(folder), config, {}) for folder, config, *toy in jobs]
     for folder, *_ in jobs:
         Path(folder).mkdir(parents=True, exist_ok=True)
-    multiprocessing.spawn(target, (world, free_port(), jobs), nprocs=world)
+    ranks.run(target, world, jobs)
 
 
 def state(folder):
@@ -125,12 +119,11 @@ def test_what_is_not_finite_stops_all_ranks_and_changes_nothing(tmp_path):
         assert state(tmp_path / name)[0] == before == 2  # the newest checkpoint is of the step before
 
 
-def _untouched(rank, world, port, jobs):
+def _untouched(rank, world, jobs):
     """Runs into a poisoned sample and compares what is then in the engine with the checkpoint of the step before."""
     from training import engine as engine_module
     from training.shards import shards
 
-    enter(rank, world, port)
     kept = {}
     before = engine_module._Training._train_step
 
@@ -164,7 +157,7 @@ def test_weights_moments_average_and_buffers_stay_when_a_gradient_is_not_finite(
     assert len(list(tmp_path.glob("*/looked-*"))) == 8
 
 
-def _asked(rank, world, port, jobs):
+def _asked(rank, world, jobs):
     """Asks for a checkpoint and a grid, then SIGTERM to rank 1 alone."""
     folder = Path(jobs[0][0])
 
@@ -181,7 +174,7 @@ def _asked(rank, world, port, jobs):
             os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=ask, daemon=True).start()
-    train_all(rank, world, port, jobs)
+    train_all(rank, world, jobs)
 
 
 def test_a_stop_that_reaches_one_rank_saves_and_ends_all_and_requests_are_met(tmp_path):
@@ -199,11 +192,10 @@ def test_a_stop_that_reaches_one_rank_saves_and_ends_all_and_requests_are_met(tm
     assert [line["step"] for line in lines(tmp_path)][-3:] == [last + 1, last + 2, last + 3]  # it went on where it stopped
 
 
-def _load(rank, world, port, jobs):
+def _load(rank, world, jobs):
     """Loads each run's newest checkpoint on another number of ranks, and saves it again at once."""
     from training.ema import Ema
 
-    enter(rank, world, port)
     zero.start_process_group(2)
     for folder, config, toy in jobs:
         config = EngineConfig(**config)
@@ -265,14 +257,13 @@ def test_a_model_filled_from_the_meta_device_trains_alike(tmp_path):
     assert state(tmp_path / "meta2")[0] == 5
 
 
-def _full_disk(rank, world, port, jobs):
+def _full_disk(rank, world, jobs):
     import resource
 
-    enter(rank, world, port)
     if rank == 1:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
-    train_all(rank, world, port, jobs)
+    train_all(rank, world, jobs)
 
 
 def test_a_full_disk_is_told_and_training_goes_on(tmp_path):

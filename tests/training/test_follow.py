@@ -78,7 +78,7 @@ def test_everything_in_a_run_folder_is_logged_once_over_two_drivers(tmp_path, ur
     _write_picture(folder, "edits", 5)
     _write_picture(folder, "edits", 10)
     _write_checkpoint(folder, 10)
-    _write_export(folder, "export-best", "best")
+    _write_export(folder, "export-best", "best", 5)
     _write_export(folder, ".export", "being written")
     run_id = _follow(uri, folder, ended_well=False)
     assert not client.search_registered_models(), "an export of a training that failed may be torn"
@@ -89,8 +89,8 @@ def test_everything_in_a_run_folder_is_logged_once_over_two_drivers(tmp_path, ur
     _write_picture(folder, "edits", 10)
     _write_picture(folder, "edits", 15)
     _write_checkpoint(folder, 20)
-    _write_export(folder, "export", "last")
-    _write_export(folder, "export-12", "asked for")
+    _write_export(folder, "export", "last", 20)
+    _write_export(folder, "export-12", "asked for", 12)
     said: list[str] = []
     monkeypatch.setattr("training.follow.say", said.append)
     _follow(uri, folder, run_id, during=lambda: _write_metrics(folder, range(16, 21)))
@@ -111,7 +111,7 @@ def test_everything_in_a_run_folder_is_logged_once_over_two_drivers(tmp_path, ur
 
     versions = {alias: client.get_model_version_by_alias("lato-dit", alias) for alias in ("best", "last", "step-12")}
     assert {alias: (version.run_id, version.tags["step"]) for alias, version in versions.items()} == {
-        "best": (run_id, "5"), "last": (run_id, "20"), "step-12": (run_id, "20"),
+        "best": (run_id, "5"), "last": (run_id, "20"), "step-12": (run_id, "12"),
     }  # fmt: skip
     assert versions["best"].tags["held_out"] == "0.5"
     assert len(client.search_model_versions("name = 'lato-dit'")) == 3

@@ -1,12 +1,12 @@
 """A stage small enough to train hundreds of times: y = Wx from noisy draws, a buffer that moves after each step, dropout from the global state."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from tests.training.ranks import leave
 from training import engine
 from training.config import EngineConfig
 from training.mixture import Mixture, sample_generator
@@ -75,21 +75,8 @@ class Toy:
         torch.save({name: tensor.clone() for name, tensor in module.state_dict().items()}, folder / "model.pt")
 
 
-def enter(rank, world, port):
-    """Makes this process a rank."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
-    torch.set_num_threads(1)
-
-
-def leave():
-    """Together: a process that is gone while another still speaks aborts it."""
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-def train_all(rank, world, port, jobs):
+def train_all(rank, world, jobs):
     """Runs (folder, config, Toy arguments) one after another in one process group; what stopped one is written down."""
-    enter(rank, world, port)
     for folder, config, toy in jobs:
         folder = Path(folder)
         try:

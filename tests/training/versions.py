@@ -27,7 +27,8 @@ def make_pair(number, split, side=64, name="k"):
         instruction=text.text, template=text.template, edit=edit, source=state, target=state, identity_similarity=None, quality={},
         crop=(0, 0, 512), split=split, provenance=Provenance(**origin, scope="same_person", models={}),
     )  # fmt: skip
-    return FacePair(key, *jpegs, rng.uniform(100, 400, (2, 68, 2)).astype(np.float32), meta)
+    landmarks = rng.uniform(120, 380, (1, 68, 2)) + rng.normal(0, 15, (2, 68, 2))
+    return FacePair(key, *jpegs, landmarks.astype(np.float32), meta)
 
 
 def publish(folder, counts, per_shard=8, first=0, side=64, name="k"):
@@ -36,6 +37,7 @@ def publish(folder, counts, per_shard=8, first=0, side=64, name="k"):
     for split, count in counts.items():
         for _ in range(count):
             columns = {"source_id": f"s{number}", "identity": f"p{number}", "licence": "test", "kind": "synthetic"}
+            columns["instruction"] = make_pair(number, split, side, name).meta.instruction
             load = lambda number=number, split=split: make_pair(number, split, side, name)  # noqa: E731
             planned.append(Planned(f"{name}{number:04d}", split, columns, load))
             number += 1

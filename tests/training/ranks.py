@@ -1,0 +1,48 @@
+"""Real ranks for tests: processes forked from one that has torch, DeepSpeed and the stages in memory already, which saves each of them seconds."""
+
+import multiprocessing
+import os
+import socket
+
+import torch
+
+_PRELOADED = ["deepspeed", "training.stage_factory", "training.engine", "tests.training.toy", "tests.training.preload"]
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start(target, world, *arguments):
+    """Processes that run `target(rank, world, port, *arguments)`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    port = free_port()
+    processes = [context.Process(target=_main, args=(target, rank, world, port, arguments)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def run(target, world, *arguments):
+    """Runs `target` on all ranks to its end; an exit status other than 0 fails the test."""
+    processes = start(target, world, *arguments)
+    for process in processes:
+        process.join(240)
+    for process in processes:
+        process.kill()
+    assert [process.exitcode for process in processes] == [0] * world
+
+
+def _main(target, rank, world, port, arguments):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    torch.set_num_threads(1)
+    target(rank, world, *arguments)
+
+
+def leave():
+    """Together: a process that is gone while another still speaks aborts it."""
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
