@@ -25,6 +25,7 @@ from infra.runtime import quieten
 from lato.pairs import decode_image, decode_pair
 from lato.text_encoder import TextEncoder, TextEncoderSettings
 from lato.tiny_vlm import build_tiny_vlm, template_texts
+from tests.benchmarks import tracking_speed
 from tests.training.versions import publish
 from training.config import DataSource
 from training.data import Dataset, mixture, open_sources
@@ -110,7 +111,12 @@ def encoding() -> list[Row]:
     ]
 
 
-PARTS: dict[str, Callable[[], list[Row]]] = {"Reading": reading, "Waiting": waiting, "Encoding": encoding}
+def tracking() -> list[Row]:
+    """What MLflow costs the loop (`python -m tests.benchmarks.tracking_speed`)."""
+    return tracking_speed.rows()
+
+
+PARTS: dict[str, Callable[[], list[Row]]] = {"Reading": reading, "Waiting": waiting, "Encoding": encoding, "Tracking": tracking}
 
 
 def _reader(uri: str) -> tuple[Dataset, Callable[[int], list[list[Sample]]], Callable[[list[Sample]], Any]]:
