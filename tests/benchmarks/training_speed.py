@@ -24,7 +24,7 @@ from torch import nn
 from infra.runtime import quieten
 from lato.pairs import decode_image, decode_pair
 from lato.text_encoder import TextEncoder, TextEncoderSettings
-from lato.tiny_vlm import build_tiny_vlm, template_texts
+from lato.tiny_vlm import build_tiny_vlm
 from tests.benchmarks import tracking_speed
 from tests.training.versions import publish
 from training.config import DataSource
@@ -92,7 +92,7 @@ def waiting() -> list[Row]:
 
 def encoding() -> list[Row]:
     """Text states with and without the instruction: one prefix and two suffixes against two full passes; a small VLM, 324 picture tokens."""
-    model, processor = build_tiny_vlm(template_texts(), hidden_size=256, num_layers=4, image_size=504)
+    model, processor = build_tiny_vlm(hidden_size=256, num_layers=4, image_size=504)
     encoder = TextEncoder(model.eval(), processor, TextEncoderSettings())
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 255, (512, 512, 3), dtype=np.uint8) for _ in range(4)]

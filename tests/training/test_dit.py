@@ -14,7 +14,7 @@ from lato.flow import apply_shift, shift_for
 from lato.landmarks import CANVAS, mirror_landmarks
 from lato.lora import merge_lora
 from lato.text_encoder import TextEncoder, TextEncoderSettings
-from lato.tiny_vlm import build_tiny_vlm, template_texts
+from lato.tiny_vlm import build_tiny_vlm
 from lato.tokenizer import LandmarkTokenizer
 from lato.transformer import LaToTransformer
 from tests.training.versions import publish
@@ -43,7 +43,7 @@ def home(tmp_path_factory):
     tokenizer.initialise_codebook(torch.rand(4, 68, 2) * 300 + 100)
     tokenizer.save_pretrained(folder / "tokenizer")
     SpaceToDepthCodec(2).save_pretrained(folder / "codec")
-    model, processor = build_tiny_vlm(template_texts()[:40], hidden_size=32, num_layers=1, image_size=28)
+    model, processor = build_tiny_vlm(hidden_size=32, num_layers=1, image_size=28)
     TextEncoder(model, processor, TextEncoderSettings(min_pixels=28 * 28, max_pixels=28 * 28)).save_pretrained(folder / "vlm")
     for name in ("v1", "v2"):
         dataset = Dataset.open(str(folder / name))

@@ -17,7 +17,7 @@ from lato.codec import SpaceToDepthCodec, decode_latents
 from lato.edits import Edit, Expression, Intensity, instruction_for, mirror_instruction, parse_instruction
 from lato.pipeline import resize, to_picture
 from lato.text_encoder import TextEncoder, TextEncoderSettings
-from lato.tiny_vlm import build_tiny_vlm, template_texts
+from lato.tiny_vlm import build_tiny_vlm
 from tests.training.test_data import upload, withdraw
 from tests.training.versions import publish
 from training.data import Dataset
@@ -30,7 +30,7 @@ HERE = EncodeConfig(image_size=32, mirror=True, workers=0)
 def parts(tmp_path_factory):
     """Folders of a small VLM and of the codec."""
     folder = tmp_path_factory.mktemp("parts")
-    vlm = build_tiny_vlm(template_texts(), hidden_size=32, num_layers=2, image_size=56)
+    vlm = build_tiny_vlm(hidden_size=32, num_layers=2, image_size=56)
     TextEncoder(*vlm, TextEncoderSettings(min_pixels=56 * 56, max_pixels=56 * 56)).save_pretrained(folder / "vlm")
     SpaceToDepthCodec(2).save_pretrained(folder / "vae")
     return folder / "vlm", folder / "vae"
