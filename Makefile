@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed-$(shell cat constraints.txt pyproject.toml | sha256su
 export DS_BUILD_OPS := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint fit bench bench-data chaos soak clean
+.PHONY: demo test lint fit bench bench-data bench-training chaos soak clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -32,6 +32,10 @@ bench: $(STAMP)
 bench-data: $(STAMP)
 	@$(BIN)/lato assets fetch franck
 	@$(BIN)/python -m tests.benchmarks.data_speed
+
+# Training, and what feeds it; writes docs/benchmarks_training.md (about ten minutes).
+bench-training: $(STAMP)
+	@$(BIN)/python -m tests.benchmarks.training_speed
 
 # 50 kills of each victim on real Ray, the bytes compared (about three hours).
 chaos: $(STAMP)

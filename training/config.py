@@ -15,7 +15,7 @@ class DataSource(Config):
     uri: str
     """Its folder, on disk or an object store."""
     weight: float | None = Field(default=None, gt=0)
-    """Its share in the mixture, relative to the others; None takes the view's own weight, or else its number of samples."""
+    """Its share in the mixture, relative to the others: given to all or to none. None takes its number of samples, times a view's own weight."""
 
 
 class EngineConfig(Config):

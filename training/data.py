@@ -6,7 +6,6 @@ Their bytes are compared with the index by `Dataset.check`.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 
 from infra.console import Progress
 from infra.errors import UserError
@@ -282,25 +280,3 @@ def _compare(folder: str, files: dict[str, Shard], rows: list[dict[str, Any]]) -
 
 def _few(lines: list[str]) -> list[str]:
     return lines if len(lines) <= _SHOWN else [*lines[:_SHOWN], f"and {len(lines) - _SHOWN} more like this"]
-
-
-def batch_indices(step: int, global_batch: int, count: int, seed: int) -> list[tuple[int, int]]:
-    """The (sample, epoch) of every place in the global batch of a step: a function of the step alone, whatever the number of ranks.
-
-    Each epoch is a permutation drawn from (seed, epoch); batches run on over its end.
-    """
-    places = range(step * global_batch, (step + 1) * global_batch)
-    orders: dict[int, Any] = {}
-    chosen = []
-    for place in places:
-        epoch, offset = divmod(place, count)
-        if epoch not in orders:
-            orders[epoch] = np.random.default_rng((seed, epoch)).permutation(count)
-        chosen.append((int(orders[epoch][offset]), epoch))
-    return chosen
-
-
-def sample_generator(seed: int, epoch: int, key: str) -> torch.Generator:
-    """The source of every random draw of a sample in an epoch."""
-    digest = hashlib.sha256(f"{seed}/{epoch}/{key}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -101,7 +101,7 @@ class Loader:
         try:
             return self._quietly(samples) if future is None else future.result()
         except Exception as error:
-            keys = ", ".join(sample.key for sample in samples)
+            keys = ", ".join(sample.key for sample in samples)  # steps are counted from 1 in all that is said
             kind: Any = UserError if isinstance(error, UserError) else ReadFailed
             said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            raise kind(f"step {step}: samples could not be read ({keys}): {said}") from error
+            raise kind(f"step {step + 1}: samples could not be read ({keys}): {said}") from error

@@ -85,6 +85,7 @@ def _train(
     with open_work(model, config, list(overrides or []), work_dir, f"lato train {stage}") as (settings, work):
         version = Dataset.open(dataset)
         version.split("train"), version.split("val")
+        version.check()  # once, here: ranks compare sizes only
         start_ray(RuntimeConfig())
         data = (DataSource(uri=version.uri),)
         job = Job(stage=stage, config=settings, data=data, folder=str(Path(work) / "runs" / stage), **paths)

@@ -50,7 +50,7 @@ def test_an_error_comes_up_at_its_step_with_its_samples(ahead, error, raised):
 
     loader = Loader(fail, plan, 2, 9, ahead)
     assert [len(next(loader)) for _ in range(2)] == [2, 2]
-    with pytest.raises(raised, match=rf"step 4: .*\({bad[0].key}, {bad[1].key}\): .*gone") as caught:
+    with pytest.raises(raised, match=rf"step 5: .*\({bad[0].key}, {bad[1].key}\): .*gone") as caught:
         next(loader)
     assert caught.value.__cause__ is error
     assert threads() == []
