@@ -63,6 +63,9 @@ class PairingConfig(Config):
     """Also pair pictures of one declared person that are not of one track (photo sets); stored as scope same_person."""
 
 
+SETTINGS = "settings.json"
+"""In a version's folder: the thresholds that it was judged by; those of the work folder may be of a later build."""
+
 LIMITS: dict[str, tuple[str, str, int]] = {
     "expression unclear": ("expression_strength", "min_expression", 1),
     "identity": ("similarity", "min_similarity", 1),
