@@ -154,6 +154,12 @@ def group_digests(models: Path, config: GroupsConfig) -> dict[str, str]:
     return digests
 
 
+def group_models(models: Path, config: GroupsConfig) -> dict[str, str]:
+    """`group/file` -> sha256 of every model that the groups read."""
+    files = {f"{name}/{file.name}": file for name in config.names for file in GROUPS[name].models(models, config)}
+    return {name: sha256_file(str(file)) for name, file in files.items()}
+
+
 def backfill(parts: Sequence[str], digests: dict[str, str], config: GroupsConfig, models: Path, work: str, workers: int) -> int:
     """Computes the groups' columns for all parts that lack them, from chips alone.
 
