@@ -109,6 +109,9 @@ def explain(row: dict[str, Any], config: PairingConfig) -> list[tuple[str, str, 
     ]
     for verdict, (score, name, sign) in LIMITS.items():
         limit = getattr(config, name)
+        if row[score] is None:
+            lines.append((verdict, "-", f"{limit:g}", "not asked"))
+            continue
         passed = row[score] * sign >= limit * sign
         if verdict == "identity" and row["kind"] == "synthetic":
             lines.append((verdict, f"{row[score]:.3g}", "declared", "not applied"))

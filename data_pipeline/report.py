@@ -168,6 +168,7 @@ def _filter(judged: pa.Table, passed: npt.NDArray[np.bool_], verdict: str, confi
 
     score, name, _ = _SHOWN[verdict]
     before = np.asarray(judged[score], np.float64)
+    passed, before = passed[np.isfinite(before)], before[np.isfinite(before)]  # a score that was not asked for
     limit = float(getattr(config, name))
     figure, axes = pyplot.subplots(figsize=(3.6, 2.0))
     if len(before):
@@ -188,6 +189,7 @@ def _plot_correlation(judged: pa.Table) -> str:
     from matplotlib import pyplot
 
     values = np.stack([np.asarray(judged[name], np.float64) for name in SCORES], axis=1)
+    values = values[np.isfinite(values).all(axis=1)]
     spread = values.std(0) > 0 if len(values) else np.zeros(len(SCORES), bool)
     matrix = np.full((len(SCORES), len(SCORES)), np.nan)
     if spread.any() and len(values) > 2:
