@@ -86,8 +86,9 @@ def _identity_models(models: Path, config: GroupsConfig) -> list[Path]:
 
 def _make_identity(models: Path, config: GroupsConfig) -> Scorer:
     detector_file, recognizer_file = _identity_models(models, config)
-    detector = ScrfdDetector.from_file(detector_file) if config.pack else FaceDetector.from_file(detector_file)
-    embedder = FaceEmbedder.from_file(recognizer_file, batched=config.gpus > 0)
+    gpu = config.gpus > 0
+    detector = ScrfdDetector.from_file(detector_file, gpu) if config.pack else FaceDetector.from_file(detector_file)
+    embedder = FaceEmbedder.from_file(recognizer_file, batched=gpu, gpu=gpu)
 
     def score(faces: Sequence[Face]) -> list[dict[str, Any]]:
         images = [face.chip.image() for face in faces]

@@ -333,9 +333,8 @@ def _print_plan(settings: Any) -> None:
     if not probe.seconds_per_frame:
         say("time and bytes: nothing could be probed")
         return
-    say(
-        f"analysis: {probe.seconds_per_frame * 1000:.0f} ms CPU a frame (probe), {duration(plan.seconds(workers))} with {workers} workers; recognition and crops come on top"
-    )
+    took = duration(plan.seconds(workers))
+    say(f"analysis: {probe.seconds_per_frame * 1000:.0f} ms CPU a frame (probe), {took} with {workers} workers; crops come on top")
     say(
         f"memory: about {probe.worker_megabytes:,.0f} MB a worker, {probe.worker_megabytes * (workers + 1):,.0f} MB with all and the driver"
     )
