@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,9 @@ from data_pipeline.card import CARD, write_card
 from data_pipeline.divide import divide
 from data_pipeline.extend import Base, read_base
 from data_pipeline.forget import FILE, Removals
-from data_pipeline.groups import backfill, group_digests
+from data_pipeline.groups import backfill, group_digests, group_models
 from data_pipeline.holdout import Holdout, HoldoutConfig
-from data_pipeline.judge import VERDICTS, PairingConfig, Rules, accepted_rows, count_verdicts, judge
+from data_pipeline.judge import SETTINGS, VERDICTS, PairingConfig, Rules, accepted_rows, count_verdicts, judge
 from data_pipeline.ledger import Ledger
 from data_pipeline.pack import PackConfig, pack
 from data_pipeline.render import render_crops
@@ -35,7 +35,7 @@ from infra.console import heading, say, table
 from infra.errors import UserError
 from infra.storage import commit_changed, exists, join, read_bytes, sha256_json, sweep_temporaries
 
-VERSION = 3
+VERSION = 4
 """Raise it when the same plan would give other samples."""
 
 
@@ -49,7 +49,7 @@ class DataConfig(Config):
     worklist: str | None = None
     """Work list (.parquet, .csv, .jsonl)."""
     folder: str | None = None
-    """A folder of videos and images, instead of a work list or beside it."""
+    """A folder of videos and images, on disk or in an object store, with all below it; instead of a work list or beside it."""
     synthetic: SyntheticConfig = SyntheticConfig()
     """Generated sources to add; none by default."""
     analyze: AnalyzeConfig = AnalyzeConfig()
@@ -86,6 +86,8 @@ class Observed:
     ledger: Ledger
     columns: dict[str, str]
     """Column group -> digest."""
+    models: dict[str, str]
+    """`group/file` of the groups' models -> sha256."""
     holdout: Holdout
 
     def digest(self) -> str:
@@ -95,7 +97,17 @@ class Observed:
         return sha256_json({"parts": parts, "columns": self.columns, "items": tied, "holdout": self.holdout.digest})
 
 
-def build_dataset(config: DataConfig, work: str, models: Path, extra: list[WorkItem] | None = None) -> DatasetVersion:
+class Stopped(Exception):
+    """A build ended where it was asked to; `funnel` says what would come of it."""
+
+    def __init__(self, funnel: list[dict[str, Any]]) -> None:
+        super().__init__("stopped as asked")
+        self.funnel = funnel
+
+
+def build_dataset(
+    config: DataConfig, work: str, models: Path, extra: list[WorkItem] | None = None, until: Literal["pair", "render"] | None = None
+) -> DatasetVersion:
     """Builds and publishes a dataset version. The caller holds the folder's lease.
 
     Args:
@@ -103,8 +115,10 @@ def build_dataset(config: DataConfig, work: str, models: Path, extra: list[WorkI
         work: Its folder.
         models: Folder of the perception models.
         extra: Sources beside those the config names.
+        until: The stage after which to stop.
 
     Raises:
+        Stopped: At `until`; what was done stands.
         UserError: There are no sources, nothing could be paired, or sources are still pending (nothing is published then).
     """
     observed = observe(config, work, models, extra)
@@ -121,7 +135,7 @@ def build_dataset(config: DataConfig, work: str, models: Path, extra: list[WorkI
             write_card(folder)
         say(f"  version {config.name} stands already ({sum(published.samples.values())} samples)")
         return published
-    return _publish(config, observed, base, labels, folder, work, created_from)
+    return _publish(config, observed, base, labels, folder, work, created_from, until)
 
 
 def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] | None = None) -> Observed:
@@ -135,12 +149,12 @@ def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] |
     _stop_if_pending(ledger)
     parts = [part for row in ledger.usable() for part in row["parts"]]
     backfill(parts, digests, config.analyze.groups, models, work, config.analyze.workers)
-    return Observed({item.source_id: item for item in items}, ledger, digests, holdout)
+    return Observed({item.source_id: item for item in items}, ledger, digests, group_models(models, config.analyze.groups), holdout)
 
 
 def print_version(version: DatasetVersion) -> None:
     """Shows the funnel and where the shards are."""
-    _print_funnel(version.funnel)
+    print_funnel(version.funnel)
     counts = ", ".join(f"{count} {split}" for split, count in sorted(version.samples.items()))
     say(f"  {version.uri}: {counts}; digest {version.digest[:16]}")
 
@@ -171,7 +185,14 @@ def _sources(config: DataConfig, work: str, models: Path, extra: list[WorkItem])
 
 
 def _publish(
-    config: DataConfig, observed: Observed, base: Base | None, labels: dict[str, bool], folder: str, work: str, created_from: str
+    config: DataConfig,
+    observed: Observed,
+    base: Base | None,
+    labels: dict[str, bool],
+    folder: str,
+    work: str,
+    created_from: str,
+    until: str | None,
 ) -> DatasetVersion:
     usable = observed.ledger.usable()
     workers = config.analyze.workers
@@ -183,6 +204,8 @@ def _publish(
     accepted = [(number, row) for number, uri in enumerate(tables) for row in accepted_rows(uri, verdicts[number])]
     fresh = [(number, row) for number, row in accepted if not (base and row["key"] in base.keys)]
 
+    if until == "pair":
+        raise Stopped(_funnel(observed.ledger, verdicts, Counter()))
     centroids = mean_faces(face for row in usable for face in read_faces(row, observed.columns, work))
     division = divide([row for _, row in fresh], observed.items, centroids, base, config.split)
     refused = {row["key"]: division.verdict(row) for _, row in fresh}
@@ -197,15 +220,18 @@ def _publish(
         refused[row["key"]] = refused[row["key"]] or lost
         if refused[row["key"]]:
             verdicts[number][row["number"]] = VERDICTS.index(str(refused[row["key"]]))
+    if until == "render":
+        raise Stopped(_funnel(observed.ledger, verdicts, Counter()))
     rows = [row for _, row in fresh if not refused[row["key"]]]
     if not rows and not base:
-        _print_funnel(_funnel(observed.ledger, verdicts, Counter()))
+        print_funnel(_funnel(observed.ledger, verdicts, Counter()))
         raise UserError("no pair was accepted. The table above says why; loosen the thresholds under `pairing`.")
     rewriter = Rewriter(config.instructions, work)
-    planned, rendered = plan_samples(rows, division, observed.items, usable, rewriter, work)
+    planned, rendered = plan_samples(rows, division, observed.items, _models_of(observed), rewriter, work)
     splits = {sample.key: sample.split for sample in planned} | (base.splits if base else {})
     funnel = _funnel(observed.ledger, verdicts, Counter(splits.values())) + rewriter.counts()
     commit_changed(join(folder, "funnel.json"), json.dumps(funnel, indent=1).encode())
+    commit_changed(join(folder, SETTINGS), json.dumps({"pairing": config.pairing.model_dump(mode="json")}, indent=1).encode())
     rendered |= base.rendered if base else {}
     licences = {name: item.licence for name, item in observed.items.items()}
     write_candidates(tables, verdicts, dict(splits), licences, rendered, folder)
@@ -213,6 +239,11 @@ def _publish(
     digest = pack(planned, config.pack, folder, config.name, created_from, base)
     write_card(folder)
     return DatasetVersion(folder, digest, dict(Counter(splits.values())), funnel)
+
+
+def _models_of(observed: Observed) -> dict[str, dict[str, str]]:
+    """Source id -> every model that had a part in its pairs, with its sha256."""
+    return {row["source_id"]: row["models"] | observed.models for row in observed.ledger.usable()}
 
 
 def _stop_if_pending(ledger: Ledger) -> None:
@@ -245,10 +276,11 @@ def _funnel(ledger: Ledger, verdicts: list[npt.NDArray[np.int8]], samples: Count
     steps += [("faces", "representatives", ledger.total("representatives")), ("candidate pairs", "in", sum(judged.values()))]
     steps += [("candidate pairs", f"rejected: {name}", count) for name, count in judged.items() if name != "accepted"]
     steps += [("candidate pairs", "accepted", judged.get("accepted", 0))]
-    steps += [("samples", split, samples[split]) for split in ("train", "val", "test")]
+    steps += [("samples", split, samples[split]) for split in ("train", "val", "test") if samples]
     return [{"step": step, "name": name, "count": count} for step, name, count in steps]
 
 
-def _print_funnel(funnel: list[dict[str, Any]]) -> None:
+def print_funnel(funnel: list[dict[str, Any]]) -> None:
+    """Shows what became of sources, faces and pairs."""
     heading("Funnel")
     table("", ["step", "what", "count"], [(row["step"], row["name"], row["count"]) for row in funnel])

@@ -18,7 +18,7 @@ from data_pipeline.pack import CANDIDATES, home_of, read_index
 from infra.storage import commit_file, exists, join, read_bytes, sha256_file
 
 _KINDS = np.array(["pose", "expression", "compound"])
-_DROPPED = ("phash_source", "phash_target", "edit_expression", "edit_intensity", "misread", "held_out")
+_DROPPED = ("phash_source", "phash_target", "edit_expression", "edit_intensity")
 
 
 def write_candidates(
@@ -98,9 +98,20 @@ def read_candidates_table(folder: str, columns: list[str] | None = None) -> pa.T
 
 def explain(row: dict[str, Any], config: PairingConfig) -> list[tuple[str, str, str, str]]:
     """Every score of a candidate beside its threshold: (filter, score, threshold, passed or failed)."""
-    lines = []
+    tolerance = config.pose_tolerance
+    lines = [
+        ("expression verifier", "misread" if row["misread"] else "as asked", "as asked", "failed" if row["misread"] else "passed"),
+        *(
+            (name, f"{row[score]:.3g}", f"<= {tolerance:g}", "passed" if row[score] <= tolerance else "failed")
+            for name, score in (("pose discriminator", "declared_miss"), ("pose step", "pose_miss"))
+        ),
+        ("evaluation sets", "in one" if row["held_out"] else "in none", "in none", "failed" if row["held_out"] else "passed"),
+    ]
     for verdict, (score, name, sign) in LIMITS.items():
         limit = getattr(config, name)
+        if row[score] is None:
+            lines.append((verdict, "-", f"{limit:g}", "not asked"))
+            continue
         passed = row[score] * sign >= limit * sign
         if verdict == "identity" and row["kind"] == "synthetic":
             lines.append((verdict, f"{row[score]:.3g}", "declared", "not applied"))

@@ -69,7 +69,7 @@ No person, source or group is in two splits. Faces are measured by detectors, no
 
 def _croissant(index: dict[str, Any], manifest: list[dict[str, Any]]) -> dict[str, Any]:
     fields = []
-    for column in manifest[0]:
+    for column in manifest[0] if manifest else ():  # nothing is left of a version that was forgotten whole
         sample = next((row[column] for row in manifest if row[column] is not None), "")
         fields.append({
             "@type": "cr:Field", "@id": f"samples/{column}", "name": column, "dataType": _TYPES.get(type(sample), "sc:Text"),

@@ -2,7 +2,8 @@
 
 Order, so that a kill at any moment leaves something a rerun finishes: (1) the removal is committed to `removals.jsonl`, which every later build reads;
 (2) shards that held the person are written anew under new names; (3) manifest and candidates under new names; (4) the index, which publishes the
-smaller version; (5) what is no longer named is deleted: old shards, observations, crops, generated images, reports.
+smaller version; (5) what is no longer named is deleted: old shards, observations, crops, generated images, reports. What was made from the samples elsewhere
+in the work folder (text states, edits, pages, pictures of runs) is deleted first, while the versions still say whose they are; it is made anew when needed.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from data_pipeline.extend import MERGES
 from data_pipeline.image_set import read_image_set
 from data_pipeline.observations import part_uri
 from data_pipeline.pack import encode_table, read_index, read_manifest, rewrite_shards
-from data_pipeline.subset import make_view
+from data_pipeline.sources import drop_staged
+from data_pipeline.subset import remake_view
 from data_pipeline.worklist import WorkItem, read_worklist, write_worklist
 from infra.errors import UserError
-from infra.storage import commit, delete, exists, join, list_files, list_folders, read_bytes, sha256_bytes, sha256_json
+from infra.storage import commit, commit_changed, delete, exists, join, list_files, list_folders, read_bytes, sha256_bytes, sha256_json
 from lato.faces import FaceReader
 from lato.pairs import decode_image
 
@@ -70,7 +72,7 @@ class Forgotten:
     samples: dict[str, int]
     """Version -> samples taken out."""
     digests: list[str]
-    """Of the versions that held them: runs and models that were trained on these held the person's data."""
+    """All that versions and views of this build ever had before something was removed: runs and models trained on these may have held the data."""
 
 
 def forget(
@@ -106,12 +108,11 @@ def apply_removals(work: str) -> Forgotten:
     gone |= {item.source_id: item for item in items if item.attributes.get("made_from") in gone}  # generated from their photos
     lost = Removals(removals.sources | {_hash(name) for name in gone}, removals.identities, removals.licences)
     _clean_inputs(work, lost, set(gone))
-    samples, digests = {}, []
+    samples = {}
     for folder in _versions(work, views=False):
-        before, taken = _shrink(folder, lost)
+        taken = _shrink(folder, lost)
         if taken:
             samples[folder.rsplit("/", 1)[-1]] = taken
-            digests.append(before)
         _sweep(folder, bool(gone))
     for folder in _versions(work, views=True):
         _remake_view(folder)
@@ -120,7 +121,10 @@ def apply_removals(work: str) -> Forgotten:
     _delete_observations(work, gone)
     _sweep_crops(work)
     write_worklist([item for item in items if item.source_id not in gone], join(work, "worklist.parquet"))
-    return Forgotten(len(gone), samples, digests)
+    digests = {
+        digest for views in (False, True) for folder in _versions(work, views) for digest in read_index(folder).get("tombstones", [])
+    }
+    return Forgotten(len(gone), samples, sorted(digests))
 
 
 def sources_like(work: str, photo: str, models: Path, similarity: float = 0.45) -> list[tuple[str, float]]:
@@ -160,6 +164,22 @@ def _clean_inputs(work: str, removals: Removals, gone: set[str]) -> None:
         kept = [line for line in lines if not theirs & {value for value in json.loads(line).values() if isinstance(value, str)}]
         if kept != lines:
             commit(uri, "".join(f"{line}\n" for line in kept).encode())
+    if keys:
+        _clean_derived(work)
+
+
+def _clean_derived(work: str) -> None:
+    """Deletes what stages behind the data made of samples in this folder: they make it anew."""
+    pictures = (".png", ".jpg", ".jpeg", ".html")
+    stale = [*_files_below(join(work, "text_states")), *_files_below(join(work, "edits"))]
+    stale += [uri for uri in _files_below(join(work, "runs")) if uri.endswith(pictures)]
+    stale += [uri for uri in list_files(work) if uri.endswith((*pictures, "/scores.parquet"))]
+    for uri in stale:
+        delete(uri)
+
+
+def _files_below(folder: str) -> list[str]:
+    return list_files(folder) + [uri for inner in list_folders(folder) for uri in _files_below(inner)]
 
 
 def _read_ledger(work: str) -> list[dict[str, Any]]:
@@ -178,8 +198,8 @@ def _record(work: str, rows: list[dict[str, Any]]) -> None:
     commit(uri, "".join(f"{line}\n" for line in [*known, *(line for line in lines if line not in known)]).encode())
 
 
-def _shrink(folder: str, removals: Removals) -> tuple[str, int]:
-    """Publishes a version without what was removed; returns its digest before and the number of samples taken out."""
+def _shrink(folder: str, removals: Removals) -> int:
+    """Publishes a version without what was removed; returns the number of samples taken out."""
     index, manifest = read_index(folder), read_manifest(folder)
     keep = [row for row in manifest if not removals.covers(row["source_id"], row["identity"], row["licence"])]
     revision = index.get("revision", 0) + 1
@@ -187,7 +207,7 @@ def _shrink(folder: str, removals: Removals) -> tuple[str, int]:
         if _shrink_candidates(folder, removals, revision):  # refused pairs name people too; samples and digest stay
             fresh = index | {"candidates": f"candidates.r{revision}.parquet", "revision": revision}
             commit(join(folder, "index.json"), json.dumps(fresh, indent=1, sort_keys=True).encode())
-        return index["digest"], 0
+        return 0
     left = {row["key"] for row in keep}
     touched = {row["shard"] for row in manifest if row["key"] not in left}
     shards, rows = rewrite_shards(folder, folder, keep, touched, f"r{revision}")
@@ -207,7 +227,7 @@ def _shrink(folder: str, removals: Removals) -> tuple[str, int]:
     fresh = index | changed | {"tombstones": [*index.get("tombstones", []), index["digest"]]}
     fresh["digest"] = sha256_json({"shards": shards, "manifest": fresh["manifest_sha256"]})
     commit(join(folder, "index.json"), json.dumps(fresh, indent=1, sort_keys=True).encode())
-    return index["digest"], len(manifest) - len(keep)
+    return len(manifest) - len(keep)
 
 
 def _shrink_candidates(folder: str, removals: Removals, revision: int) -> bool:
@@ -242,13 +262,10 @@ def _versions(work: str, views: bool) -> list[str]:
 
 
 def _remake_view(folder: str) -> None:
-    """A view of a version that shrank is made again, and deleted where nothing is left of it."""
+    """A view of a version that shrank is made again; one of which nothing is left stays as a tombstone without samples."""
     index = read_index(folder)
-    try:
-        make_view(index["view_of"], index["name"], index["where"], index["weight"])
-    except UserError:
-        for name in ("index.json", index["manifest"]):
-            delete(join(folder, name))
+    if index["parent"] != read_index(index["view_of"])["digest"]:
+        remake_view(index)
 
 
 def _sweep_crops(work: str) -> None:
@@ -261,9 +278,22 @@ def _sweep_crops(work: str) -> None:
             delete(uri)
 
 
+def _delete_hashes(work: str, parts: list[str]) -> None:
+    """Takes the content hashes of removed sources, as far as faces were seen in them, out of the file that keeps them."""
+    uri = join(work, "contents.json")
+    if not exists(uri):
+        return
+    contents: set[str] = set()
+    for part in parts:
+        if exists(part_uri(work, part)):
+            contents.update(pq.read_table(io.BytesIO(read_bytes(part_uri(work, part))), columns=["source_sha256"])[0].to_pylist())
+    commit_changed(uri, json.dumps({k: v for k, v in json.loads(read_bytes(uri)).items() if v not in contents}, sort_keys=True).encode())
+
+
 def _delete_observations(work: str, gone: dict[str, WorkItem]) -> None:
-    """Deletes parts, attempts, generated images and ledger rows of removed sources; the user's own files stay."""
+    """Deletes parts, attempts, generated images, staged copies, hashes and ledger rows of removed sources; the user's own files stay."""
     ledger_uri, ledger = join(work, "ledger.jsonl"), _read_ledger(work)
+    _delete_hashes(work, [part for row in ledger if row["source_id"] in gone for part in row["parts"]])
     for row in ledger:
         for part in row["parts"] if row["source_id"] in gone else []:
             for uri in list_files(join(work, "attempts", part)):
@@ -273,7 +303,13 @@ def _delete_observations(work: str, gone: dict[str, WorkItem]) -> None:
                     if uri.rsplit("/", 1)[-1].startswith(part):
                         delete(uri)
             delete(part_uri(work, part))
+    sets = {item.uri.rsplit("/", 1)[-1] for item in gone.values()}
+    for uri in list_files(join(work, "synthetic"), ".json"):  # which set was made of which photo
+        made = json.loads(read_bytes(uri))
+        if isinstance(made, dict) and made.get("set") in sets:
+            delete(uri)
     for item in gone.values():
+        drop_staged(item.uri)
         if item.uri.startswith(join(work, "synthetic", "")):  # made by this build, not the user's own file
             if item.uri.endswith(".json"):
                 for image in read_image_set(item.uri).images if exists(item.uri) else []:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline import observations
 from data_pipeline.chips import Chip
+from data_pipeline.surroundings import describe_surroundings
 from infra.config import Config
 from infra.console import Progress
 from infra.errors import UserError
@@ -41,7 +42,7 @@ _BUNDLE = 64
 class GroupsConfig(Config):
     """Which scores are computed from the chips of representatives, and with what."""
 
-    names: tuple[str, ...] = ("identity", "occlusion", "writing")
+    names: tuple[str, ...] = ("identity", "occlusion", "writing", "surroundings")
     """Which groups."""
     pack: str | None = None
     """Folder of an insightface pack (buffalo_l: its `det_10g.onnx` and `w600k_r50.onnx` are used) instead of the embedded detector and recognizer. Such
@@ -85,8 +86,9 @@ def _identity_models(models: Path, config: GroupsConfig) -> list[Path]:
 
 def _make_identity(models: Path, config: GroupsConfig) -> Scorer:
     detector_file, recognizer_file = _identity_models(models, config)
-    detector = ScrfdDetector.from_file(detector_file) if config.pack else FaceDetector.from_file(detector_file)
-    embedder = FaceEmbedder.from_file(recognizer_file, batched=config.gpus > 0)
+    gpu = config.gpus > 0
+    detector = ScrfdDetector.from_file(detector_file, gpu) if config.pack else FaceDetector.from_file(detector_file)
+    embedder = FaceEmbedder.from_file(recognizer_file, batched=gpu, gpu=gpu)
 
     def score(faces: Sequence[Face]) -> list[dict[str, Any]]:
         images = [face.chip.image() for face in faces]
@@ -126,13 +128,19 @@ def _make_writing(models: Path, config: GroupsConfig) -> Scorer:
     return lambda faces: [{"writing": writing_share(face.chip.image(), face.landmarks)} for face in faces]
 
 
+def _make_surroundings(models: Path, config: GroupsConfig) -> Scorer:
+    return lambda faces: [describe_surroundings(face.chip.image()) for face in faces]
+
+
 GROUPS: dict[str, Group] = {
     "identity": Group(1, {"embedding": _FLOATS, "points5": _FLOATS}, _identity_models, _make_identity),
     "occlusion": Group(1, {"occlusion": pa.float32()}, lambda models, config: [models / "fr_landmark.onnx"], _make_occlusion),
     "writing": Group(1, {"writing": pa.float32()}, lambda models, config: [], _make_writing),
+    "surroundings": Group(1, {"background": _FLOATS, "clothing": _FLOATS}, lambda models, config: [], _make_surroundings),
 }
 """All that are known. `identity`: unit vector and the five points it was aligned by. `occlusion`: distance between the mesh and an independent 68-point
-network in the part of the face (brow, nose, eye, lip) where it is largest, in interocular distances. `writing`: share of the chip that looks like text."""
+network in the part of the face (brow, nose, eye, lip) where it is largest, in interocular distances. `writing`: share of the chip that looks like text.
+`surroundings`: colours of background and clothes."""
 
 
 def group_digests(models: Path, config: GroupsConfig) -> dict[str, str]:
@@ -152,6 +160,12 @@ def group_digests(models: Path, config: GroupsConfig) -> dict[str, str]:
             raise UserError(f"group {name} needs {', '.join(missing)} in {files[0].parent}. Fetch them: lato assets fetch")
         digests[name] = sha256_json({"version": GROUPS[name].version, "models": [sha256_file(str(file)) for file in files]})
     return digests
+
+
+def group_models(models: Path, config: GroupsConfig) -> dict[str, str]:
+    """`group/file` -> sha256 of every model that the groups read."""
+    files = {f"{name}/{file.name}": file for name in config.names for file in GROUPS[name].models(models, config)}
+    return {name: sha256_file(str(file)) for name, file in files.items()}
 
 
 def backfill(parts: Sequence[str], digests: dict[str, str], config: GroupsConfig, models: Path, work: str, workers: int) -> int:

@@ -51,6 +51,10 @@ class PairingConfig(Config):
     """Degrees of roll; a face read as tilted further is a misreading at a cut more often than not."""
     min_expression: float = 0.45
     """How strongly an expression must show on a face of which nothing is declared; weaker readings are wrong too often."""
+    min_background: float = 0.8
+    """Likeness of the colours behind two photos of one person (`same_person`); within a track it is not asked."""
+    min_clothing: float = 0.75
+    """Likeness of the colours of their clothes, likewise."""
     margin: float = 2.1
     """Side of the crop in units of the larger extent of both faces' landmarks."""
     per_cell: int = 2
@@ -62,6 +66,9 @@ class PairingConfig(Config):
     same_person: bool = False
     """Also pair pictures of one declared person that are not of one track (photo sets); stored as scope same_person."""
 
+
+SETTINGS = "settings.json"
+"""In a version's folder: the thresholds that it was judged by; those of the work folder may be of a later build."""
 
 LIMITS: dict[str, tuple[str, str, int]] = {
     "expression unclear": ("expression_strength", "min_expression", 1),
@@ -76,6 +83,8 @@ LIMITS: dict[str, tuple[str, str, int]] = {
     "too small": ("upscale", "max_upscale", -1),
     "cut off": ("padding", "max_padding", -1),
     "tilted": ("tilt", "max_tilt", -1),
+    "other background": ("background", "min_background", 1),
+    "other clothes": ("clothing", "min_clothing", 1),
 }
 """Verdict -> its score, the threshold's name in `PairingConfig`, and 1 where the score must reach it, -1 where it must stay under."""
 

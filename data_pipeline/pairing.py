@@ -28,7 +28,7 @@ _MILD, _STRONG = 0.62, 0.88
 """Readings under and over which an undeclared expression is called slight and strong."""
 SCORES = (
     "similarity", "sharpness", "noise", "clipped", "blockiness", "letterbox", "upscale", "padding", "tilt", "occlusion", "writing",
-    "expression_strength", "pose_miss", "declared_miss",
+    "expression_strength", "pose_miss", "declared_miss", "background", "clothing",
 )  # fmt: skip
 """Of a pair: the worse of its two ends."""
 _END = (
@@ -130,6 +130,7 @@ def score_person(person: Person, margin: float) -> dict[str, Any] | None:
         "expression_strength": np.minimum(strength[i], strength[j]),
         "pose_miss": np.abs(change - steps).max(axis=1),
         "declared_miss": np.where(both, np.abs(change - asked).max(axis=1), 0.0),
+        **{name: np.ones(len(i)) if shared else _likeness(rows, name)[i, j] for name in ("background", "clothing")},
     }
     changed = np.where(expression[i] != expression[j], expression[j], -1)
     return {
@@ -188,6 +189,14 @@ def _keys(rows: list[dict[str, Any]], i: npt.NDArray[np.int64], j: npt.NDArray[n
     """Keys of samples, from what identifies the two frames."""
     ends = [json.dumps([row["source_id"], row["source_sha256"], row["frame"], row["track"]]) for row in rows]
     return ["p_" + sha256_bytes(f"[{ends[a]}, {ends[b]}]".encode())[:20] for a, b in zip(i, j, strict=True)]
+
+
+def _likeness(rows: list[dict[str, Any]], name: str) -> Array:
+    """(N, N) dot products of a column of unit vectors: how alike the surroundings of two photos are. What was not computed is like nothing."""
+    vectors = [row.get(name) for row in rows]
+    width = max((len(vector) for vector in vectors if vector), default=1)
+    table = np.array([vector or np.zeros(width) for vector in vectors], np.float64)
+    return table @ table.T
 
 
 def _read_declared(rows: list[dict[str, Any]]) -> dict[str, npt.NDArray[Any]]:

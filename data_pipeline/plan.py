@@ -1,7 +1,8 @@
-"""The plan of a build: what would be looked at and how long it would take, from the containers alone and a probe of a few frames."""
+"""The plan of a build: what would be looked at, how long it would take and how much it would write, from the containers alone and a probe of a few frames."""
 
 from __future__ import annotations
 
+import io
 import itertools
 import resource
 import time
@@ -10,84 +11,167 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from data_pipeline.analyze import AnalyzeConfig
+from data_pipeline.build import DataConfig
 from data_pipeline.decode import DecodeError, Frame, sample_frames
 from data_pipeline.image_set import read_image_set
+from data_pipeline.observations import SCHEMA
 from data_pipeline.perceive import watch_video
+from data_pipeline.render import cut
+from data_pipeline.sources import staged
 from data_pipeline.worklist import WorkItem
-from infra.storage import is_local, read_bytes
+from infra.storage import open_read, read_bytes
 from lato.faces import FaceReader
 from lato.pairs import decode_image
 
 _PROBE_FRAMES = 12
+_PROBE_CROPS = 3
+_TEXT_BYTES = 6000
+"""Of a sample: its JSON, landmarks and tar headers."""
+_CROP = 1.6
+"""Side of the probed crop in sides of the face's box, about that of a pair's."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a few frames cost on this machine; zeros where nothing could be probed."""
+
+    seconds_per_frame: float
+    """CPU, of decoding and all models."""
+    bytes_per_frame: float
+    """Of observations and face chips."""
+    bytes_per_sample: float
+    """Of two crops and what is said of them."""
+    worker_megabytes: float
+    """Memory of a worker with the models loaded."""
 
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """Estimates; the probe ran on this machine."""
+    """Counts, and estimates from the probe."""
 
     sources: dict[str, int]
-    """Kind -> count."""
+    """Kind -> count, generated ones too."""
+    refused: dict[str, int]
+    """Licence or consent that the policy does not allow -> sources."""
     unreadable: list[str]
     """Sources whose container cannot be read now; the build will say so too."""
     megabytes: float
+    """Of sources, to be read."""
     video_seconds: float
     frames: int
-    """That will be looked at."""
-    seconds_per_frame: float
-    """CPU, of decoding and all models, from the probe; 0 where nothing could be probed."""
-    worker_megabytes: float
-    """Memory of a worker with the models loaded."""
+    """That will be looked at, generated pictures too."""
+    most_samples: int
+    """That quotas allow: an upper bound."""
+    probe: Probe
 
     def seconds(self, workers: int) -> float:
         """Wall time of analysis with that many workers."""
-        return self.frames * self.seconds_per_frame / max(1, workers)
+        return self.frames * self.probe.seconds_per_frame / max(1, workers)
+
+    @property
+    def observation_megabytes(self) -> float:
+        """What analysis writes."""
+        return self.frames * self.probe.bytes_per_frame / 1e6
+
+    @property
+    def shard_megabytes(self) -> float:
+        """What shards hold at most; the crops they are copied from take the same again."""
+        return self.most_samples * self.probe.bytes_per_sample / 1e6
 
 
-def plan_build(items: list[WorkItem], config: AnalyzeConfig, models: Path) -> BuildPlan:
+def plan_build(items: list[WorkItem], config: DataConfig, models: Path) -> BuildPlan:
     """Looks at every container's header and probes the first sources that open."""
-    unreadable, seconds, frames, size = [], 0.0, 0, 0
-    probes: list[Frame] = []
+    analyze, unreadable, seconds, size = config.analyze, [], 0.0, 0
+    refused, pictures, allowed = Counter[str](), [], []
+    kinds = Counter[str](item.kind for item in items)
     for item in items:
+        refusal = _refusal(item, config)
+        if refusal:
+            refused[refusal] += 1
+            continue
         try:
-            size += Path(item.uri).stat().st_size if is_local(item.uri) else 0
+            size += _size(item.uri)
             if item.kind == "video":
                 length = _length(item.uri)
                 length = min(item.end or length, length) - (item.start or 0.0)
-                seconds, frames = seconds + length, frames + int(length * config.fps) + 1
+                seconds += length
+                pictures.append(int(length * analyze.fps) + 1)
             else:
-                frames += len(read_image_set(item.uri).images)
+                pictures.append(len(read_image_set(item.uri).images))
+            allowed.append(item)
         except (OSError, ValueError, av.error.FFmpegError):
             unreadable.append(item.source_id)
-    reader = FaceReader.from_folder(models)
+    generated = _generated(config, sum(item.kind == "image" and not item.uri.endswith(".json") for item in allowed))
+    kinds["synthetic"] += len(generated)
+    most = sum(min(2 * config.pairing.per_source, count * (count - 1)) for count in pictures)
+    most += sum(min(2 * config.pairing.per_identity, count * (count - 1)) for count in generated)
+    frames, probe = sum(pictures) + sum(generated), _probe(allowed, analyze.fps, models)
+    return BuildPlan(dict(+kinds), dict(refused), unreadable, size / 1e6, seconds, frames, most, probe)
+
+
+def _refusal(item: WorkItem, config: DataConfig) -> str | None:
+    for what, given, allowed in (("licence", item.licence, config.analyze.licences), ("consent", item.consent, config.analyze.consents)):
+        if allowed is not None and given not in allowed:
+            return f"{what} {given}"
+    return None
+
+
+def _generated(config: DataConfig, photos: int) -> list[int]:
+    """Pictures of each generated source; a photo's edits lie in one set with it."""
+    made = config.synthetic
+    people = [made.anny.images] * made.anny.people if made.anny else []
+    warped = [1 + len(made.warp.expressions)] * photos if made.warp else []
+    return people + warped + ([1 + made.diffusers.edits] * photos if made.diffusers else [])
+
+
+def _probe(items: list[WorkItem], fps: float, models: Path) -> Probe:
+    reader, frames = FaceReader.from_folder(models), list[Frame]()
     started, spent = time.process_time(), resource.getrusage(resource.RUSAGE_CHILDREN)
     for item in items:
-        if len(probes) >= _PROBE_FRAMES or item.source_id in unreadable:
-            continue
-        probes += _probe(item, config.fps, _PROBE_FRAMES - len(probes))
-    if probes:
-        watch_video(probes, reader)
+        if len(frames) < _PROBE_FRAMES:
+            frames += _first_frames(item, fps, _PROBE_FRAMES - len(frames))
+    rows = watch_video(frames, reader)[0]
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cost = time.process_time() - started + (after.ru_utime + after.ru_stime - spent.ru_utime - spent.ru_stime)
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in SCHEMA.names}, schema=SCHEMA), buffer, compression="zstd")
+    images = {frame.index: frame.image for frame in frames}
+    crops = []
+    for row in rows[:_PROBE_CROPS]:
+        box = np.asarray(row["box"])
+        side = float(_CROP * (box[2:] - box[:2]).max())
+        corner = (box[:2] + box[2:] - side) / 2
+        crops.append(len(cut(images[row["frame"]], (float(corner[0]), float(corner[1]), side))))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    kinds = dict(Counter[str](item.kind for item in items))
-    return BuildPlan(kinds, unreadable, size / 1e6, seconds, frames, cost / len(probes) if probes else 0.0, memory)
+    count = max(1, len(frames))
+    sample = 2 * float(np.mean(crops)) + _TEXT_BYTES if crops else 0.0
+    return Probe(cost / count if frames else 0.0, len(buffer.getvalue()) / count if rows else 0.0, sample, memory)
 
 
-def _probe(item: WorkItem, fps: float, count: int) -> list[Frame]:
+def _first_frames(item: WorkItem, fps: float, count: int) -> list[Frame]:
     try:
         if item.kind == "video":
-            return list(itertools.islice(sample_frames(item.uri, fps, item.start or 0.0, item.end), count))
+            with staged(item.uri) as path:
+                return list(itertools.islice(sample_frames(str(path), fps, item.start or 0.0, item.end), count))
         images = read_image_set(item.uri).images[:count]
         return [Frame(number, float(number), decode_image(read_bytes(image.uri), image.uri)) for number, image in enumerate(images)]
     except (DecodeError, OSError, ValueError):
         return []
 
 
+def _size(uri: str) -> int:
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    return int(filesystem.info(path)["size"] or 0)
+
+
 def _length(uri: str) -> float:
     """Seconds of a video by its header."""
-    with av.open(uri) as container:
+    with open_read(uri) as file, av.open(file, "r") as container:
         stream = container.streams.video[0] if container.streams.video else None
         if stream is None:
             raise ValueError("no video stream")

@@ -63,13 +63,12 @@ def plan_samples(
     rows: list[dict[str, Any]],
     division: Division,
     items: dict[str, WorkItem],
-    ledger: list[dict[str, Any]],
+    models: dict[str, dict[str, str]],
     rewriter: Rewriter,
     work: str,
 ) -> tuple[list[Planned], dict[str, list[str]]]:
     """What is packed of each accepted pair, and the names of its crops by key."""
     ends = read_ends(rows, work)
-    models = {entry["source_id"]: entry["models"] for entry in ledger}
     planned, rendered = [], {}
     for row in rows:
         item = items[row["source_id"]]

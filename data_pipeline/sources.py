@@ -80,10 +80,9 @@ def staged(uri: str) -> Iterator[Path]:
     if is_local(uri):
         yield Path(uri.removeprefix("file://"))
         return
-    scratch = Path(os.environ.get("LATO_SCRATCH") or tempfile.gettempdir()) / "lato_scratch"
+    target = _staged_at(uri)
+    scratch = target.parent
     scratch.mkdir(parents=True, exist_ok=True)
-    name = uri.rsplit("/", 1)[-1]
-    target = scratch / f"{sha256_bytes(_state(uri).encode())[:32]}{Path(name).suffix}"
     if not target.exists():
         handle, part = tempfile.mkstemp(dir=scratch, suffix=".part")
         try:
@@ -96,6 +95,18 @@ def staged(uri: str) -> Iterator[Path]:
     else:
         os.utime(target)
     yield target
+
+
+def _staged_at(uri: str) -> Path:
+    scratch = Path(os.environ.get("LATO_SCRATCH") or tempfile.gettempdir()) / "lato_scratch"
+    return scratch / f"{sha256_bytes(_state(uri).encode())[:32]}{Path(uri.rsplit('/', 1)[-1]).suffix}"
+
+
+def drop_staged(uri: str) -> None:
+    """Deletes this machine's scratch copy of a remote source."""
+    if not is_local(uri):
+        with suppress(FileNotFoundError):  # gone from the store, or never staged here; what is not used goes by itself
+            _staged_at(uri).unlink()
 
 
 def _evict(scratch: Path) -> None:

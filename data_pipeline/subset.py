@@ -6,7 +6,7 @@ import json
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from data_pipeline.pack import MANIFEST, encode_table, home_of, read_index, read_manifest, read_members, write_shard
@@ -45,24 +45,40 @@ def make_view(version: str, name: str, where: str, weight: float = 1.0) -> tuple
         raise UserError(f"{version}: this is a view itself; make one of {index['view_of']} with both conditions")
     rows = select(manifest, where)
     folder = join(version.rsplit("/", 1)[0], name)
-    if exists(join(folder, "index.json")) and read_index(folder).get("view_of") != version:
+    known: dict[str, Any] = read_index(folder) if exists(join(folder, "index.json")) else {"view_of": version}
+    if known.get("view_of") != version:
         raise UserError(f"{folder}: a version of that name is there already")
-    data = encode_table(rows)
-    commit(join(folder, MANIFEST), data)
-    made = {"name": name, "view_of": version, "parent": index["digest"], "where": where, "weight": weight, "samples": len(rows)}
-    made |= {"manifest": MANIFEST, "manifest_sha256": sha256_bytes(data), "shards": []}
-    made["digest"] = sha256_json({"parent": index["digest"], "manifest": made["manifest_sha256"], "weight": weight})
-    commit(join(folder, "index.json"), json.dumps(made, indent=1, sort_keys=True).encode())
+    made = {"name": name, "view_of": version, "parent": index["digest"], "where": where, "weight": weight}
+    _publish_view(folder, made, rows, known.get("tombstones", []))
     return folder, dict(Counter(row["split"] for row in rows))
 
 
-def export(version: str, folder: str, commercial_only: bool) -> tuple[dict[str, int], dict[str, int]]:
+def remake_view(index: dict[str, Any]) -> None:
+    """Makes a view again after samples were taken out of its version: its digest joins its tombstones. Where none is left it is published empty."""
+    version = index["view_of"]
+    manifest = read_manifest(version)
+    rows = matching(manifest, index["where"]) if manifest else []
+    made = {name: index[name] for name in ("name", "view_of", "where", "weight")} | {"parent": read_index(version)["digest"]}
+    tombstones = [*index.get("tombstones", []), index["digest"]]
+    _publish_view(join(version.rsplit("/", 1)[0], index["name"]), made, rows, tombstones)
+
+
+def _publish_view(folder: str, made: dict[str, Any], rows: list[dict[str, Any]], tombstones: list[str]) -> None:
+    data = encode_table(rows)
+    commit(join(folder, MANIFEST), data)
+    made = made | {"samples": len(rows), "manifest": MANIFEST, "manifest_sha256": sha256_bytes(data), "shards": []}
+    made["digest"] = sha256_json({"parent": made["parent"], "manifest": made["manifest_sha256"], "weight": made["weight"]})
+    made |= {"tombstones": tombstones} if tombstones else {}
+    commit(join(folder, "index.json"), json.dumps(made, indent=1, sort_keys=True).encode())
+
+
+def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dict[str, int], dict[str, int]]:
     """Copies a version's samples, by licence, into a folder that stands alone.
 
     Args:
         version: Folder of the version.
         folder: Where to.
-        commercial_only: Only licences in `COMMERCIAL`.
+        licences: Only these; `commercial` stands for `COMMERCIAL`. None given: all.
 
     Returns:
         Samples exported and left out, each by licence.
@@ -73,11 +89,11 @@ def export(version: str, folder: str, commercial_only: bool) -> tuple[dict[str, 
     if exists(join(folder, "index.json")):
         raise UserError(f"{folder}: a version is published there already")
     index, manifest, home = read_index(version), read_manifest(version), home_of(version)
-    kept = [row for row in manifest if not commercial_only or row["licence"] in COMMERCIAL]
+    allowed = {name for given in licences for name in (COMMERCIAL if given == "commercial" else (given,))}
+    kept = [row for row in manifest if not licences or row["licence"] in allowed]
     if not kept:
-        raise UserError(
-            f"{version}: no sample's licence allows commercial use. Licences: {', '.join(sorted({r['licence'] for r in manifest}))}"
-        )
+        known = ", ".join(sorted({row["licence"] for row in manifest}))
+        raise UserError(f"{version}: no sample has a licence of {', '.join(licences)}. Licences: {known}")
     shards, rows = [], []
     for shard in read_index(home)["shards"]:
         mine = [row for row in kept if row["shard"] == shard["name"]]
@@ -90,7 +106,7 @@ def export(version: str, folder: str, commercial_only: bool) -> tuple[dict[str, 
     data = encode_table(rows)
     commit(join(folder, MANIFEST), data)
     made = {"name": index["name"], "parent": index["digest"], "samples": len(rows), "shards": shards, "manifest": MANIFEST}
-    made |= {"manifest_sha256": sha256_bytes(data), "commercial_only": commercial_only}
+    made |= {"manifest_sha256": sha256_bytes(data), "licences": sorted(licences)}
     made["digest"] = sha256_json({"shards": shards, "manifest": made["manifest_sha256"]})
     commit(join(folder, "index.json"), json.dumps(made, indent=1, sort_keys=True).encode())
     exported = Counter(row["licence"] for row in kept)
@@ -98,6 +114,18 @@ def export(version: str, folder: str, commercial_only: bool) -> tuple[dict[str, 
 
 
 def select(rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+    """As `matching`.
+
+    Raises:
+        UserError: A condition cannot be read, or no row is left.
+    """
+    kept = matching(rows, where)
+    if not kept:
+        raise UserError(f"where: no sample is left of {len(rows)}")
+    return kept
+
+
+def matching(rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
     """The rows for which every condition of `where` holds; see `make_view`."""
     columns = rows[0].keys() if rows else ()
     kept = rows
@@ -109,8 +137,6 @@ def select(rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
         wanted = [_typed(part, rows, column) for part in value.split(",")] if sign == "in" else _typed(value, rows, column)
         compare = _OPERATORS[sign]
         kept = [row for row in kept if row[column] is not None and compare(row[column], wanted)]
-    if not kept:
-        raise UserError(f"where: no sample is left of {len(rows)}")
     return kept
 
 

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from typing import Any
 
-from data_pipeline.candidates import explain, read_candidates
-from data_pipeline.judge import PairingConfig
-from infra.config import load_config
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_pipeline.candidates import explain, read_candidates_table
+from data_pipeline.judge import SETTINGS, PairingConfig
+from data_pipeline.observations import read_part
+from data_pipeline.pack import home_of, read_index, read_members
 from infra.errors import UserError
 from infra.storage import exists, join, read_bytes
+from lato.pairs import decode_pair
 
 _SHOWN = 12
+_QUALITY = ("sharpness", "noise", "clipped", "blockiness", "letterbox", "face_px")
+_FACE = (
+    "frame",
+    "pts",
+    "track",
+    "detection_score",
+    "expression",
+    "expression_intensity",
+    "yaw",
+    "pitch",
+    "roll",
+    "representative",
+    *_QUALITY,
+)
 
 
 def why(what: str, work: str, version: str = "v1") -> list[str]:
@@ -29,22 +49,23 @@ def why(what: str, work: str, version: str = "v1") -> list[str]:
     folder = join(work, "versions", version)
     if not exists(join(work, "ledger.jsonl")) or not exists(join(folder, "index.json")):
         raise UserError(f"{work}: no build of a version {version!r} here")
-    rows = read_candidates(folder)
-    config = pairing_config(work)
     source_id, _, second = what.partition("@")
-    by_key = [row for row in rows if row["key"] == what]
+    table = read_candidates_table(folder)
+    by_key = table.filter(pc.equal(table["key"], what)).to_pylist()
     if by_key:
-        return _explain_pair(by_key[0], config)
+        return _explain_pair(by_key[0], pairing_config(folder), folder)
     ledger = {row["source_id"]: row for row in map(json.loads, read_bytes(join(work, "ledger.jsonl")).splitlines())}
     if source_id not in ledger:
         raise UserError(
-            f"{what}: neither a sample's key nor a source of this build. {len(ledger)} sources, {len(rows)} candidates are known."
+            f"{what}: neither a sample's key nor a source of this build. {len(ledger)} sources, {len(table)} candidates are known."
         )
     lines = _explain_source(ledger[source_id])
-    mine = [row for row in rows if source_id in (row["source_id"], row["target_id"])]
+    mine = table.filter(pc.or_(pc.equal(table["source_id"], source_id), pc.equal(table["target_id"], source_id))).to_pylist()
     if second:
-        mine = [row for row in mine if min(abs(row["from_pts"] - float(second)), abs(row["to_pts"] - float(second))) < 0.11]
-        lines.append(f"at {second} s: {len(mine)} candidate pairs start or end there")
+        faces = _faces_at(ledger[source_id], _seconds(second), work)
+        lines += _explain_faces(faces, second)
+        seen = {(face["part"], face["row"]) for face in faces}
+        mine = [row for row in mine if seen & {(row[f"{side}_part"], row[f"{side}_row"]) for side in ("from", "to")}]
     verdicts = Counter(row["verdict"] for row in mine)
     lines += [f"{len(mine)} candidate pairs"] + [f"  {count:>6}  {name}" for name, count in verdicts.most_common()]
     for row in sorted(mine, key=lambda row: (row["verdict"] != "accepted", row["key"]))[:_SHOWN]:
@@ -54,11 +75,45 @@ def why(what: str, work: str, version: str = "v1") -> list[str]:
     return lines
 
 
-def pairing_config(work: str) -> PairingConfig:
-    """The thresholds of a build, from the config that it left."""
-    from data_pipeline.build import DataConfig
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError(f"@{text}: expected seconds after the @, for example clip@12.4") from error
 
-    return load_config(DataConfig, join(work, "config.yaml"), []).pairing if exists(join(work, "config.yaml")) else PairingConfig()
+
+def _faces_at(row: dict[str, Any], second: float, work: str) -> list[dict[str, Any]]:
+    """The faces in the frame that was looked at nearest to a time, each with its part and its number there."""
+    found = []
+    for part in row["parts"]:
+        table = read_part(work, part).select(list(_FACE))
+        found += [face | {"part": part, "row": number} for number, face in enumerate(table.to_pylist())]
+    nearest = min((abs(face["pts"] - second) for face in found), default=0.0)
+    return [face for face in found if abs(face["pts"] - second) == nearest]
+
+
+def _explain_faces(faces: list[dict[str, Any]], second: str) -> list[str]:
+    """What was read of each face, and whether it went on to pairing."""
+    if not faces:
+        return [f"at {second} s: no face in any frame of this source"]
+    lines = [f"frame {faces[0]['frame']} ({faces[0]['pts']:.2f} s) is the nearest to {second} s in which a face was seen"]
+    for face in faces:
+        pose = ", ".join(f"{axis} {face[axis]:.0f}" for axis in ("yaw", "pitch", "roll"))
+        lines.append(
+            f"  track {face['track']}: detected {face['detection_score']:.2f}, {face['expression']} {face['expression_intensity']:.2f}, {pose}"
+        )
+        if face["representative"]:
+            scores = ", ".join(f"{name} {face[name]:.3g}" for name in _QUALITY)
+            lines.append(f"    a representative of its track: {scores}")
+        else:
+            lines.append("    not a representative: its track has sharper faces of this pose and expression")
+    return lines
+
+
+def pairing_config(folder: str) -> PairingConfig:
+    """The thresholds that a version, or the one a view is of, was judged by."""
+    uri = join(home_of(folder), SETTINGS)
+    return PairingConfig(**json.loads(read_bytes(uri))["pairing"]) if exists(uri) else PairingConfig()
 
 
 def _explain_source(row: dict[str, Any]) -> list[str]:
@@ -69,7 +124,7 @@ def _explain_source(row: dict[str, Any]) -> list[str]:
     return [said, *([counts] if counts else [])]
 
 
-def _explain_pair(row: dict[str, Any], config: PairingConfig) -> list[str]:
+def _explain_pair(row: dict[str, Any], config: PairingConfig, folder: str) -> list[str]:
     lines = [f"{row['key']}: {row['verdict']}" + (f", in {row['split']}" if row["split"] else "")]
     lines.append(f"person {row['person']}, scope {row['scope']}, edit {row['edit'] or 'none of ours'}")
     for side in ("from", "to"):
@@ -79,4 +134,21 @@ def _explain_pair(row: dict[str, Any], config: PairingConfig) -> list[str]:
         lines.append(
             f"{side} {source} track {row[f'{side}_track']} frame {row[f'{side}_frame']} ({row[f'{side}_pts']:.2f} s): {face}, {pose}"
         )
-    return lines + [f"  {name:<14} {score:>8}  {limit:<10} {passed}" for name, score, limit, passed in explain(row, config)]
+    lines += [f"  {name:<18} {score:>8}  {limit:<10} {passed}" for name, score, limit, passed in explain(row, config)]
+    return lines + (_explain_sample(row["key"], folder) if row["split"] else [])
+
+
+def _explain_sample(key: str, folder: str) -> list[str]:
+    """Where an accepted pair lies, what it asks for, and by which models it was measured."""
+    home = home_of(folder)
+    table = pq.read_table(io.BytesIO(read_bytes(join(home, read_index(home)["manifest"]))))
+    found = table.filter(pc.equal(table["key"], key)).to_pylist()
+    if not found:
+        return ["no longer in the version: it was removed"]
+    row = found[0]
+    meta = decode_pair(key, read_members(home, row)).meta
+    start = min(row[name] for name in row if name.endswith("_offset"))
+    lines = [f"shard {row['shard']} from byte {start}: {meta.instruction!r} (template {meta.template})"]
+    source = meta.provenance
+    lines.append(f"source {source.source_id}, sha256 {source.source_sha256[:16]}, licence {source.licence}")
+    return lines + [f"  model {name:<12} sha256 {digest[:16]}" for name, digest in sorted(source.models.items())]

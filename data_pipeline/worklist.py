@@ -10,13 +10,14 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.console import say
 from infra.errors import UserError
-from infra.storage import commit_changed, exists, read_bytes, sha256_file
+from infra.storage import commit_changed, exists, join, read_bytes, sha256_bytes, sha256_file
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -77,24 +78,33 @@ def item_for(uri: str, **columns: Any) -> WorkItem:
     else:
         known = " ".join(VIDEO_SUFFIXES + IMAGE_SUFFIXES)
         raise UserError(f"{uri}: neither a video nor an image by its name. Known: {known}")
-    source_id = re.sub(r"[^a-z0-9]+", "_", Path(name).stem.lower()).strip("_")
-    return WorkItem(**({"source_id": source_id, "uri": uri, "kind": kind} | columns))
+    return WorkItem(**({"source_id": _id_of(Path(name).stem), "uri": uri, "kind": kind} | columns))
+
+
+def _id_of(name: str) -> str:
+    """A name as a source id. What other alphabets lose in it is made up for by a hash."""
+    plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    return plain if plain and name.isascii() else f"{plain}_{sha256_bytes(name.encode())[:8]}".lstrip("_")
 
 
 def items_from_folder(folder: str, **columns: Any) -> list[WorkItem]:
-    """Every video and image in a folder (not below it).
+    """Every video and image in a folder and below it, on disk or in an object store; ids are made from paths within it. Hidden files are passed over.
 
     Raises:
         UserError: There is no such folder, or nothing usable in it.
     """
-    path = Path(folder)
-    if not path.is_dir():
+    filesystem, root = fsspec.core.url_to_fs(folder)
+    if not filesystem.isdir(root):
         raise UserError(f"{folder}: there is no such folder. Give a folder with videos or images.")
-    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in VIDEO_SUFFIXES + IMAGE_SUFFIXES]
+    inside = sorted(str(path).removeprefix(root).lstrip("/") for path in filesystem.find(root))
+    files = [
+        name for name in inside if name.lower().endswith(VIDEO_SUFFIXES + IMAGE_SUFFIXES) and not any(p[0] == "." for p in name.split("/"))
+    ]
     if not files:
         known = " ".join(VIDEO_SUFFIXES + IMAGE_SUFFIXES)
         raise UserError(f"{folder}: no videos or images in it. Looked for {known}.")
-    return check_items([item_for(str(file), **columns) for file in files], folder)
+    named = [(join(folder, name), _id_of(name.rsplit(".", 1)[0])) for name in files]
+    return check_items([item_for(uri, **({"source_id": source_id} | columns)) for uri, source_id in named], folder)
 
 
 def read_worklist(uri: str) -> list[WorkItem]:

@@ -44,19 +44,22 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts work done and now and then prints a line: how much, how fast, how long still."""
+    """Counts work done and now and then prints a line: how much, how much waits, how fast, how long still. Set `done` to what stood before."""
 
     def __init__(self, name: str, total: int, unit: str) -> None:
         self.name, self.total, self.unit = name, total, unit
-        self.done = 0
+        self.done = self._here = 0
         self._start = self._last = time.monotonic()
 
     def advance(self, count: int = 1) -> None:
         """Adds finished work."""
         self.done += count
+        self._here += count
         now = time.monotonic()
         if now - self._last >= _EVERY or self.done == self.total:
             self._last = now
-            rate = self.done / max(now - self._start, 1e-6)
-            left = f", {duration((self.total - self.done) / rate)} left" if 0 < self.done < self.total else ""
-            say(f"  {self.name}: {self.done}/{self.total} {self.unit}, {rate:.1f}/s{left}")
+            rate = self._here / max(now - self._start, 1e-6)
+            speed = f"{rate:.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min"
+            waiting = self.total - self.done
+            left = f", {waiting} waiting, {duration(waiting / rate)} left" if waiting > 0 and rate else ""
+            say(f"  {self.name}: {self.done}/{self.total} {self.unit}, {speed}{left}")

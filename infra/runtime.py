@@ -7,6 +7,7 @@ import os
 import warnings
 
 from infra.config import Config
+from infra.errors import UserError
 
 
 class RuntimeConfig(Config):
@@ -74,16 +75,20 @@ def start_ray(config: RuntimeConfig | None = None) -> None:
     runtime_env = {"env_vars": {name: os.environ[name] for name in _QUIET}}
     logging.getLogger("ray").setLevel(logging.ERROR)
     common = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": runtime_env}
-    if address:
-        ray.init(address=address, **common)
-    else:
-        ray.init(
-            address="local",
-            num_cpus=config.num_cpus,
-            include_dashboard=False,
-            object_store_memory=config.object_store_mb * 1024 * 1024,
-            **common,
-        )
+    try:
+        if address:
+            ray.init(address=address, **common)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=config.num_cpus,
+                include_dashboard=False,
+                object_store_memory=config.object_store_mb * 1024 * 1024,
+                **common,
+            )
+    except Exception as error:  # Ray raises plain exceptions when its processes do not come up in time
+        where = f"at {address}" if address else "on this machine (is it very busy, or out of memory?)"
+        raise UserError(f"Ray did not start {where}: {error}. What was done stands; run the same command again.") from error
 
 
 def stop_ray() -> None:

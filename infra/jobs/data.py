@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import typer
+
+_SETTINGS = typer.Argument(None, help="A YAML file, and key=value: folder=clips synthetic.anny.people=100")
+_WORK = typer.Option("work/data", help="Where everything goes.")
+_CONFIG = typer.Option(None, help="A YAML file.")
 
 
 def register(app: typer.Typer) -> None:
@@ -14,9 +18,9 @@ def register(app: typer.Typer) -> None:
 
     @group.command()
     def build(
-        overrides: list[str] = typer.Argument(None, help="key=value, for example folder=clips synthetic.anny.people=100"),
-        work_dir: str = typer.Option("work/data", help="Where everything goes."),
-        config: str = typer.Option(None, help="A YAML file."),
+        settings: list[str] = _SETTINGS,
+        work_dir: str = _WORK,
+        config: str = _CONFIG,
         dry_run: bool = typer.Option(False, "--dry-run", help="Print the plan and stop."),
     ) -> None:
         """Sources -> observations -> pairs -> shards. Run again, it goes on where it stopped."""
@@ -25,30 +29,40 @@ def register(app: typer.Typer) -> None:
         from infra.jobs.common import open_work, perception_models
         from infra.runtime import stop_ray
 
+        yaml, overrides = _split(settings, config)
         if dry_run:
-            _print_plan(load_config(DataConfig, config, list(overrides or [])))
+            _print_plan(load_config(DataConfig, yaml, overrides))
             return
-        with open_work(DataConfig, config, list(overrides or []), work_dir, "lato data build") as (settings, work):
+        with open_work(DataConfig, yaml, overrides, work_dir, "lato data build") as (build_config, work):
             models = perception_models()
-            print_version(build_dataset(settings, work, models))
+            print_version(build_dataset(build_config, work, models))
             stop_ray()
 
     @group.command()
-    def observe(
-        overrides: list[str] = typer.Argument(None, help="key=value."),
-        work_dir: str = typer.Option("work/data", help="Where everything goes."),
-        config: str = typer.Option(None, help="A YAML file."),
-    ) -> None:
-        """The first half of a build alone: look at all sources, pair nothing."""
+    def observe(settings: list[str] = _SETTINGS, work_dir: str = _WORK, config: str = _CONFIG) -> None:
+        """A build's first stage alone: look at all sources, pair nothing."""
         from data_pipeline.build import DataConfig
         from data_pipeline.build import observe as look
         from infra.console import say
         from infra.jobs.common import open_work, perception_models
+        from infra.runtime import stop_ray
 
-        with open_work(DataConfig, config, list(overrides or []), work_dir, "lato data observe") as (settings, work):
-            ledger = look(settings, work, perception_models()).ledger
+        yaml, overrides = _split(settings, config)
+        with open_work(DataConfig, yaml, overrides, work_dir, "lato data observe") as (build_config, work):
+            ledger = look(build_config, work, perception_models()).ledger
             for name, count in ledger.counts().items():
                 say(f"{count:>8}  {name}")
+            stop_ray()
+
+    @group.command()
+    def pair(settings: list[str] = _SETTINGS, work_dir: str = _WORK, config: str = _CONFIG) -> None:
+        """A build up to its verdicts: what thresholds would accept. No source is opened for it where all are observed."""
+        _build_until("pair", settings, work_dir, config)
+
+    @group.command()
+    def render(settings: list[str] = _SETTINGS, work_dir: str = _WORK, config: str = _CONFIG) -> None:
+        """A build up to the crops of accepted pairs; what is left then is packing."""
+        _build_until("render", settings, work_dir, config)
 
     @group.command()
     def backfill(
@@ -178,7 +192,9 @@ def register(app: typer.Typer) -> None:
         licence: str = typer.Option(None, help="Everything under this licence."),
         photo: str = typer.Option(None, help="A photo of a person: every source that shows somebody that much alike."),
         work_dir: str = typer.Option("work/data", help="The build's folder."),
-        tracking_uri: str = typer.Option(None, help="MLflow, to name the runs that were trained on it."),
+        tracking_uri: str = typer.Option(
+            None, help="MLflow, to name the runs that were trained on it; the work folder's own where there is one."
+        ),
     ) -> None:
         """Takes a source, a person or a licence out of observations, crops, shards, pictures in MLflow and all later builds."""
         from data_pipeline.forget import forget as take_out
@@ -187,10 +203,12 @@ def register(app: typer.Typer) -> None:
         from infra.errors import UserError
         from infra.jobs.common import perception_models
         from infra.registry import models_of
-        from infra.storage import folder_uri, lease
-        from infra.tracking import delete_pictures, run_id_of, runs_that_read
+        from infra.storage import exists, folder_uri, join, lease
+        from infra.tracking import default_uri, delete_pictures, run_id_of, runs_that_read
 
         work = folder_uri(work_dir)
+        if tracking_uri is None and exists(join(work, "mlflow.db")):
+            tracking_uri = default_uri(work)
         with lease(work, "lato data forget"):
             alike = sources_like(work, photo, perception_models()) if photo else []
             for name, similarity in alike:
@@ -244,19 +262,19 @@ def register(app: typer.Typer) -> None:
     def export(
         version: str = typer.Argument(help="Folder of a version."),
         folder: str = typer.Argument(help="Where to."),
-        commercial: bool = typer.Option(False, help="Only samples whose licence allows commercial use."),
+        licence: list[str] = typer.Option([], help="Only these licences; `commercial` stands for all that allow commercial use."),
     ) -> None:
         """Copies a version into a folder that stands alone."""
         from data_pipeline.subset import export as copy_out
         from infra.console import say
 
-        exported, left = copy_out(version, folder, commercial)
+        exported, left = copy_out(version, folder, licence)
         for what, counts in (("exported", exported), ("left out", left)):
             say(f"{what}: " + (", ".join(f"{count} {licence}" for licence, count in sorted(counts.items())) or "nothing"))
 
     @group.command()
     def retry(
-        reason: str = typer.Argument(help="crash, hang, decode, truncated or missing."),
+        reason: str = typer.Option(..., "--class", help="crash, hang, decode, truncated, changed or missing."),
         work_dir: str = typer.Option("work/data", help="The build's folder."),
     ) -> None:
         """Reopens what failed for one reason; the next build looks at it again."""
@@ -270,6 +288,31 @@ def register(app: typer.Typer) -> None:
         say(f"{len(names)} sources reopened: {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}. Run lato data build again.")
 
 
+def _split(settings: list[str] | None, config: str | None) -> tuple[str | None, list[str]]:
+    """A command's arguments as its YAML file, given by place or by name, and its overrides."""
+    from infra.errors import UserError
+
+    files = [text for text in settings or [] if text.endswith((".yaml", ".yml")) and "=" not in text]
+    if len(files) + bool(config) > 1:
+        raise UserError(f"give one YAML file, not {len(files) + bool(config)}: {', '.join([*files, *([config] if config else [])])}")
+    return (files[0] if files else config), [text for text in settings or [] if text not in files]
+
+
+def _build_until(stage: Literal["pair", "render"], settings: list[str] | None, work_dir: str, config: str | None) -> None:
+    """A build that stops after a stage and shows its funnel."""
+    from data_pipeline.build import DataConfig, Stopped, build_dataset, print_funnel, print_version
+    from infra.jobs.common import open_work, perception_models
+    from infra.runtime import stop_ray
+
+    yaml, overrides = _split(settings, config)
+    with open_work(DataConfig, yaml, overrides, work_dir, f"lato data {stage}") as (build_config, work):
+        try:
+            print_version(build_dataset(build_config, work, perception_models(), until=stage))
+        except Stopped as stopped:
+            print_funnel(stopped.funnel)
+        stop_ray()
+
+
 def _print_plan(settings: Any) -> None:
     """What a build would look at, and for how long."""
     from data_pipeline.build import read_sources
@@ -277,18 +320,24 @@ def _print_plan(settings: Any) -> None:
     from infra.console import duration, say
     from infra.jobs.common import perception_models
 
-    items = read_sources(settings, [])
-    plan = plan_build(items, settings.analyze, perception_models())
-    people = settings.synthetic.anny.people * settings.synthetic.anny.images if settings.synthetic.anny else 0
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(plan.sources.items())) or "none"
-    say(f"sources: {kinds}; {plan.megabytes:,.1f} MB, {duration(plan.video_seconds)} of video")
-    say(
-        f"frames to look at: {plan.frames:,} at {settings.analyze.fps:g} a second"
-        + (f", and {people:,} synthetic pictures" if people else "")
-    )
-    say(
-        f"analysis: {plan.seconds_per_frame * 1000:.0f} ms CPU a frame (probe), {duration(plan.seconds(settings.analyze.workers))} with "
-        f"{settings.analyze.workers} workers, about {plan.worker_megabytes:,.0f} MB each"
-    )
+    plan = plan_build(read_sources(settings, []), settings, perception_models())
+    workers, probe = settings.analyze.workers, plan.probe
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(plan.sources.items())) or "none"
+    say(f"sources: {kinds}; {plan.megabytes:,.1f} MB to read, {duration(plan.video_seconds)} of video")
+    for what, count in sorted(plan.refused.items()):
+        say(f"  not allowed: {count:,} with {what}")
     if plan.unreadable:
-        say(f"cannot be read now: {len(plan.unreadable)} ({', '.join(plan.unreadable[:5])})")
+        say(f"  cannot be read now: {len(plan.unreadable)} ({', '.join(plan.unreadable[:5])})")
+    say(f"frames to look at: {plan.frames:,}, generated ones too; videos at {settings.analyze.fps:g} a second")
+    say(f"samples: at most {plan.most_samples:,} by the quotas")
+    if not probe.seconds_per_frame:
+        say("time and bytes: nothing could be probed")
+        return
+    took = duration(plan.seconds(workers))
+    say(f"analysis: {probe.seconds_per_frame * 1000:.0f} ms CPU a frame (probe), {took} with {workers} workers; crops come on top")
+    say(
+        f"memory: about {probe.worker_megabytes:,.0f} MB a worker, {probe.worker_megabytes * (workers + 1):,.0f} MB with all and the driver"
+    )
+    say(
+        f"disk: {plan.observation_megabytes:,.1f} MB of observations, at most {plan.shard_megabytes:,.1f} MB of shards and as much of crops"
+    )

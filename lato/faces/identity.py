@@ -27,16 +27,17 @@ class FaceEmbedder:
         self.threshold = threshold
 
     @classmethod
-    def from_file(cls, path: Path, batched: bool = False) -> FaceEmbedder:
+    def from_file(cls, path: Path, batched: bool = False, gpu: bool = False) -> FaceEmbedder:
         """Loads a recognizer.
 
         Args:
             path: An ONNX file.
             batched: Open its batch axis, so that `embed_many` is one call; worth it on a GPU only.
+            gpu: Run it there.
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: No same-person threshold is known for it.
+            ValueError: No same-person threshold is known for it, or there is no GPU for it.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"face recognizer: no file at {path}")
@@ -45,7 +46,7 @@ class FaceEmbedder:
             raise ValueError(f"face recognizer: no same-person threshold is known for {Path(path).name}; known: {known}")
         from insightface.model_zoo.arcface_onnx import ArcFaceONNX
 
-        session = open_session(path, batched)
+        session = open_session(path, batched, gpu)
         return cls(ArcFaceONNX(str(path), session), SAME_PERSON_THRESHOLD[Path(path).name], batched)
 
     def embed(self, image: npt.NDArray[np.uint8], points5: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -69,21 +70,34 @@ class FaceEmbedder:
         return [vector / max(float(np.linalg.norm(vector)), 1e-9) for vector in vectors]
 
 
-def open_session(path: Path, batched: bool = False) -> object:
-    """An onnxruntime session of one thread, on the GPU where there is one.
+_GPU = ("CUDAExecutionProvider", "ROCMExecutionProvider", "MIGraphXExecutionProvider")
+
+
+def open_session(path: Path, batched: bool = False, gpu: bool = False) -> object:
+    """An onnxruntime session of one thread, on the CPU unless a GPU is asked for: a worker that was given none must not take a share of one.
 
     Args:
         path: The ONNX file.
         batched: Open the batch axis, in memory: the files have a batch of 1 baked in.
+        gpu: Run it on a GPU.
+
+    Raises:
+        ValueError: A GPU is asked for, and this onnxruntime has no provider for one.
     """
     import onnxruntime
+
+    there = [name for name in _GPU if name in onnxruntime.get_available_providers()] if gpu else []
+    if gpu and not there:
+        raise ValueError(
+            f"a GPU was asked for, but onnxruntime has none of {', '.join(_GPU)} here. Install onnxruntime-gpu on GPU nodes, or set gpus=0."
+        )
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     model = _open_batch_axis(path) if batched else str(path)
-    return onnxruntime.InferenceSession(model, options, providers=onnxruntime.get_available_providers())
+    return onnxruntime.InferenceSession(model, options, providers=[*there, "CPUExecutionProvider"])
 
 
 def _open_batch_axis(path: Path) -> bytes:

@@ -22,8 +22,8 @@ class ScrfdDetector:
         self._network = network
 
     @classmethod
-    def from_file(cls, path: Path) -> ScrfdDetector:
-        """Loads an SCRFD ONNX file.
+    def from_file(cls, path: Path, gpu: bool = False) -> ScrfdDetector:
+        """Loads an SCRFD ONNX file, to run on the CPU or on a GPU.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -32,8 +32,8 @@ class ScrfdDetector:
             raise FileNotFoundError(f"face detector: no file at {path}")
         from insightface.model_zoo.retinaface import RetinaFace
 
-        network = RetinaFace(str(path), open_session(path))
-        network.prepare(0 if "CUDAExecutionProvider" in network.session.get_providers() else -1, input_size=_INPUT, det_thresh=_SCORE)
+        network = RetinaFace(str(path), open_session(path, gpu=gpu))
+        network.prepare(0 if gpu else -1, input_size=_INPUT, det_thresh=_SCORE)
         return cls(network)
 
     def detect(self, image: npt.NDArray[np.uint8]) -> list[Detection]:

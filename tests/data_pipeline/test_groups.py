@@ -11,15 +11,21 @@ from PIL import Image
 
 import data_pipeline.sources as sources_module
 from data_pipeline.analyze import AnalyzeConfig, analyze
+from data_pipeline.build import DataConfig, build_dataset
+from data_pipeline.candidates import read_candidates
 from data_pipeline.chips import SIDE, cut_chip
 from data_pipeline.groups import GROUPS, Face, GroupsConfig, backfill, group_digests, read_columns
+from data_pipeline.judge import PairingConfig
 from data_pipeline.observations import read_chips, read_part
+from data_pipeline.pack import read_manifest, read_members
 from data_pipeline.score import read_faces
 from data_pipeline.sources import plan_segments
 from data_pipeline.worklist import item_for
 from infra.errors import UserError
+from lato.faces.identity import open_session
 from lato.faces.writing import writing_share
 from lato.landmarks import interocular_distance
+from lato.pairs import decode_pair
 
 LONE = AnalyzeConfig(workers=0)
 
@@ -89,6 +95,26 @@ def test_an_open_batch_axis_gives_the_same_vectors(chip, models):
     np.testing.assert_allclose(single, batched, atol=1e-4)
 
 
+def test_a_gpu_is_used_only_where_it_is_asked_for(models, monkeypatch):
+    """A worker without a share of one stays on the CPU; one that should have it and cannot says so, before it looks at anything."""
+    import onnxruntime
+
+    file, used = models / "fr_landmark.onnx", []
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *a, providers: used.append(providers) or real(*a, providers=["CPUExecutionProvider"])
+    )
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    open_session(file)
+    open_session(file, gpu=True)
+    assert used == [["CPUExecutionProvider"], ["CUDAExecutionProvider", "CPUExecutionProvider"]]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(ValueError, match="onnxruntime-gpu"):
+        GROUPS["identity"].make(models, GroupsConfig(gpus=0.25))
+
+
 def test_backfill_opens_no_source_and_does_only_what_is_missing(models, clip, tmp_path):
     video = tmp_path / "v.mp4"
     shutil.copyfile(clip("single_face"), video)
@@ -100,7 +126,7 @@ def test_backfill_opens_no_source_and_does_only_what_is_missing(models, clip, tm
     digests = group_digests(models, every)
     one = GroupsConfig(names=("identity",))
     assert backfill(parts, group_digests(models, one), one, models, work, 0) == 1
-    assert backfill(parts, digests, every, models, work, 0) == 2
+    assert backfill(parts, digests, every, models, work, 0) == len(every.names) - 1
     assert backfill(parts, digests, every, models, work, 0) == 0
     rows = read_columns(work, "identity", parts[0], digests["identity"])
     assert sorted(rows) == [number for number, _, _ in read_chips(work, parts[0])]
@@ -186,3 +212,33 @@ def test_a_long_video_is_cut_at_keyframes_and_its_tracks_go_on(models, clip, tmp
     backfill(row["parts"], digests, config, models, str(tmp_path / "work"), 0)
     faces = read_faces(row, digests, str(tmp_path / "work"))
     assert len({face["track"] for face in faces}) == 1  # one man, one track, over all borders
+
+
+def test_photos_of_one_person_pair_only_where_background_and_clothes_are_alike(models, person, tmp_path):
+    """The scope is stored; each photo is cropped by its own eyes; another background or other clothes are told apart."""
+    picture, photos = person(4), {}
+    photos["still"] = picture(yaw=0)
+    photos["turned"] = picture(yaw=30)
+    photos["elsewhere"], photos["changed"] = photos["turned"].copy(), photos["turned"].copy()
+    height, width = photos["turned"].shape[:2]
+    behind = np.abs(np.arange(width) - width / 2) > 0.22 * width
+    photos["elsewhere"][: int(0.6 * height), behind] = (30, 160, 60)
+    photos["changed"][int(0.8 * height) :] = (200, 30, 30)
+    items = []
+    for name, image in photos.items():
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+        items.append(item_for(str(tmp_path / f"{name}.png"), identity="somebody", licence="MIT"))
+    config = DataConfig(
+        analyze=AnalyzeConfig(workers=0),
+        pairing=PairingConfig(same_person=True, max_occlusion=1.0, max_upscale=3.0, max_padding=0.3, near_duplicate_bits=-1, per_cell=9),
+    )
+    version = build_dataset(config, str(tmp_path / "w"), models, items)
+    verdicts = {(row["source_id"], row["target_id"]): row["verdict"] for row in read_candidates(version.uri) if row["edit"]}
+    assert verdicts["still", "turned"] == verdicts["turned", "still"] == "accepted"
+    assert verdicts["still", "elsewhere"] == "other background"
+    assert verdicts["still", "changed"] == "other clothes"
+    sample = next(iter(read_manifest(version.uri)))
+    assert decode_pair(sample["key"], read_members(version.uri, sample)).meta.provenance.scope == "same_person"
+    alone = config.model_copy(update={"name": "alone", "pairing": PairingConfig()})
+    with pytest.raises(UserError, match="no pair was accepted"):  # off by default
+        build_dataset(alone, str(tmp_path / "w"), models, items)

@@ -1,16 +1,19 @@
 """After the build: why, diff, report, and forgetting a person wherever they stand."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from data_pipeline.analyze import AnalyzeConfig
-from data_pipeline.audit import wilson
-from data_pipeline.build import DataConfig, build_dataset
+from data_pipeline.audit import add_label, wilson
+from data_pipeline.build import DataConfig, Stopped, build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.decode import sample_frames
 from data_pipeline.diff import diff_versions
@@ -50,12 +53,38 @@ def test_why_tells_the_whole_path(built):
     accepted = next(row for row in read_candidates(version.uri) if row["verdict"] == "accepted")
     lines = why(accepted["key"], str(work))
     assert lines[0] == f"{accepted['key']}: accepted, in {accepted['split']}"
-    assert sum("passed" in line for line in lines) == len(LIMITS) - 1
+    assert sum("passed" in line for line in lines) == len(LIMITS) - 1 + 4  # verifier, discriminator, step, evaluation sets
     assert any("declared" in line for line in lines)  # a synthetic person's identity is not judged
+    sample = next(row for row in read_manifest(version.uri) if row["key"] == accepted["key"])
+    told = "\n".join(lines)
+    assert f"shard {sample['shard']} from byte {sample['json_offset']}" in told and sample["instruction"] in told
+    assert all(f"model {name}" in told for name in ("detector", "mesh", "identity/face_recognition_sface_2021dec.onnx"))
+    refused = next(row for row in read_candidates(version.uri) if row["misread"] and row["verdict"] == "expression verifier")
+    assert any(line.endswith("failed") for line in why(refused["key"], str(work)))
     assert why(accepted["source_id"], str(work))[0] == f"source {accepted['source_id']}: ok"
-    assert "candidate pairs start or end there" in "".join(why(f"{accepted['source_id']}@1.0", str(work)))
-    with pytest.raises(UserError, match="neither a sample's key nor a source"):
-        why("nobody", str(work))
+    end = f"{accepted['source_id']}@{accepted['from_pts']}"
+    assert "a representative of its track: sharpness" in "\n".join(why(end, str(work)))
+    assert accepted["key"] in "\n".join(why(end, str(work)))
+    for wrong, message in (("nobody", "neither a sample's key nor a source"), (f"{accepted['source_id']}@noon", "expected seconds")):
+        with pytest.raises(UserError, match=message):
+            why(wrong, str(work))
+
+
+def test_a_build_can_stop_after_a_stage(models, tmp_path):
+    """Pairing alone cuts no crop, rendering alone packs nothing, and the build that follows has the bytes of one that never stopped."""
+    small = CONFIG.model_copy(
+        update={"synthetic": SyntheticConfig(anny=AnnyConfig(people=4, images=3, workers=0)), "analyze": AnalyzeConfig(workers=0)}
+    )
+    work = tmp_path / "stopped"
+    with pytest.raises(Stopped) as paired:
+        build_dataset(small, str(work), models, [], until="pair")
+    assert any(row["name"] == "accepted" and row["count"] for row in paired.value.funnel)
+    assert not (work / "renders").exists()
+    with pytest.raises(Stopped):
+        build_dataset(small, str(work), models, [], until="render")
+    assert list((work / "renders").iterdir()) and not (work / "versions").exists()
+    straight = build_dataset(small, str(tmp_path / "straight"), models, [])
+    assert build_dataset(small, str(work), models, []).digest == straight.digest
 
 
 def test_every_candidate_is_in_the_table(built):
@@ -80,18 +109,59 @@ def test_near_duplicates_are_refused(built, models):
     assert diff_versions(version.uri, version.uri)["equal"]
 
 
-def test_the_report_shows_every_filter(built):
+def test_the_report_shows_every_part(built, models):
+    """Thresholds are those of its version, whatever was built since; nothing is loaded from elsewhere."""
     work, version = built
-    page = Path(write_data_report(str(work))).read_text()
-    for word in ("Funnel", "identity: ", "Coverage", "skin tone (ITA)", "CC0-1.0", version.digest[:16]):
+    rows = read_manifest(version.uri)
+    middle = float(np.median([row["sharpness"] for row in read_candidates(version.uri) if row["split"]])) + 0.01
+    strict = build(work, models, name="strict", pairing=PairingConfig(min_sharpness=middle))
+    add_label(str(work), rows[0]["key"], False, "accepted", 0)
+    try:
+        pages = {name: Path(write_data_report(str(work), name)).read_text() for name in ("v1", "strict")}
+        refused = next(row for row in read_candidates(strict.uri) if row["verdict"] == "blurred")
+        assert any(
+            line.split()[:4] == ["blurred", f"{refused['sharpness']:.3g}", ">=", "15"] for line in why(refused["key"], str(work), "v1")
+        )
+    finally:
+        (work / "labels.jsonl").unlink()
+    page = pages["v1"]
+    for word in (
+        "Funnel",
+        *(f"{verdict}: " for verdict in LIMITS),
+        "pose discriminator: ",
+        "skin tone (ITA)",
+        "CC0-1.0",
+        version.digest[:16],
+    ):
         assert word in page
-    assert "http" not in page.replace("http://www.w3.org", "")  # nothing is loaded from elsewhere
+    happy = sum(row["expression"] == "happy" and row["edit_kind"] == "expression" for row in rows)
+    assert re.search(rf'<td>happy</td><td class="n short">{happy} <span class="lack">&minus;{50 - happy}</span>', page)
+    assert "<td>accepted</td>" in page  # of the audit
+    assert 'alt="just rejected: expression verifier"' in page and "of sources that share a person" in page
+    assert [name for name in pages if 'alt="just rejected: blurred"' in pages[name]] == ["strict"]
+    assert "http" not in page.replace("http://www.w3.org", "")
 
 
 def test_wilson():
     assert wilson(0, 0) == (0.0, 1.0)
     low, high = wilson(8, 10)
     assert (round(low, 3), round(high, 3)) == (0.49, 0.943)  # the textbook's example
+
+
+def all_text_of(path):
+    """A file's bytes as text; of Parquet, which is compressed, the content of every column and the metadata."""
+    if path.suffix != ".parquet":
+        return path.read_bytes().decode("latin-1")
+    table = pq.read_table(path)
+    return "".join(str(column.to_pylist()) for column in table.columns) + str(table.schema.metadata)
+
+
+def observed_rows(work):
+    return [
+        row
+        for part in (work / "parts").glob("*.parquet")
+        for row in pq.read_table(part, columns=["source_id", "source_sha256"]).to_pylist()
+    ]
 
 
 _KILLED = """
@@ -121,6 +191,13 @@ def test_a_person_is_forgotten_even_if_killed_at_any_step(ray_session, models, t
     assert theirs
     digest = Dataset.open(version.uri).digest
     view, _ = make_view(version.uri, "some", f"yaw >= {min(row['yaw'] for row in before.values())}")
+    view_digest = Dataset.open(view).digest
+    write_data_report(str(work))
+    content_hash = next(row["source_sha256"] for row in observed_rows(work) if row["source_id"] == "anny_0_00003")
+    assert any(content_hash in all_text_of(path) for path in (work / "parts").iterdir())  # the scan below can fail
+    for name in ("edits/lato/x.jpg", "edits/notes.txt", "text_states/a.safetensors", "mine.txt"):  # what later stages make of samples
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text(min(theirs) if name != "mine.txt" else "")
     steps = 0
     while True:
         ended = subprocess.run([sys.executable, "-c", _KILLED, str(work), str(steps)], capture_output=True, text=True)
@@ -140,11 +217,14 @@ def test_a_person_is_forgotten_even_if_killed_at_any_step(ray_session, models, t
     assert json.loads((Path(version.uri) / "index.json").read_text())["tombstones"] == [digest]
     untouched = {row["shard"] for row in before.values()} - {before[key]["shard"] for key in theirs}
     assert untouched <= {row["shard"] for row in after.rows}
+    assert json.loads((Path(view) / "index.json").read_text())["tombstones"] == [view_digest]
     for path in work.rglob("*"):
         if path.is_file():
-            content = path.read_bytes()
-            assert b"anny_0_00003" not in content, path
-            assert not any(key.encode() in content for key in theirs), path
+            content = all_text_of(path)
+            for trace in ("anny_0_00003", content_hash, *theirs):
+                assert trace not in content, path
+    assert not list((work / "edits").rglob("*.jpg")) and not list((work / "text_states").iterdir())
+    assert (work / "edits/notes.txt").exists() is False and (work / "mine.txt").exists()
     again = build(work, models)  # and a later build does not bring them back
     assert {row["key"] for row in read_manifest(again.uri)} == before.keys() - theirs
 
@@ -171,7 +251,7 @@ def test_a_view_trains_and_knows_when_its_version_changed(built, tmp_path):
             make_view(version.uri, "wrong", wrong)
     assert verify_version(folder) == []
     assert set(diff_versions(version.uri, folder)["removed"]) == {row["key"] for row in rows} - chosen
-    exported, _ = export(folder, str(tmp_path / "out"), commercial_only=False)
+    exported, _ = export(folder, str(tmp_path / "out"))
     assert sum(exported.values()) == len(chosen)
     assert {row["key"] for row in read_manifest(str(tmp_path / "out"))} == chosen
     assert verify_version(str(tmp_path / "out")) == []
@@ -187,12 +267,12 @@ def test_a_view_trains_and_knows_when_its_version_changed(built, tmp_path):
 
 def test_an_export_stands_alone(built, tmp_path):
     work, version = built
-    exported, left = export(version.uri, str(tmp_path / "out"), commercial_only=True)
+    exported, left = export(version.uri, str(tmp_path / "out"), ["commercial"])
     assert exported == {"CC0-1.0": len(read_manifest(version.uri))}
     assert left == {}
     assert verify_version(str(tmp_path / "out")) == []
     with pytest.raises(UserError, match="published there already"):
-        export(version.uri, str(tmp_path / "out"), commercial_only=True)
+        export(version.uri, str(tmp_path / "out"), ["commercial"])
 
 
 def test_card_and_croissant_name_every_file_by_hash(built):
@@ -245,13 +325,24 @@ def test_evaluation_sets_are_kept_out(ray_session, models, clip, tmp_path):
 
 def test_the_plan_counts_what_will_be_looked_at(models, clip, tmp_path):
     (tmp_path / "fake.mp4").write_text("no video")
-    items = [item_for(clip("single_face")), item_for(clip("obama")), item_for(str(tmp_path / "fake.mp4"))]
-    plan = plan_build(items, AnalyzeConfig(fps=5.0), models)
-    assert plan.sources == {"video": 2, "image": 1}
-    assert plan.unreadable == ["fake"]
-    looked_at = len(list(sample_frames(clip("single_face"), 5.0))) + 1
-    assert abs(plan.frames - looked_at) <= 1
-    assert 0 < plan.seconds_per_frame < 5
+    items = [item_for(clip(name), licence="MIT") for name in ("single_face", "obama")]
+    items += [item_for(str(tmp_path / "fake.mp4"), licence="MIT"), item_for(clip("carphone"), licence="unknown")]
+    synthetic = SyntheticConfig(anny=AnnyConfig(people=3, images=4))
+    config = DataConfig(analyze=AnalyzeConfig(fps=5.0, licences=("MIT",)), synthetic=synthetic, pairing=PairingConfig(per_identity=2))
+    plan = plan_build(items, config, models)
+    assert plan.sources == {"video": 3, "image": 1, "synthetic": 3}
+    assert (plan.unreadable, plan.refused) == (["fake"], {"licence unknown": 1})
+    looked_at = len(list(sample_frames(clip("single_face"), 5.0)))
+    assert abs(plan.frames - (looked_at + 1 + 3 * 4)) <= 1
+    assert plan.most_samples == 120 + 0 + 3 * 4  # a source's quota, a photo alone, a person's quota; both directions
+    assert plan.megabytes == pytest.approx(sum(Path(clip(name)).stat().st_size for name in ("single_face", "obama")) / 1e6 + 8e-6)
+    assert 0 < plan.probe.seconds_per_frame < 5 and 100 < plan.probe.worker_megabytes < 20_000
+    work = tmp_path / "w"
+    build_dataset(config.model_copy(update={"pairing": PairingConfig(max_upscale=9.0)}), str(work), models, items)
+    written = sum(path.stat().st_size for path in (work / "parts").iterdir()) / 1e6
+    assert written / 4 < plan.observation_megabytes < written * 4
+    sizes = [path.stat().st_size for path in (work / "renders").iterdir()]
+    assert 2 * min(sizes) < plan.probe.bytes_per_sample < 4 * max(sizes)
 
 
 def test_forget_asks_whom(built):
@@ -262,6 +353,29 @@ def test_forget_asks_whom(built):
         forget(str(work / "nowhere"), identity="x")
     assert Removals.read(str(work)).identities == frozenset()
     assert apply_removals(str(work)).sources == 0
+
+
+def test_everything_may_be_forgotten(models, clip, tmp_path):
+    """By licence: versions and views stay as tombstones without samples, verify well, and say so to who would train on them."""
+    config = CONFIG.model_copy(
+        update={"synthetic": SyntheticConfig(anny=AnnyConfig(people=3, images=3, workers=0)), "analyze": AnalyzeConfig(workers=0)}
+    )
+    photo = item_for(clip("obama"), licence="CC0-1.0")
+    version = build_dataset(config, str(tmp_path / "w"), models, [photo])
+    assert sha256_file(photo.uri) in (tmp_path / "w/contents.json").read_text()
+    view, _ = make_view(version.uri, "all", "licence = CC0-1.0")
+    digests = {Dataset.open(version.uri).digest, Dataset.open(view).digest}
+    done = forget(str(tmp_path / "w"), licence="CC0-1.0")
+    assert done.sources == 4 and set(done.digests) == digests
+    assert sha256_file(photo.uri) not in (tmp_path / "w/contents.json").read_text()
+    assert forget(str(tmp_path / "w"), licence="CC0-1.0").digests == done.digests  # a rerun still knows which runs to name
+    for folder in (version.uri, view):
+        assert verify_version(folder) == []
+        with pytest.raises(UserError, match="has no samples"):
+            Dataset.open(folder).split("train")
+    assert list((tmp_path / "w/renders").iterdir()) == [] and list((tmp_path / "w/parts").iterdir()) == []
+    with pytest.raises(UserError, match="there are no sources"):
+        build_dataset(config, str(tmp_path / "w"), models, [])
 
 
 def test_forgetting_never_deletes_the_users_own_files(tmp_path):

@@ -38,8 +38,11 @@ def test_what_is_read_of_drawn_people_is_what_they_show(synthetic_version):
         known = np.array(truth["landmarks"])
         apart.append(np.abs(np.array(row["landmarks"]).reshape(68, 2) - known).mean() / interocular_distance(known))
     assert np.median(apart) < 0.06
-    right = [row["expression"] == truth["expression"] for row, truth in pairs]
-    assert np.mean(right) > 0.75  # slight ones among them; 94 % over 540 pictures (docs/decisions.md)
+    # `make fit` over 200 such pictures: rest .99, the six expressions .75 (slight .66, plain .82, strong .78); here 24 and 24 pictures
+    at_rest = [row["expression"] == "neutral" for row, truth in pairs if truth["expression"] == "neutral"]
+    showing = [row["expression"] == truth["expression"] for row, truth in pairs if truth["expression"] != "neutral"]
+    assert np.mean(at_rest) > 0.9
+    assert np.mean(showing) > 0.55
 
 
 def joined(paths, target, size=(360, 640)):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipeline.worklist import WorkItem, check_items, read_worklist, write_worklist
+from data_pipeline.worklist import WorkItem, check_items, items_from_folder, read_worklist, write_worklist
 from infra.errors import UserError
 
 
@@ -30,3 +30,38 @@ def test_one_id_names_one_source():
     assert check_items([a, a], "here") == [a]
     with pytest.raises(UserError, match="names two sources"):
         check_items([a, a.model_copy(update={"uri": "b.mp4"})], "here")
+
+
+def test_a_folder_is_read_with_what_lies_below_it(tmp_path):
+    """Names of any alphabet give ids of their own; hidden files, other files and loops of links are passed over."""
+    for name in (
+        "a.mp4",
+        "id1/a.mp4",
+        "id1/B c.JPG",
+        "日本.mp4",
+        "東京.mp4",
+        "---.png",
+        ".hidden/x.mp4",
+        "id1/notes.txt",
+        "folder.mp4/x.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "id1/loop").symlink_to(tmp_path)
+    items = items_from_folder(str(tmp_path), licence="MIT")
+    ids = {item.uri.removeprefix(f"{tmp_path}/"): item.source_id for item in items}
+    assert set(ids) == {"a.mp4", "id1/a.mp4", "id1/B c.JPG", "日本.mp4", "東京.mp4", "---.png", "folder.mp4/x.png"}
+    assert (ids["a.mp4"], ids["id1/a.mp4"], ids["id1/B c.JPG"], ids["folder.mp4/x.png"]) == ("a", "id1_a", "id1_b_c", "folder_mp4_x")
+    assert len(set(ids.values())) == len(ids)
+
+
+def test_a_folder_of_an_object_store():
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    store.pipe({"/clips/a.mp4": b"a", "/clips/more/b.jpg": b"b"})
+    try:
+        found = {item.source_id: item.uri for item in items_from_folder("memory://clips")}
+    finally:
+        store.rm("/clips", recursive=True)
+    assert found == {"a": "memory://clips/a.mp4", "more_b": "memory://clips/more/b.jpg"}

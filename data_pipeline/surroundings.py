@@ -1,0 +1,37 @@
+"""What is around a face: colours of the background and of the clothes on its chip, by which two photos of one person are told to be of one occasion."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.chips import SIDE
+
+_BINS = (5, 8, 8)
+"""Of lightness, green to red, blue to yellow."""
+_CHROMA = (68, 187)
+"""OpenCV's a and b within which bins lie; stronger colours count to the outermost."""
+
+
+def describe_surroundings(chip: npt.NDArray[np.uint8]) -> dict[str, list[float]]:
+    """Colours of an RGB chip `(SIDE, SIDE, 3)`: unit vectors `background` (beside and above the head) and `clothing` (the lower corners); the dot product
+    of two is the Bhattacharyya coefficient of their histograms. Where a chip reaches over the picture's edge its grey counts: such pairs are `cut off`."""
+    lab = cv2.cvtColor(chip, cv2.COLOR_RGB2LAB)
+    lab[:, :, 1:] = np.clip(lab[:, :, 1:], *_CHROMA)
+    return {name: _colours(lab, region).tolist() for name, region in _regions().items()}
+
+
+def _regions() -> dict[str, npt.NDArray[np.bool_]]:
+    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
+    side = np.abs(x - 0.5)
+    return {"background": (side > 0.3) & (y < 0.5), "clothing": (side > 0.15) & (y > 0.84)}
+
+
+def _colours(lab: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    counts = cv2.calcHist([lab], [0, 1, 2], mask.astype(np.uint8), list(_BINS), [0, 256, *(_CHROMA[0], _CHROMA[1] + 1) * 2])
+    counts = np.asarray(counts, np.float32).reshape(_BINS)
+    for axis in range(3):  # a colour at a bin's border counts for its neighbour too
+        counts = np.apply_along_axis(np.convolve, axis, counts, np.array([0.25, 0.5, 0.25]), "same")
+    root = np.sqrt(counts).reshape(-1)
+    return (root / max(float(np.linalg.norm(root)), 1e-9)).astype(np.float32)
