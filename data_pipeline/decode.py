@@ -24,8 +24,8 @@ import numpy.typing as npt
 NO_PROGRESS_SECONDS = 60.0
 _CUT = 27.0
 """PySceneDetect's own threshold for a cut."""
-_PRELOADED = ["av", "scenedetect", "decord", __name__]
-"""Imported once, by the server that the children are forked from."""
+_PRELOADED = ["av", "scenedetect", __name__]
+"""Imported once, by the server that the children are forked from. decord is not among them: it takes 400 MB, in children that seek alone."""
 _LATE = 0.5
 """A stream may end this many seconds before its stated length."""
 
