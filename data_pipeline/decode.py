@@ -97,6 +97,7 @@ class Decoder:
     def __init__(self) -> None:
         self._child: Any = None
         self._pipe: Connection | None = None
+        self._busy = False
 
     def __enter__(self) -> Decoder:
         return self
@@ -142,14 +143,17 @@ class Decoder:
                 else:
                     raise DecodeError(kind, value)
         finally:
-            if not well:
-                self.close()
+            if self._pipe is pipe:  # not where somebody else has asked for another video since
+                self._busy = False
+                if not well:
+                    self.close()
 
     def _ask(self, request: tuple[object, str, object]) -> Connection:
-        """Gives the request to the child: to a new one where there is none, or where it was killed while it had nothing to do."""
-        if self._pipe is not None and self._child.is_alive():
+        """Gives the request to the child: to a new one where there is none, it was killed while it had nothing to do, or is still at another video."""
+        if self._pipe is not None and self._child.is_alive() and not self._busy:
             with suppress(ConnectionError):
                 self._pipe.send(request)
+                self._busy = True
                 return self._pipe
         self.close()
         context = multiprocessing.get_context("forkserver")
@@ -158,6 +162,7 @@ class Decoder:
         self._child = _start(context, theirs)
         theirs.close()
         self._pipe.send(request)
+        self._busy = True
         return self._pipe
 
 

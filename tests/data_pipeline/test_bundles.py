@@ -151,3 +151,9 @@ def test_a_decoder_goes_on_from_video_to_video_and_a_new_one_follows_a_bad_one(t
         assert look()[0] == alone
         next(iter(sample_frames(path, 5.0, 0.0, None, decoder)))  # not read to its end: what is left in the pipe is nobody else's
         assert look()[0] == alone
+        left = sample_frames(path, 5.0, 0.0, None, decoder)
+        next(left)  # left open, as an exception may leave it: its end later is not the end of the next one's child
+        third, child = look()
+        left.close()
+        assert third == alone
+        assert look() == (alone, child)
