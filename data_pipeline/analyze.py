@@ -1,7 +1,9 @@
 """Analyze: sources to observations, resumable. Workers only schedule: what became of a segment stands in its committed part.
 
-A round maps over what has no part yet; rounds repeat until nothing is pending or two in a row commit nothing. Attempts are counted on storage before
-the work starts, so that a source that kills its worker three times is failed(crash), and an error of Ray's is never a verdict.
+A round maps over what has no part yet; rounds repeat until nothing is pending or two in a row commit nothing. Short sources go to a worker in bundles,
+which share its models, its decoder and their first mark of an attempt; each source has a part, a ledger row and a verdict of its own, and in which bundle it
+was is in no fingerprint. Attempts are counted on storage before the work starts, so that a source that kills its worker three times is failed(crash), and an
+error of Ray's is never a verdict.
 """
 
 from __future__ import annotations
@@ -14,24 +16,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipeline import observations
-from data_pipeline.decode import DecodeError, Frame, check_is_video, sample_frames
+from data_pipeline.attempts import clear_attempts, count_attempts, mark
+from data_pipeline.decode import DecodeError, Decoder, Frame, check_is_video, sample_frames
 from data_pipeline.groups import GroupsConfig
 from data_pipeline.image_set import content_sha256, read_image_set
 from data_pipeline.ledger import Ledger
 from data_pipeline.perceive import DETECT_EVERY, REPRESENTATIVES, watch_images, watch_video
-from data_pipeline.sources import ContentHashes, plan_segments, staged
+from data_pipeline.sources import SEGMENT_SECONDS, ContentHashes, plan_segments, staged
 from data_pipeline.worklist import WorkItem
 from infra.config import Config
 from infra.console import Progress
 from infra.pool import Died, run_jobs
-from infra.storage import commit, commit_changed, delete, exists, join, list_files, read_bytes, sha256_file, sha256_json
+from infra.storage import commit_changed, delete, exists, read_bytes, sha256_file, sha256_json
 from lato.faces import MODEL_FILES, FaceReader
 from lato.pairs import decode_image
 
 VERSION = 3
 """Raise it when the meaning of an observation changes: all parts are then made anew."""
-_BUNDLE = 8
 _MAX_ATTEMPTS = 3
+_BUNDLES_A_WORKER = 16
+"""At least so many where there is work for them: the last ones even out what workers are apart, and a death leaves less for the next round."""
 
 
 class AnalyzeConfig(Config):
@@ -57,6 +61,15 @@ class Segment(NamedTuple):
     end: float | None
     content: str
     fingerprint: str
+    seconds: float = 0.0
+    """Of video, by its header; for bundling alone."""
+
+
+class Try(NamedTuple):
+    """A segment that is to be looked at, and how often it was about to be before."""
+
+    segment: Segment
+    attempts: int
 
 
 def analyze(items: list[WorkItem], config: AnalyzeConfig, models: Path, work: str) -> Ledger:
@@ -80,6 +93,7 @@ def analyze(items: list[WorkItem], config: AnalyzeConfig, models: Path, work: st
         done = observations.committed_fingerprints(work)
         pending = [segment for fingerprint, segment in segments.items() if fingerprint not in done]
         if not pending:
+            clear_attempts(work)
             break
         progress.done = len(segments) - len(pending)
         _run_round(pending, config, models, model_hashes, work, progress)
@@ -96,8 +110,8 @@ def plan(items: list[WorkItem], config: AnalyzeConfig, model_hashes: dict[str, s
         content = hashes.of(item)
         pieces = plan_segments(item) if content else []
         planned[item.source_id] = [
-            Segment(item, start, end, str(content), _fingerprint(item, start, end, str(content), config, model_hashes))
-            for start, end in pieces
+            Segment(item, start, end, str(content), _fingerprint(item, start, end, str(content), config, model_hashes), seconds)
+            for start, end, seconds in pieces
         ]
     hashes.save()
     return planned
@@ -129,19 +143,40 @@ def _ledger_row(item: WorkItem, pieces: list[Segment], work: str) -> dict[str, A
 def _run_round(
     pending: list[Segment], config: AnalyzeConfig, models: Path, model_hashes: dict[str, str], work: str, progress: Progress
 ) -> None:
-    risky = [segment for segment in pending if _attempts(work, segment.fingerprint) >= 2]  # in flight at two deaths: alone from now on
-    calm = [segment for segment in pending if segment not in risky]
-    # videos first and alone: they take longest; images in bundles, so that a job is worth its overhead
-    bundles = [[segment] for segment in risky] + [[segment] for segment in calm if segment.item.kind == "video"]
-    images = [segment for segment in calm if segment.item.kind != "video"]
-    bundles += [images[start : start + _BUNDLE] for start in range(0, len(images), _BUNDLE)]
+    attempts = count_attempts(work)
+    bundles = bundle([Try(segment, attempts[segment.fingerprint]) for segment in pending], config.workers)
     for done in run_jobs(lambda: _Worker(models, config, model_hashes, work), bundles, config.workers):
         if not isinstance(done.result, Died):  # the sources of a worker that died stay pending, and the next round counts the attempt
             progress.advance(len(done.job))
 
 
-def _attempts(work: str, fingerprint: str) -> int:
-    return len(list_files(join(work, "attempts", fingerprint)))
+def bundle(tries: list[Try], workers: int) -> list[list[Try]]:
+    """Segments in jobs of about `SEGMENT_SECONDS`, fewer where there is not enough for all workers; what was in flight at two deaths goes alone.
+
+    Args:
+        tries: In the order of the work list.
+        workers: Among how many they are shared.
+
+    Returns:
+        Jobs, those that take longest first.
+    """
+    alone = [[one] for one in tries if one.attempts >= 2]
+    shared = sorted((one for one in tries if one.attempts < 2), key=lambda one: -one.segment.seconds)
+    size = min(SEGMENT_SECONDS, sum(_cost(one) for one in shared) / (_BUNDLES_A_WORKER * max(1, workers)))
+    bundles: list[list[Try]] = []
+    room = 0.0
+    for one in shared:
+        if room <= 0:
+            bundles.append([])
+            room = size
+        bundles[-1].append(one)
+        room -= _cost(one)
+    return alone + bundles
+
+
+def _cost(one: Try) -> float:
+    """Seconds of video that take as long; a source of no known length counts as one second."""
+    return one.segment.seconds or 1.0
 
 
 class _Worker:
@@ -150,25 +185,33 @@ class _Worker:
     def __init__(self, models: Path, config: AnalyzeConfig, model_hashes: dict[str, str], work: str) -> None:
         self._reader = FaceReader.from_folder(models)
         self._config, self._model_hashes, self._work = config, model_hashes, work
+        self._decoder = Decoder()
 
-    def run(self, bundle: list[Segment]) -> None:
+    def run(self, tries: list[Try]) -> None:
         """Observes some segments, and commits each."""
-        for segment in bundle:
-            attempt = _attempts(self._work, segment.fingerprint) + 1
-            if attempt > _MAX_ATTEMPTS:
-                died = {"status": "failed", "reason": "crash", "message": f"ended its worker {attempt - 1} times"}
-                self._commit(segment, [], died)
-                continue
-            mark = join(self._work, "attempts", segment.fingerprint, str(attempt))
-            commit(mark, b"", exclusive=True)
-            try:
-                rows, outcome = self._observe(segment)
-            except Exception:  # the machine's fault: told, and not counted against the source (a death is, as nothing can take it back)
-                delete(mark)
-                raise
-            if outcome["reason"] in ("crash", "hang") and attempt == 1:
-                continue  # once may be the machine's doing (no memory, a kill): the next round looks again, and a second time is a verdict
-            self._commit(segment, rows, outcome)
+        calm = [one.segment.fingerprint for one in tries if not one.attempts]
+        shared = mark(self._work, calm) if calm else None
+        with self._decoder:
+            for one in tries:
+                self._look_at(one, shared)
+
+    def _look_at(self, one: Try, shared: str | None) -> None:
+        segment = one.segment
+        if one.attempts >= _MAX_ATTEMPTS:
+            died = {"status": "failed", "reason": "crash", "message": f"ended its worker {one.attempts} times"}
+            self._commit(segment, [], died)
+            return
+        own = mark(self._work, [segment.fingerprint]) if one.attempts else shared
+        if one.attempts:
+            self._decoder.close()  # what may end a decoder gets one of its own
+        try:
+            rows, outcome = self._observe(segment)
+        except Exception:  # the machine's fault: told, and not counted against the source (a death is, as nothing can take it back)
+            delete(str(own))
+            raise
+        if outcome["reason"] in ("crash", "hang") and not one.attempts:
+            return  # once may be the machine's doing (no memory, a kill): the next round looks again, and a second time is a verdict
+        self._commit(segment, rows, outcome)
 
     def _commit(self, segment: Segment, rows: list[dict[str, Any]], outcome: dict[str, Any]) -> None:
         item = segment.item
@@ -217,7 +260,7 @@ class _Worker:
             with staged(item.uri) as path:
                 check_is_video(str(path))
                 content = sha256_file(str(path))
-                frames = sample_frames(str(path), self._config.fps, segment.start, segment.end)
+                frames = sample_frames(str(path), self._config.fps, segment.start, segment.end, self._decoder)
                 return *watch_video(until_torn(frames, torn), self._reader, item.box), content
         images = read_image_set(item.uri).images
         return *watch_images(

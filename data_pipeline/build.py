@@ -200,7 +200,7 @@ def _publish(
     identities = {name: item.identity for name, item in observed.items.items()}
     tables = score_pairs(usable, given, identities, work, workers)
     rules = Rules(config.pairing, labels, *((base.keys, base.usage) if base else ()))
-    verdicts = judge(tables, rules)
+    verdicts = judge(tables, rules, workers)
     accepted = [(number, row) for number, uri in enumerate(tables) for row in accepted_rows(uri, verdicts[number])]
     fresh = [(number, row) for number, row in accepted if not (base and row["key"] in base.keys)]
 

@@ -1,4 +1,5 @@
-"""Video frames: a decoder in a child process that can be killed, so that a hang or a crash costs one source and not a worker.
+"""Video frames: a decoder in a child process that can be killed, so that a hang or a crash costs one source and not a worker. Sources that are looked
+at one after another share a child while all goes well.
 
 PyAV reads in order (analysis): twice decord's rate and a twelfth of its memory. decord seeks (rendering a few frames); it keeps decoding ahead into
 memory when nobody reads, so it lives only as long as its child (measurements in docs/decisions.md).
@@ -11,7 +12,7 @@ import sys
 import time
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,6 +24,8 @@ import numpy.typing as npt
 NO_PROGRESS_SECONDS = 60.0
 _CUT = 27.0
 """PySceneDetect's own threshold for a cut."""
+_PRELOADED = ["av", "scenedetect", __name__]
+"""Imported once, by the server that the children are forked from. decord is not among them: it takes 400 MB, in children that seek alone."""
 _LATE = 0.5
 """A stream may end this many seconds before its stated length."""
 
@@ -49,7 +52,7 @@ class MachineError(RuntimeError):
     """The machine, not the source, kept a video from being decoded (a missing library, no memory): never a verdict on the source."""
 
 
-def sample_frames(path: str, fps: float, start: float = 0.0, end: float | None = None) -> Iterator[Frame]:
+def sample_frames(path: str, fps: float, start: float = 0.0, end: float | None = None, decoder: Decoder | None = None) -> Iterator[Frame]:
     """Frames of a video at no more than `fps` a second, in order.
 
     Args:
@@ -57,20 +60,21 @@ def sample_frames(path: str, fps: float, start: float = 0.0, end: float | None =
         fps: Most frames a second.
         start: Seconds from which on frames are given.
         end: Seconds up to which; None for all.
+        decoder: The child to decode in; None for one of its own.
 
     Raises:
         DecodeError: After the frames that could be read.
     """
-    yield from _in_child(_send_sampled, path, (fps, start, end))
+    yield from _decode(decoder, _send_sampled, path, (fps, start, end))
 
 
-def read_frames_at(path: str, pts: list[float]) -> list[Frame]:
+def read_frames_at(path: str, pts: list[float], decoder: Decoder | None = None) -> list[Frame]:
     """The frames shown at the given times (as `sample_frames` gave them).
 
     Raises:
         DecodeError: One of them could not be read.
     """
-    frames = list(_in_child(_send_at, path, sorted(set(pts))))
+    frames = list(_decode(decoder, _send_at, path, sorted(set(pts))))
     by_time = {round(frame.pts, 6): frame for frame in frames}
     missing = [time for time in pts if round(time, 6) not in by_time]
     if missing:
@@ -78,38 +82,94 @@ def read_frames_at(path: str, pts: list[float]) -> list[Frame]:
     return [by_time[round(time, 6)] for time in pts]
 
 
-def _in_child(work: object, path: str, argument: object) -> Iterator[Frame]:
-    context = multiprocessing.get_context("forkserver")
-    receiver, sender = context.Pipe(duplex=False)
-    child = _start(context, (sender, work, path, argument))
-    sender.close()
-    try:
-        while True:
-            if not receiver.poll(NO_PROGRESS_SECONDS):
-                raise DecodeError("hang", f"no frame for {NO_PROGRESS_SECONDS:.0f} s")
-            try:
-                kind, value = receiver.recv()
-            except EOFError:
-                child.join()
-                raise DecodeError("crash", f"the decoder died (exit code {child.exitcode})") from None
-            if kind == "frame":
-                yield value
-            elif kind == "end":
-                return
-            elif kind == "machine":
-                raise MachineError(value)
-            else:
-                raise DecodeError(kind, value)
-    finally:
-        child.kill()
-        child.join()
-        receiver.close()
+def _decode(decoder: Decoder | None, work: object, path: str, argument: object) -> Iterator[Frame]:
+    if decoder is not None:
+        yield from decoder.frames(work, path, argument)
+        return
+    with Decoder() as own:
+        yield from own.frames(work, path, argument)
 
 
-def _start(context: Any, arguments: tuple[Any, ...]) -> Any:
+class Decoder:
+    """A child process that decodes one video after another, as long as all goes well: one in which a video failed, died or hung, or was not read to its
+    end, is killed, and the next video gets a new one. Starting it takes longer than decoding half a second of video."""
+
+    def __init__(self) -> None:
+        self._child: Any = None
+        self._pipe: Connection | None = None
+        self._busy = False
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kills the child; the next video starts a new one."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.join()
+            self._child = None
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+
+    def frames(self, work: object, path: str, argument: object) -> Iterator[Frame]:
+        """What `work(pipe, path, argument)` sends from the child.
+
+        Raises:
+            DecodeError: The video's fault.
+            MachineError: The machine's.
+        """
+        pipe = self._ask((work, path, argument))
+        well = False
+        try:
+            while True:
+                if not pipe.poll(NO_PROGRESS_SECONDS):
+                    raise DecodeError("hang", f"no frame for {NO_PROGRESS_SECONDS:.0f} s")
+                try:
+                    kind, value = pipe.recv()
+                except (EOFError, ConnectionError):
+                    self._child.join()
+                    raise DecodeError("crash", f"the decoder died (exit code {self._child.exitcode})") from None
+                if kind == "frame":
+                    yield value
+                elif kind == "end":
+                    well = True
+                    return
+                elif kind == "machine":
+                    raise MachineError(value)
+                else:
+                    raise DecodeError(kind, value)
+        finally:
+            if self._pipe is pipe:  # not where somebody else has asked for another video since
+                self._busy = False
+                if not well:
+                    self.close()
+
+    def _ask(self, request: tuple[object, str, object]) -> Connection:
+        """Gives the request to the child: to a new one where there is none, it was killed while it had nothing to do, or is still at another video."""
+        if self._pipe is not None and self._child.is_alive() and not self._busy:
+            with suppress(ConnectionError):
+                self._pipe.send(request)
+                self._busy = True
+                return self._pipe
+        self.close()
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
+        self._pipe, theirs = context.Pipe()
+        self._child = _start(context, theirs)
+        theirs.close()
+        self._pipe.send(request)
+        self._busy = True
+        return self._pipe
+
+
+def _start(context: Any, pipe: Connection) -> Any:
     """A child of the fork server; where the server itself was killed, the next start makes a new one."""
     for last in (False, False, True):
-        child = context.Process(target=_run, args=arguments, daemon=True)
+        child = context.Process(target=_serve, args=(pipe,), daemon=True)
         try:
             with _without_main():
                 child.start()
@@ -132,16 +192,31 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _run(sender: Connection, work: object, path: str, argument: object) -> None:
+def _serve(pipe: Connection) -> None:
+    """The child's life: until its parent is gone, or a video fails."""
+    while True:
+        try:
+            request = pipe.recv()
+        except EOFError:
+            return
+        if not _run(pipe, *request):
+            return
+
+
+def _run(pipe: Connection, work: object, path: str, argument: object) -> bool:
     try:
-        work(sender, path, argument)  # type: ignore[operator]
-        sender.send(("end", None))
+        work(pipe, path, argument)  # type: ignore[operator]
+        pipe.send(("end", None))
+        return True
     except DecodeError as error:
-        sender.send((error.kind, str(error)))
+        pipe.send((error.kind, str(error)))
     except (ImportError, MemoryError) as error:
-        sender.send(("machine", f"{type(error).__name__}: {error}"))
+        pipe.send(("machine", f"{type(error).__name__}: {error}"))
+    except ConnectionError:  # nobody reads any more
+        return False
     except Exception as error:  # whatever the decoder raises is this source's verdict, told to the parent
-        sender.send(("decode", f"{type(error).__name__}: {error}"))
+        pipe.send(("decode", f"{type(error).__name__}: {error}"))
+    return False
 
 
 def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, float | None]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from data_pipeline.attempts import clear_attempts
 from data_pipeline.audit import LABELS
 from data_pipeline.candidates import read_candidates
 from data_pipeline.card import write_card
@@ -294,10 +295,9 @@ def _delete_observations(work: str, gone: dict[str, WorkItem]) -> None:
     """Deletes parts, attempts, generated images, staged copies, hashes and ledger rows of removed sources; the user's own files stay."""
     ledger_uri, ledger = join(work, "ledger.jsonl"), _read_ledger(work)
     _delete_hashes(work, [part for row in ledger if row["source_id"] in gone for part in row["parts"]])
+    clear_attempts(work)
     for row in ledger:
         for part in row["parts"] if row["source_id"] in gone else []:
-            for uri in list_files(join(work, "attempts", part)):
-                delete(uri)
             for columns in list_folders(join(work, "columns")):
                 for uri in list_files(columns):
                     if uri.rsplit("/", 1)[-1].startswith(part):

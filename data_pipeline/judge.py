@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipeline.pairing import AXES, EXPRESSIONS, INTENSITIES, SCORES, VERIFIABLE
+from data_pipeline.tables import on_each
 from infra.config import Config
 from infra.storage import open_read
 from lato.faces.quality import hash_distance
@@ -128,22 +130,24 @@ class Rules:
     usage: Usage = field(default_factory=Usage)
 
 
-def judge(uris: list[str], rules: Rules) -> list[npt.NDArray[np.int8]]:
+def judge(uris: list[str], rules: Rules, workers: int = 0) -> list[npt.NDArray[np.int8]]:
     """Decides on every scored pair.
 
     Args:
         uris: Score tables; a person's pairs lie in one row group.
         rules: Thresholds, labels, what is frozen.
+        workers: Ray actors, used where there are very many pairs; 0 works here.
 
     Returns:
         For each table the codes of its rows in `VERDICTS`.
     """
-    verdicts = []
-    for uri in uris:
-        used = rules.usage.copy()  # a source lies in one table
-        pieces = [_judge_piece(table, rules, used) for table in read_pieces(uri, _NEEDED)]
-        verdicts.append(np.concatenate(pieces) if pieces else np.zeros(0, np.int8))
-    return verdicts
+    return on_each(functools.partial(_judge_table, rules), uris, workers)
+
+
+def _judge_table(rules: Rules, uri: str) -> npt.NDArray[np.int8]:
+    used = rules.usage.copy()  # a source lies in one table
+    pieces = [_judge_piece(table, rules, used) for table in read_pieces(uri, _NEEDED)]
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.int8)
 
 
 def read_pieces(uri: str, columns: list[str] | None = None) -> Iterator[pa.Table]:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.decode import DecodeError, read_frames_at
+from data_pipeline.decode import DecodeError, Decoder, read_frames_at
 from data_pipeline.image_set import content_sha256
 from data_pipeline.sources import staged
 from infra.console import Progress
@@ -24,7 +24,7 @@ SIZE = int(CANVAS.width)
 _QUALITY = 92
 VERSION = 1
 """Raise it when the pixels of a crop change."""
-_BUNDLE = 10
+_BUNDLE = 30
 
 
 def crop_name(row: dict[str, Any], crop: tuple[float, float, float]) -> str:
@@ -83,34 +83,36 @@ class _Worker:
     def __init__(self, work: str) -> None:
         cv2.setNumThreads(1)
         self._work = work
+        self._decoder = Decoder()
 
     def run(self, sources: list[tuple[str, list[Crop]]]) -> dict[str, str]:
         """Makes the crops of some sources; returns why not, by source."""
         failed = {}
-        for uri, crops in sources:
-            try:
-                self._render(uri, crops)
-            except (DecodeError, FileNotFoundError, ValueError) as error:
-                failed[crops[0].source_id] = f"{type(error).__name__}: {error}"
+        with self._decoder:
+            for uri, crops in sources:
+                try:
+                    self._render(uri, crops)
+                except (DecodeError, FileNotFoundError, ValueError) as error:
+                    failed[crops[0].source_id] = f"{type(error).__name__}: {error}"
         return failed
 
     def _render(self, uri: str, crops: list[Crop]) -> None:
         try:
-            _render_source(uri, crops, self._work)
+            _render_source(uri, crops, self._work, self._decoder)
         except DecodeError as error:
             if error.kind not in ("crash", "hang"):
                 raise
-            _render_source(uri, crops, self._work)  # once may be the machine's doing
+            _render_source(uri, crops, self._work, self._decoder)  # once may be the machine's doing
 
 
-def _render_source(uri: str, crops: list[Crop], work: str) -> None:
+def _render_source(uri: str, crops: list[Crop], work: str, decoder: Decoder) -> None:
     """One opening of the source for all its crops; a source that is no longer what was looked at gives none."""
     images: dict[float, npt.NDArray[np.uint8]] = {}
     times = sorted({crop.pts for crop in crops if crop.image_uri is None})
     if times:
         with staged(uri) as path:
             _check_content(sha256_file(str(path)), crops[0], uri)
-            images = {time: frame.image for time, frame in zip(times, read_frames_at(str(path), times), strict=True)}
+            images = {time: frame.image for time, frame in zip(times, read_frames_at(str(path), times, decoder), strict=True)}
     else:
         _check_content(content_sha256(uri), crops[0], uri)
     for crop in crops:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
+from data_pipeline.attempts import clear_attempts
 from data_pipeline.observations import part_uri
 from infra.errors import UserError
-from infra.storage import delete, exists, join, list_files, read_bytes
+from infra.storage import delete, exists, join, read_bytes
 
 
 def reopen(work: str, reason: str) -> list[str]:
@@ -25,9 +26,8 @@ def reopen(work: str, reason: str) -> list[str]:
     if not mine:
         known = ", ".join(sorted({row["reason"] for row in failed})) or "nothing failed"
         raise UserError(f"no source failed with {reason!r}; reasons in this build: {known}")
+    clear_attempts(work)
     for row in mine:
         for part in row["parts"]:
-            for uri in list_files(join(work, "attempts", part)):
-                delete(uri)
             delete(part_uri(work, part))
     return [row["source_id"] for row in mine]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import av
 import fsspec
@@ -124,16 +124,24 @@ def _evict(scratch: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def plan_segments(item: WorkItem) -> list[tuple[float, float | None]]:
-    """Start and end in seconds of the pieces of a source, from the container alone; one piece from 0 where it is short, no video or not readable."""
-    whole = [(item.start or 0.0, item.end)]
+class Piece(NamedTuple):
+    """A part of a source: from `start` to `end` (None: to its end), and how many seconds of video it has (0 where that is not known)."""
+
+    start: float
+    end: float | None
+    seconds: float
+
+
+def plan_segments(item: WorkItem) -> list[Piece]:
+    """The pieces of a source, from the container alone; one piece from 0 where it is short, no video or not readable."""
+    whole = Piece(item.start or 0.0, item.end, 0.0)
     if item.kind != "video":
-        return whole
+        return [whole]
     try:
         with _open_header(item.uri) as file, av.open(file) as container:
-            return _cut(container, item) or whole
+            return _cut(container, item) or [whole]
     except (OSError, ValueError, av.error.FFmpegError):
-        return whole  # what is wrong with it is the analysis' to find and to say
+        return [whole]  # what is wrong with it is the analysis' to find and to say
 
 
 @contextmanager
@@ -145,14 +153,15 @@ def _open_header(uri: str) -> Iterator[str | IO[bytes]]:
         yield file
 
 
-def _cut(container: Any, item: WorkItem) -> list[tuple[float, float | None]]:
+def _cut(container: Any, item: WorkItem) -> list[Piece]:
     if not container.streams.video:
         return []
     stream = container.streams.video[0]
     length = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
     begin, end = item.start or 0.0, min(item.end or length, length)
+    whole = [Piece(begin, item.end, max(end - begin, 0.0))]
     if end - begin <= 1.2 * SEGMENT_SECONDS:
-        return []
+        return whole
     first = float((stream.start_time or 0) * stream.time_base)
     cuts = [begin]
     while end - cuts[-1] > 1.2 * SEGMENT_SECONDS:
@@ -160,6 +169,7 @@ def _cut(container: Any, item: WorkItem) -> list[tuple[float, float | None]]:
         packet = next(container.demux(stream))
         at = float(packet.pts * stream.time_base) - first if packet.pts is not None else 0.0
         if at <= cuts[-1] + SEGMENT_SECONDS / 10:
-            return []  # no keyframe to cut at
+            return whole  # no keyframe to cut at
         cuts.append(at)
-    return list(zip(cuts, [*cuts[1:], item.end], strict=True))
+    ends = [*cuts[1:], end]
+    return [Piece(a, b if b != end else item.end, b - a) for a, b in zip(cuts, ends, strict=True)]

@@ -11,6 +11,7 @@ import networkx
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.nearest import mutual_nearest
 from infra.config import Config
 from infra.errors import UserError
 from infra.storage import sha256_bytes
@@ -133,31 +134,15 @@ def mean_faces(faces: Iterable[dict[str, Any]]) -> dict[str, npt.NDArray[np.floa
 
 
 def find_links(centroids: dict[str, npt.NDArray[np.float32]], threshold: float, nearest: int) -> list[Link]:
-    """Tracks of different sources that are among each other's `nearest` and at least `threshold` alike. Time grows with their number squared, memory
-    with their number."""
+    """Tracks of different sources that are among each other's `nearest` in other sources and at least `threshold` alike. Time grows with their number
+    squared, memory with their number."""
     names = sorted(centroids)
     if len(names) < 2:
         return []
-    vectors = np.stack([centroids[name] for name in names])
-    count = min(nearest, len(names) - 1)
-    near: list[set[int]] = []
-    rows = max(1, 50_000_000 // len(names))
-    similar: dict[tuple[int, int], float] = {}
-    for start in range(0, len(names), rows):
-        block = vectors[start : start + rows] @ vectors.T
-        block[np.arange(len(block)), np.arange(start, start + len(block))] = -2.0
-        best = np.argpartition(-block, count - 1, axis=1)[:, :count]
-        for offset, candidates in enumerate(best):
-            mine = {int(other) for other in candidates if block[offset, other] >= threshold}
-            near.append(mine)
-            similar.update({(start + offset, other): float(block[offset, other]) for other in mine})
-    sources = [name.rsplit("/", 1)[0] for name in names]
-    return [
-        Link(round(similar[a, b], 6), names[a], names[b])
-        for a, mine in enumerate(near)
-        for b in sorted(mine)
-        if a < b and a in near[b] and sources[a] != sources[b]
-    ]
+    numbers: dict[str, int] = {}
+    owners = np.array([numbers.setdefault(name.rsplit("/", 1)[0], len(numbers)) for name in names])
+    found = mutual_nearest(np.stack([centroids[name] for name in names]), owners, threshold, nearest)
+    return [Link(round(float(similar), 6), names[a], names[b]) for a, b, similar in zip(*found, strict=True)]
 
 
 def _tie(names: list[str], ties: dict[str, list[str]], links: list[Link]) -> dict[str, str]:

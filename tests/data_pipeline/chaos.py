@@ -8,23 +8,30 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psutil
 
 VICTIMS = ("driver", "worker", "decoder", "node", "head")
+_PATIENCE = 900.0
+"""Seconds that a build of a few sources may take; a machine may be busy with other things."""
 _RUNS = 4
 """A build that was disturbed once must end within this many runs."""
 
 
-def run_build(work: Path, models: Path, items: Path, nodes: int, people: int = 4) -> None:
-    """One build, in this process, on a Ray of its own, with that many drawn people."""
+SURVIVED = ("worker", "decoder")
+"""Their builds go on, so that one driver and one Ray serve all seeds."""
+
+
+def run_builds(works: Iterable[Path], models: Path, items: Path, nodes: int, people: int = 4) -> None:
+    """Builds one after another, in this process, on a Ray of its own, with that many drawn people; `<work>.end` says that one is finished."""
     from infra.runtime import quieten
 
     quieten()
@@ -52,13 +59,15 @@ def run_build(work: Path, models: Path, items: Path, nodes: int, people: int = 4
     else:
         start_ray(RuntimeConfig(num_cpus=2))
         pids = {}
-    (work.parent / f"{work.name}.pids").write_text(json.dumps(pids))
-    try:
-        with lease(str(work), "chaos"):
-            build_dataset(config, str(work), models, sources)
-    except UserError as error:
-        print("error:", error, file=sys.stderr, flush=True)
-        os._exit(2)  # as `lato` does
+    for work in works:
+        (work.parent / f"{work.name}.pids").write_text(json.dumps(pids))
+        try:
+            with lease(str(work), "chaos"):
+                build_dataset(config, str(work), models, sources)
+        except UserError as error:
+            print("error:", error, file=sys.stderr, flush=True)
+            os._exit(2)  # as `lato` does
+        (work.parent / f"{work.name}.end").touch()
     ray.shutdown()
 
 
@@ -66,18 +75,31 @@ def _raylet(node: object) -> int:
     return node.all_processes["raylet"][0].process.pid  # type: ignore[attr-defined]
 
 
-def disturb(work: Path, models: Path, items: Path, victim: str, seed: int) -> int:
-    """Runs a build and kills its victim at a seeded moment; then runs it until it ends. Returns the number of runs."""
+def disturb(work: Path, models: Path, items: Path, victim: str, seed: int, shared: subprocess.Popen[bytes] | None = None) -> int:
+    """Runs a build and kills its victim at a seeded moment; then runs it until it ends. Returns the number of runs.
+
+    A `shared` driver (from `serve`) builds in one run or not at all.
+    """
     drawn = random.Random(f"{victim}/{seed}")
     nodes = 2 if victim in ("node", "head") else 1
     for run in range(1, _RUNS + 1):
-        child = start(work, models, items, nodes)
+        if shared is not None:
+            assert run == 1, f"{victim}, seed {seed}: was to be survived inside the run"
+            assert shared.stdin is not None
+            shared.stdin.write(f"{work}\n".encode())
+            shared.stdin.flush()
+        child = shared or start(work, models, items, nodes)
         if run == 1:
             _wait_for_parts(work, drawn.randint(0, 3), child)
             time.sleep(drawn.uniform(0, 1.0))
             kill(victim, child, work)
+        if shared is not None:
+            _wait_until(lambda: (work.parent / f"{work.name}.end").exists() or shared.poll() is not None, _PATIENCE)
+            if (work.parent / f"{work.name}.end").exists():
+                return run
+            continue
         try:
-            status = child.wait(timeout=240)
+            status = child.wait(timeout=_PATIENCE)
         finally:
             end(child, work)
         if status == 0:
@@ -86,9 +108,17 @@ def disturb(work: Path, models: Path, items: Path, victim: str, seed: int) -> in
 
 
 def start(work: Path, models: Path, items: Path, nodes: int, people: int = 4) -> subprocess.Popen[bytes]:
+    """A process that builds once."""
     log = (work.parent / f"{work.name}.log").open("ab")
     command = [sys.executable, "-m", "tests.data_pipeline.chaos", "--build", str(work), str(models), str(items), str(nodes), str(people)]
     return subprocess.Popen(command, start_new_session=True, stdout=log, stderr=log)
+
+
+def serve(log: Path, models: Path, items: Path) -> subprocess.Popen[bytes]:
+    """A process that builds in every folder that is written to its input, a line each, on one Ray."""
+    command = [sys.executable, "-m", "tests.data_pipeline.chaos", "--build", "-", str(models), str(items), "1", "4"]
+    output = log.open("ab")
+    return subprocess.Popen(command, start_new_session=True, stdin=subprocess.PIPE, stdout=output, stderr=output)
 
 
 def _wait_for_parts(work: Path, count: int, child: subprocess.Popen[bytes]) -> None:
@@ -154,10 +184,12 @@ def main() -> None:
     """All victims, many seeds."""
     if sys.argv[1:2] == ["--build"]:
         work, models, items, nodes, people = sys.argv[2:]
-        run_build(Path(work), Path(models), Path(items), int(nodes), int(people))
+        works = (Path(line.strip()) for line in sys.stdin) if work == "-" else [Path(work)]
+        run_builds(works, Path(models), Path(items), int(nodes), int(people))
         return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--victims", nargs="*", default=list(VICTIMS))
     given = parser.parse_args()
     from infra import assets
@@ -170,10 +202,17 @@ def main() -> None:
     print("| victim | seeds | runs to the end | bytes |\n|---|---|---|---|")
     for victim in given.victims:
         runs = []
-        for seed in range(given.seeds):
-            work = folder / f"{victim}_{seed}"
-            runs.append(disturb(work, assets.folder(), items, victim, seed))
-            assert files_of(work / "versions" / "v1") == calm, f"{victim}, seed {seed}: other bytes"
+        shared = serve(folder / f"{victim}.log", assets.folder(), items) if victim in SURVIVED else None
+        try:
+            for seed in range(given.first, given.first + given.seeds):
+                work = folder / f"{victim}_{seed}"
+                runs.append(disturb(work, assets.folder(), items, victim, seed, shared))
+                assert files_of(work / "versions" / "v1") == calm, f"{victim}, seed {seed}: other bytes"
+                print(f"{victim} {seed}: {runs[-1]}", file=sys.stderr, flush=True)
+                shutil.rmtree(work)
+        finally:
+            if shared is not None:
+                end(shared, folder / victim)
         print(f"| {victim} | {given.seeds} | {', '.join(f'{runs.count(n)} x {n}' for n in sorted(set(runs)))} | identical |", flush=True)
 
 

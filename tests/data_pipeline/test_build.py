@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
+from data_pipeline import tables
 from data_pipeline.build import DataConfig, build_dataset
-from data_pipeline.judge import PairingConfig
+from data_pipeline.judge import PairingConfig, Rules, judge
 from data_pipeline.split import SplitConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig
@@ -128,6 +129,20 @@ def test_again_does_nothing_and_other_thresholds_decode_nothing(built, models, c
     other = build_dataset(stricter, str(work), models, sources(clip, work))
     assert sum(other.samples.values()) < sum(version.samples.values())
     assert {path.name for path in (work / "parts").iterdir()} == before
+
+
+def test_judged_on_ray_by_tables_the_verdicts_are_the_same(built, monkeypatch):
+    """Above very many pairs; the quota of a source counts over all row groups of its table."""
+    work, _ = built
+    uris = [str(path) for path in sorted((work / "pairs").glob("*.parquet"))]
+    rules = Rules(PairingConfig(max_upscale=6.0, per_source=3))
+    here = judge(uris, rules)
+    monkeypatch.setattr(tables, "MANY", 10)
+    monkeypatch.setattr(tables, "_JOB", 10)
+    shared = judge(uris + uris[:1], rules, 2)
+    assert len(here) >= 1
+    assert all((a == b).all() for a, b in zip(here + here[:1], shared, strict=True))
+    assert 0 < sum((codes == 0).sum() for codes in here) < sum(map(len, here))
 
 
 def test_verify_finds_a_flipped_byte_and_a_cut_shard(built, tmp_path):

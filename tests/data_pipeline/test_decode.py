@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.analyze import until_torn
-from data_pipeline.decode import DecodeError, MachineError, _in_child, read_frames_at, sample_frames
+from data_pipeline.decode import DecodeError, MachineError, _decode, read_frames_at, sample_frames
 
 
 def picture(number, height=120, width=160):
@@ -135,7 +135,7 @@ def _lacks_a_library(sender, path, argument):
 
 def test_a_missing_library_is_no_verdict_on_the_source():
     with pytest.raises(MachineError, match="No module named 'decoder'"):
-        list(_in_child(_lacks_a_library, "x.mp4", None))
+        list(_decode(None, _lacks_a_library, "x.mp4", None))
 
 
 def test_the_fork_server_may_die(tmp_path):

@@ -1,0 +1,60 @@
+"""Work on every score table: here while there are few pairs, on Ray above that. A person's pairs lie in one table, and so do a source's: tables are the
+partition by identity, and what one worker finds does not depend on another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+import pyarrow.parquet as pq
+
+from infra.pool import run_all
+from infra.storage import open_read
+
+MANY = 10_000_000
+"""Pairs from which on the tables are shared among Ray actors."""
+_JOB = 1_000_000
+"""Pairs a job, more where a table has more."""
+R = TypeVar("R")
+
+
+def on_each(work: Callable[[str], R], uris: Sequence[str], workers: int) -> list[R]:
+    """`work(uri)` of every table.
+
+    Args:
+        work: What to do; can be pickled.
+        uris: Score tables.
+        workers: Ray actors, used above `MANY` pairs; 0 works here.
+
+    Returns:
+        The results in the tables' order, the same wherever they were computed.
+    """
+    sizes = [_count(uri) for uri in uris]
+    if not workers or sum(sizes) <= MANY:
+        return [work(uri) for uri in uris]
+    jobs: list[list[str]] = []
+    room = 0
+    for uri, size in zip(uris, sizes, strict=True):
+        if room <= 0:
+            jobs.append([])
+            room = _JOB
+        jobs[-1].append(uri)
+        room -= size
+    found = {
+        uri: result for done in run_all(lambda: _Worker(work), jobs, workers) for uri, result in zip(done.job, done.result, strict=True)
+    }
+    return [found[uri] for uri in uris]
+
+
+def _count(uri: str) -> int:
+    with open_read(uri) as file:
+        return int(pq.read_metadata(file).num_rows)
+
+
+class _Worker(Generic[R]):
+    def __init__(self, work: Callable[[str], R]) -> None:
+        self._work = work
+
+    def run(self, uris: list[str]) -> list[R]:
+        """The results of some tables."""
+        return [self._work(uri) for uri in uris]
