@@ -25,7 +25,9 @@ from infra.outbox import Outbox
 
 _LONGEST_VALUE = 500
 _ANSWER_SECONDS = 30.0
-"""How long the opening of a run waits for a server. Nothing else waits for it, but `close`, as long."""
+"""How long the opening of a run waits for a server."""
+_CLOSE_SECONDS = 60.0
+"""How long the end of a run waits for a server that takes what is left, but slowly; for one that is down it does not wait."""
 _R = TypeVar("_R")
 
 
@@ -112,7 +114,7 @@ class Run:
         """Links the run to a dataset version as its input, with its share in a mixture where it is one of several."""
         self._outbox.put("dataset", {"name": name, "digest": digest[:36], "uri": uri, "weight": weight})
 
-    def close(self, status: str = "FINISHED", seconds: float = _ANSWER_SECONDS) -> None:
+    def close(self, status: str = "FINISHED", seconds: float = _CLOSE_SECONDS) -> None:
         """Ends the run as FINISHED, FAILED or KILLED; sends first what is left, while the server takes it and for so many seconds at most."""
         self._outbox.put("status", {"status": status, "time": int(time.time() * 1000)})
         if left := self._outbox.close(seconds):
@@ -173,7 +175,7 @@ def register_model(run: Run, name: str, folder_or_uri: str, alias: str) -> None:
     run.model(name, folder_or_uri, alias)
 
 
-def send_left(uri: str, backlog: str, seconds: float = _ANSWER_SECONDS) -> None:
+def send_left(uri: str, backlog: str, seconds: float = _CLOSE_SECONDS) -> None:
     """Sends what closed runs left in a backlog folder because the server was down, while it takes it and for so many seconds a run."""
     left = [path for path in sorted(Path(backlog).glob("*.jsonl")) if not path.name.endswith(".refused.jsonl")]
     if left:

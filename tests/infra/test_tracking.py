@@ -58,12 +58,12 @@ def test_a_run_holds_what_was_logged_and_resumes(tmp_path, uri):
     run.metrics({"loss": 2.0, "loss/a:b": 1.5}, 1)
     run.dataset("pairs", "abc", "somewhere", weight=2)
     run.dataset("more", "def", "elsewhere", weight=1)
-    run.close()
+    run.close(seconds=300)
     again = open_run(uri, "e", "child", str(backlog), run_id=run.run_id)
     again.params({"engine": {"steps": 6}})  # would be an error in plain MLflow
     again.metrics({"loss": 1.0}, 2)
-    again.close()
-    parent.close()
+    again.close(seconds=300)
+    parent.close(seconds=300)
     stored = MlflowClient(uri).get_run(run.run_id)
     assert stored.data.params == {"engine.steps": "5"}
     assert stored.data.metrics == {"loss": 1.0, "loss/a_b": 1.5}
@@ -80,7 +80,7 @@ def test_many_metrics_go_together_and_a_step_only_once(tmp_path, uri):
     run.client.log_batch = lambda run_id, metrics=(), **more: (calls.append(len(metrics)), log_batch(run_id, metrics=metrics, **more))
     for step in [*range(100), *range(90, 110)]:
         run.metrics({f"name_{index}": step + index for index in range(30)}, step)
-    run.close()
+    run.close(seconds=300)
     assert sum(calls) == 110 * 30
     assert max(calls) <= 1000
     assert len(calls) <= 12
@@ -98,9 +98,9 @@ def test_what_a_failing_server_does_not_take_is_sent_later(tmp_path, uri):
 
     run.client.log_batch = fail
     run.metrics({"loss": 3.0}, 7)
-    run.close()
+    run.close(seconds=300)
     assert [json.loads(line)[0] for line in (backlog / f"{run.run_id}.jsonl").read_text().splitlines()] == ["metrics", "status"]
-    send_left(uri, str(backlog))
+    send_left(uri, str(backlog), seconds=300)
     assert _history(uri, run.run_id, "loss") == [(7, 3.0)]
     assert MlflowClient(uri).get_run(run.run_id).info.status == "FINISHED"
     assert not (backlog / f"{run.run_id}.jsonl").exists()
@@ -113,7 +113,7 @@ def test_what_is_refused_is_put_aside_and_what_follows_is_sent(tmp_path, uri):
     run.metrics({"good": 2.0}, 2)
     run.picture(tmp_path / "deleted-1.png", "deleted", 1)
     run.metrics({"good": 3.0}, 3)
-    run.close()
+    run.close(seconds=300)
     assert _history(uri, run.run_id, "good") == [(2, 2.0), (3, 3.0)]
     refused = [json.loads(line)[0] for line in (backlog / f"{run.run_id}.refused.jsonl").read_text().splitlines()]
     assert refused == ["metrics", "picture"]
@@ -122,13 +122,13 @@ def test_what_is_refused_is_put_aside_and_what_follows_is_sent(tmp_path, uri):
 def test_a_deleted_database_gets_a_new_run(tmp_path, uri, empty_database):
     run = open_run(uri, "e", "r", str(tmp_path / "backlog"))
     run.metrics({"loss": 1.0}, 1)
-    run.close()
+    run.close(seconds=300)
     shutil.copy(empty_database, tmp_path / "other.db")
     other = f"sqlite:///{tmp_path}/other.db"
     again = open_run(other, "e", "r", str(tmp_path / "backlog"), run_id=run.run_id)
     assert again.run_id != run.run_id
     again.metrics({"loss": 1.0}, 1)
-    again.close()
+    again.close(seconds=300)
     assert _history(other, again.run_id, "loss") == [(1, 1.0)]
 
 
@@ -170,7 +170,7 @@ def test_a_driver_killed_while_it_logs_doubles_no_step_and_loses_none(tmp_path, 
     follower = Follower("stage", tmp_path, run)
     follower.start()
     follower.finish()
-    run.close()
+    run.close(seconds=300)
     for name in ("loss", "lr"):
         assert [step for step, _ in _history(uri, run_id, name)] == list(range(9))
 
@@ -195,7 +195,7 @@ def _check_registry(uri, tmp_path, monkeypatch):
     register_model(run, "lato-dit", small, "last")
     register_model(run, "lato-dit", small, "last")
     register_model(run, "lato-dit", small, "best")
-    run.close()
+    run.close(seconds=300)
     first = client.get_model_version_by_alias("lato-dit", "best")
     assert (first.version, first.run_id, first.aliases) == (
         client.get_model_version_by_alias("lato-dit", "last").version,
@@ -209,7 +209,7 @@ def _check_registry(uri, tmp_path, monkeypatch):
     monkeypatch.setattr("infra.registry.SMALL_BYTES", 3)
     run = open_run(uri, "e", "registry", str(tmp_path / "backlog"), run_id=run.run_id)
     register_model(run, "lato-dit", _model(tmp_path / "large", "other weights"), "last")
-    run.close()
+    run.close(seconds=300)
     large = client.get_model_version_by_alias("lato-dit", "last")
     assert large.tags["stored"] == "by reference"
     fetched = download_artifacts("models:/lato-dit@last", tracking_uri=uri, dst_path=str(tmp_path / "fetched2"))
@@ -236,7 +236,7 @@ def test_a_model_on_an_object_store_is_registered_where_it_lies(tmp_path, uri):
     fsspec.filesystem("memory").pipe("/bucket/model/weights.safetensors", b"remote weights")
     run = open_run(uri, "e", "r", str(tmp_path / "backlog"))
     register_model(run, "lato-dit", "memory://bucket/model", "best")
-    run.close()
+    run.close(seconds=300)
     version = MlflowClient(uri).get_model_version_by_alias("lato-dit", "best")
     assert version.source == "memory://bucket/model"
     assert version.tags["stored"] == "by reference"
@@ -260,7 +260,7 @@ def test_an_environment_is_told_and_logged(tmp_path, uri):
     assert all(environment.values())
     run = open_run(uri, "e", "r", str(tmp_path / "backlog"))
     run.describe({"config": {"steps": 3, "data": [1, 2]}}, environment)
-    run.close()
+    run.close(seconds=300)
     stored = MlflowClient(uri).get_run(run.run_id)
     assert stored.data.params == {"config.steps": "3", "config.data": "[1, 2]"}
     assert stored.data.tags["version.torch"] == environment["version.torch"]
@@ -299,13 +299,13 @@ def test_a_real_server_that_dies_is_slow_and_comes_back_misses_and_doubles_nothi
         run.text("while it was down", "note.txt")
         run.image("black.png", np.zeros((8, 8, 3), np.uint8))
         run.dataset("pairs", "abc", "somewhere")
-        run.close()  # gives up at once: the job ends, the backlog stays
+        run.close(seconds=300)  # gives up at once: the job ends, the backlog stays
         assert len((backlog / f"{run.run_id}.jsonl").read_text().splitlines()) >= 5
         again = open_run(slow, "e", "r", str(backlog), run_id=run.run_id)  # a resume needs no server
         again.metrics({"loss": 0.0}, 50)
         again.metrics({"loss": 0.0}, 51)
         server = start_server(tmp_path, port)
-        again.close()
+        again.close(seconds=300)
         stored = MlflowClient(uri).get_run(run.run_id)
         assert [step for step, _ in _history(uri, run.run_id, "loss")] == list(range(1, 52))
         assert {file.path for file in MlflowClient(uri).list_artifacts(run.run_id)} >= {"note.txt", "black.png"}

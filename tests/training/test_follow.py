@@ -59,7 +59,7 @@ def _follow(uri, folder, run_id=None, ended_well=True, during=lambda: None):
     follower.start()
     during()
     follower.finish(ended_well)
-    run.close()
+    run.close(seconds=300)
     return run.run_id
 
 
@@ -135,6 +135,6 @@ def test_a_database_that_fails_stops_nobody(tmp_path, uri):
     follower.start()
     _write_export(folder, "export", "last")
     follower.finish()
-    run.close("FAILED")
+    run.close("FAILED", seconds=300)
     kinds = [json.loads(line)[0] for line in (folder / "mlflow_backlog" / f"{run.run_id}.jsonl").read_text().splitlines()]
     assert kinds == ["tags", "metrics", "metrics", "metrics", "model", "status"]
