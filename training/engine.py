@@ -52,6 +52,7 @@ def run(
         NotFinite: On all ranks.
         Preempted: On all ranks, after a checkpoint was written.
         RankLost: Another rank ended or hangs; names it.
+        UserError: The last checkpoint could not be written.
         ValueError: The global batch does not divide over ranks and accumulation.
     """
     start_process_group(config.timeout_minutes)
@@ -123,11 +124,11 @@ class _Training:
                 elif asked.sample:
                     self._answer(requests, False, True)
                 if asked.stop and not done:
-                    self._finish()
+                    self._finish(must=True)
                     if self._rank == 0:
                         requests.answered(STOP)
                     raise Preempted(f"asked to end after step {self._step}: saved, and the same command goes on from there")
-        self._finish()
+        self._finish(must=True)
 
     def plan(self, step: int) -> list[list[Sample]]:
         """This rank's micro-batches of a step: the same global batch for any number of ranks, dealt by length so that long samples meet long ones."""
@@ -213,8 +214,12 @@ class _Training:
         self._tell(self._checkpoints.finish())
         self._checkpoints.save(self._step, self._engine, self._ema, held_out)
 
-    def _finish(self) -> None:
-        self._tell(self._checkpoints.finish())
+    def _finish(self, must: bool = False) -> None:
+        """Commits what is being written; the last checkpoint must be, or the run has not ended."""
+        alarm = self._checkpoints.finish()
+        self._tell(alarm)
+        if alarm and must:
+            raise UserError(f"{alarm}. Make room, or mend the store; the same command goes on from there.")
 
     def _tell(self, alarm: str | None) -> None:
         if alarm:
@@ -250,12 +255,13 @@ def write_line(path: Path) -> Report:
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def report(values: Mapping[str, Any]) -> None:
-        line = json.dumps(rounded({"time": time.time(), **values}))
+        line = json.dumps({"time": round(time.time(), 3), **rounded(values)})
         try:
             with path.open("a") as file:
                 file.write(line + "\n")
         except OSError as error:  # a full disk does not end a training: the line goes where a person or a log collector sees it
-            print(f"{path}: {error.strerror}; not written: {line}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # it may be on the same disk
+                print(f"{path}: {error.strerror}; not written: {line}", file=sys.stderr, flush=True)
 
     return report
 

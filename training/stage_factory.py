@@ -68,6 +68,7 @@ class Job(Config):
 
 
 def digest_of(folder: str) -> str:
-    """Digest of a model's or cache's folder that a training depends on: of its weight files, or of its index where it has one."""
-    files = [file for suffix in (".safetensors", "index.json") for file in list_files(folder, suffix)]
+    """Digest of a model's or cache's folder that a training depends on: of its weight files, or of the indexes of what is encoded."""
+    indexes = [file for file in list_files(folder, ".json") if file.rsplit("/", 1)[-1].startswith("index-")]
+    files = indexes or list_files(folder, ".safetensors")
     return sha256_json([sha256_file(file) for file in files])

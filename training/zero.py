@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -112,7 +114,25 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], config: EngineConfig)
         materialise(module, weights, dtype)
         return
     cutter = deepspeed.zero.Init(config_dict_or_path=zero_config(config, dist.get_world_size()), dtype=dtype)
-    materialise(module, weights, dtype, lambda parameter: cutter._convert_to_zero_parameters([parameter]))
+    with _tensors_given_back_at_once():
+        materialise(module, weights, dtype, lambda parameter: cutter._convert_to_zero_parameters([parameter]))
+
+
+@contextmanager
+def _tensors_given_back_at_once() -> Iterator[None]:
+    """A context in which the C library returns every freed tensor to the system.
+
+    It keeps freed blocks up to some 32 MB for later; between partitions that stay they are holes, which cost as much again as the partitions (measured).
+    """
+    threshold, usual, small = -3, 32 << 20, 64 << 10  # M_MMAP_THRESHOLD, glibc's own upper end, and what tensors are above
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none, and no such habit
+    if mallopt is not None:
+        mallopt(threshold, small)
+    try:
+        yield
+    finally:
+        if mallopt is not None:
+            mallopt(threshold, usual)
 
 
 def materialise(

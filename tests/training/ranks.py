@@ -20,7 +20,7 @@ def start(target, world, *arguments):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     port = free_port()
-    processes = [context.Process(target=_main, args=(target, rank, world, port, arguments)) for rank in range(world)]
+    processes = [context.Process(target=_main, args=(target, rank, world, port, dict(os.environ), arguments)) for rank in range(world)]
     for process in processes:
         process.start()
     return processes
@@ -33,10 +33,12 @@ def run(target, world, *arguments):
         process.join(240)
     for process in processes:
         process.kill()
-    assert [process.exitcode for process in processes] == [0] * world
+    ended = [process.exitcode for process in processes]
+    assert ended == [0] * world
 
 
-def _main(target, rank, world, port, arguments):
+def _main(target, rank, world, port, environment, arguments):
+    os.environ.update(environment)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     torch.set_num_threads(1)
     target(rank, world, *arguments)

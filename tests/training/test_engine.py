@@ -258,20 +258,51 @@ def test_a_model_filled_from_the_meta_device_trains_alike(tmp_path):
 
 
 def _full_disk(rank, world, jobs):
+    """No file of rank 1 may be larger than its first metrics; until the last step, when there is room again."""
     import resource
 
     if rank == 1:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        folder = Path(jobs[0][0])
+
+        def make_room():
+            while not (folder / "metrics.jsonl").exists() or lines(folder)[-1]["step"] < 22:
+                time.sleep(0.01)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+        threading.Thread(target=make_room, daemon=True).start()
     train_all(rank, world, jobs)
 
 
 def test_a_full_disk_is_told_and_training_goes_on(tmp_path):
-    run([(tmp_path, BASE | {"steps": 12})])  # a first checkpoint while there is room
-    run([(tmp_path, BASE | {"steps": 24}, {"width": 8})], target=_full_disk)
+    run([(tmp_path, BASE | {"steps": 10})])  # checkpoints while there is room
+    run([(tmp_path, BASE | {"steps": 2000, "checkpoint_every": 5, "keep": 500, "decay_from": 1.0})], target=_full_disk)
     said = [alarm for line in lines(tmp_path) for alarm in line.get("alarms", [])]
-    assert any("could not be written" in alarm and "the last one stands" in alarm for alarm in said) or state(tmp_path)[0] == 24
-    assert lines(tmp_path)[-1]["step"] >= 24
+    assert any("the checkpoint of step 15 could not be written" in alarm and "the last one stands" in alarm for alarm in said)
+    steps = [marker["step"] for marker in checkpoint.markers(str(tmp_path / "checkpoints")).values()]
+    assert steps[:2] == [5, 10]
+    assert 15 not in steps
+    assert steps[-1] == 2000  # it went on, and saved again when there was room
+
+
+def _never_room(rank, world, jobs):
+    import resource
+
+    from infra.errors import UserError
+    from training import engine
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    for folder, config, toy in jobs:
+        with pytest.raises(UserError, match="could not be written"):
+            engine.run(Toy(**toy), EngineConfig(**config), Path(folder))
+    leave()
+
+
+def test_a_run_whose_last_checkpoint_cannot_be_written_has_not_ended_well(tmp_path):
+    run([(tmp_path, BASE | {"steps": 6})], target=_never_room)
+    assert checkpoint.newest(str(tmp_path / "checkpoints")) is None
 
 
 def test_the_best_checkpoint_is_kept_beside_the_newest():

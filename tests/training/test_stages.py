@@ -75,12 +75,19 @@ def job(stage, folder, home, small, **engine):
     )
 
 
+def changed(given, engine=None, **config):
+    """A job with other settings."""
+    settings = given.config.model_dump() | config
+    settings["engine"] |= engine or {}
+    return given.model_copy(update={"config": type(given.config)(**settings)})
+
+
 def train_all(rank, world, jobs):
     from training import engine
 
     for text in jobs:
         given = Job.model_validate_json(text)
-        engine.run(given.make(), given.engine, Path(given.folder))
+        engine.run(given.make(), given.engine, Path(given.folder), given.checkpoints)
     ranks.leave()
 
 
@@ -180,7 +187,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(home, small, tmp_path):
     given = job("tokenizer", tmp_path, home, small, steps=2)
     ranks.run(train_one, 1, given.model_dump_json())
     assert checkpoint.newest(given.checkpoint_folder)
-    wider = given.model_copy(update={"config": given.config.model_copy(update={"code_dim": 24})})
+    wider = changed(given, code_dim=24)
     processes = ranks.start(train_one, 1, wider.model_dump_json())
     processes[0].join(60)
     said = json.loads((tmp_path / "failures" / "rank-00000.json").read_text())["text"]
