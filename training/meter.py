@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -117,6 +117,6 @@ def be_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def rounded(values: dict[str, Any]) -> dict[str, Any]:
+def rounded(values: Mapping[str, Any]) -> dict[str, Any]:
     """Floats to seven digits: metrics files stay readable."""
     return {name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in values.items()}
