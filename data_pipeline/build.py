@@ -33,7 +33,7 @@ from infra.console import heading, say, table
 from infra.errors import UserError
 from infra.storage import commit_changed, exists, join, read_bytes, sha256_json, sweep_temporaries
 
-VERSION = 4
+VERSION = 5
 """Raise it when the same plan would give other samples."""
 
 
