@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from data_pipeline.analyze import AnalyzeConfig, analyze, write_ledger
 from data_pipeline.audit import read_labels
 from data_pipeline.candidates import write_candidates
@@ -20,14 +17,15 @@ from data_pipeline.extend import Base, read_base
 from data_pipeline.forget import FILE, Removals
 from data_pipeline.groups import backfill, group_digests, group_models
 from data_pipeline.holdout import Holdout, HoldoutConfig
-from data_pipeline.judge import SETTINGS, VERDICTS, PairingConfig, Rules, accepted_rows, count_verdicts, judge
+from data_pipeline.identities import NAME, Identities
+from data_pipeline.judge import SETTINGS, VERDICTS, Judged, PairingConfig, Rules, Usage, accepted_rows, count_verdicts, judge
 from data_pipeline.ledger import Ledger
 from data_pipeline.pack import PackConfig, pack
 from data_pipeline.render import render_crops
 from data_pipeline.rewrite import RewriteConfig, Rewriter
 from data_pipeline.samples import crops_to_render, plan_samples
-from data_pipeline.score import ScoreInput, read_faces, score_pairs
-from data_pipeline.split import SplitConfig, mean_faces
+from data_pipeline.score import ScoreInput, score_pairs
+from data_pipeline.split import SplitConfig
 from data_pipeline.synthetic.sources import SyntheticConfig, synthetic_sources
 from data_pipeline.worklist import WorkItem, check_items, items_from_folder, read_worklist, write_worklist
 from infra.config import Config
@@ -35,7 +33,7 @@ from infra.console import heading, say, table
 from infra.errors import UserError
 from infra.storage import commit_changed, exists, join, read_bytes, sha256_json, sweep_temporaries
 
-VERSION = 4
+VERSION = 5
 """Raise it when the same plan would give other samples."""
 
 
@@ -88,6 +86,7 @@ class Observed:
     """Column group -> digest."""
     models: dict[str, str]
     """`group/file` of the groups' models -> sha256."""
+    identities: Identities
     holdout: Holdout
 
     def digest(self) -> str:
@@ -148,8 +147,10 @@ def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] |
     write_ledger(ledger, join(work, "ledger.jsonl"))
     _stop_if_pending(ledger)
     parts = [part for row in ledger.usable() for part in row["parts"]]
-    backfill(parts, digests, config.analyze.groups, models, work, config.analyze.workers)
-    return Observed({item.source_id: item for item in items}, ledger, digests, group_models(models, config.analyze.groups), holdout)
+    groups, workers = config.analyze.groups, config.analyze.workers
+    identities = Identities.open(work, digests, groups, models, workers)
+    backfill(parts, {name: digest for name, digest in digests.items() if name != NAME}, groups, models, work, workers)
+    return Observed({item.source_id: item for item in items}, ledger, digests, group_models(models, groups), identities, holdout)
 
 
 def print_version(version: DatasetVersion) -> None:
@@ -196,17 +197,17 @@ def _publish(
 ) -> DatasetVersion:
     usable = observed.ledger.usable()
     workers = config.analyze.workers
-    given = ScoreInput(observed.columns, config.pairing.margin, config.pairing.same_person, observed.holdout)
+    given = ScoreInput(observed.columns, observed.identities, config.pairing.margin, config.pairing.same_person, observed.holdout)
     identities = {name: item.identity for name, item in observed.items.items()}
     tables = score_pairs(usable, given, identities, work, workers)
-    rules = Rules(config.pairing, labels, *((base.keys, base.usage) if base else ()))
-    verdicts = judge(tables, rules, workers)
-    accepted = [(number, row) for number, uri in enumerate(tables) for row in accepted_rows(uri, verdicts[number])]
+    rules = Rules(config.pairing, labels, base.keys if base else frozenset(), base.usage if base else Usage(), observed.holdout.bars)
+    judged = judge(tables, rules, observed.identities, workers)
+    accepted = [(number, row) for number, uri in enumerate(tables) for row in accepted_rows(uri, judged[number])]
     fresh = [(number, row) for number, row in accepted if not (base and row["key"] in base.keys)]
 
     if until == "pair":
-        raise Stopped(_funnel(observed.ledger, verdicts, Counter()))
-    centroids = mean_faces(face for row in usable for face in read_faces(row, observed.columns, work))
+        raise Stopped(_funnel(observed.ledger, judged, Counter()))
+    centroids = {track: face for found in judged for track, face in found.people.items()}
     division = divide([row for _, row in fresh], observed.items, centroids, base, config.split)
     refused = {row["key"]: division.verdict(row) for _, row in fresh}
     failed = render_crops(
@@ -219,22 +220,22 @@ def _publish(
         lost = "render failed" if row["source_id"] in failed or row["target_id"] in failed else None
         refused[row["key"]] = refused[row["key"]] or lost
         if refused[row["key"]]:
-            verdicts[number][row["number"]] = VERDICTS.index(str(refused[row["key"]]))
+            judged[number].codes[row["number"]] = VERDICTS.index(str(refused[row["key"]]))
     if until == "render":
-        raise Stopped(_funnel(observed.ledger, verdicts, Counter()))
+        raise Stopped(_funnel(observed.ledger, judged, Counter()))
     rows = [row for _, row in fresh if not refused[row["key"]]]
     if not rows and not base:
-        print_funnel(_funnel(observed.ledger, verdicts, Counter()))
+        print_funnel(_funnel(observed.ledger, judged, Counter()))
         raise UserError("no pair was accepted. The table above says why; loosen the thresholds under `pairing`.")
     rewriter = Rewriter(config.instructions, work)
     planned, rendered = plan_samples(rows, division, observed.items, _models_of(observed), rewriter, work)
     splits = {sample.key: sample.split for sample in planned} | (base.splits if base else {})
-    funnel = _funnel(observed.ledger, verdicts, Counter(splits.values())) + rewriter.counts()
+    funnel = _funnel(observed.ledger, judged, Counter(splits.values())) + rewriter.counts()
     commit_changed(join(folder, "funnel.json"), json.dumps(funnel, indent=1).encode())
     commit_changed(join(folder, SETTINGS), json.dumps({"pairing": config.pairing.model_dump(mode="json")}, indent=1).encode())
     rendered |= base.rendered if base else {}
     licences = {name: item.licence for name, item in observed.items.items()}
-    write_candidates(tables, verdicts, dict(splits), licences, rendered, folder)
+    write_candidates(tables, judged, dict(splits), licences, rendered, folder)
     division.write(folder, work)
     digest = pack(planned, config.pack, folder, config.name, created_from, base)
     write_card(folder)
@@ -268,14 +269,14 @@ def _read_published(folder: str, created_from: str) -> DatasetVersion | None:
     return DatasetVersion(folder, index["digest"], dict(counts), json.loads(read_bytes(join(folder, "funnel.json"))))
 
 
-def _funnel(ledger: Ledger, verdicts: list[npt.NDArray[np.int8]], samples: Counter[str]) -> list[dict[str, Any]]:
-    judged = count_verdicts(verdicts)
+def _funnel(ledger: Ledger, judged: list[Judged], samples: Counter[str]) -> list[dict[str, Any]]:
+    verdicts = count_verdicts(judged)
     steps: list[tuple[str, str, int]] = [("sources", "in", len(ledger.rows))]
     steps += [("sources", name, count) for name, count in ledger.counts().items()]
     steps += [("frames", "looked at", ledger.total("frames")), ("faces", "found", ledger.total("faces"))]
-    steps += [("faces", "representatives", ledger.total("representatives")), ("candidate pairs", "in", sum(judged.values()))]
-    steps += [("candidate pairs", f"rejected: {name}", count) for name, count in judged.items() if name != "accepted"]
-    steps += [("candidate pairs", "accepted", judged.get("accepted", 0))]
+    steps += [("faces", "representatives", ledger.total("representatives")), ("candidate pairs", "in", sum(verdicts.values()))]
+    steps += [("candidate pairs", f"rejected: {name}", count) for name, count in verdicts.items() if name != "accepted"]
+    steps += [("candidate pairs", "accepted", verdicts.get("accepted", 0))]
     steps += [("samples", split, samples[split]) for split in ("train", "val", "test") if samples]
     return [{"step": step, "name": name, "count": count} for step, name, count in steps]
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.judge import LIMITS, PairingConfig, edit_texts, read_pieces, row_verdicts
+from data_pipeline.judge import LIMITS, Judged, PairingConfig, edit_texts, read_pieces, row_verdicts
 from data_pipeline.pack import CANDIDATES, home_of, read_index
 from infra.storage import commit_file, exists, join, read_bytes, sha256_file
 
@@ -23,7 +23,7 @@ _DROPPED = ("phash_source", "phash_target", "edit_expression", "edit_intensity")
 
 def write_candidates(
     tables: list[str],
-    verdicts: list[npt.NDArray[np.int8]],
+    judged: list[Judged],
     splits: dict[str, str],
     licences: dict[str, str],
     rendered: dict[str, list[str]],
@@ -33,7 +33,7 @@ def write_candidates(
 
     Args:
         tables: Score tables.
-        verdicts: Codes of their rows.
+        judged: What was decided on their rows.
         splits: Key -> split of those that became samples.
         licences: Source id -> licence.
         rendered: Key -> names of its crops, of those that became samples.
@@ -43,10 +43,11 @@ def write_candidates(
     os.close(handle)
     try:
         writer = None
-        for uri, codes in zip(tables, verdicts, strict=True):
+        for uri, found in zip(tables, judged, strict=True):
             start = 0
             for piece in read_pieces(uri):
-                table = _describe(piece, codes[start : start + len(piece)], splits, licences, rendered)
+                here = slice(start, start + len(piece))
+                table = _describe(piece, found.codes[here], found.similarity[here], splits, licences, rendered)
                 start += len(piece)
                 writer = writer or pq.ParquetWriter(scratch, table.schema, compression="zstd")
                 writer.write_table(table, row_group_size=len(table))
@@ -62,7 +63,12 @@ def write_candidates(
 
 
 def _describe(
-    piece: pa.Table, codes: npt.NDArray[np.int8], splits: dict[str, str], licences: dict[str, str], rendered: dict[str, list[str]]
+    piece: pa.Table,
+    codes: npt.NDArray[np.int8],
+    similarity: npt.NDArray[np.float32],
+    splits: dict[str, str],
+    licences: dict[str, str],
+    rendered: dict[str, list[str]],
 ) -> pa.Table:
     numbers, texts = edit_texts(piece)
     unique, place = np.unique(numbers, return_inverse=True)
@@ -71,6 +77,7 @@ def _describe(
     kind = np.where(changed, np.where(posed, 2, 1), 0)
     keys = piece["key"].to_pylist()
     added = {
+        "similarity": pa.array(similarity, pa.float32(), from_pandas=True),  # null where it was not asked for
         "verdict": row_verdicts(codes),
         "edit": pa.array(np.array([texts[int(code)] for code in unique], object)[place], pa.string()),
         "edit_kind": pa.array(_KINDS[kind].astype(object), pa.string()),
@@ -109,11 +116,10 @@ def explain(row: dict[str, Any], config: PairingConfig) -> list[tuple[str, str, 
     ]
     for verdict, (score, name, sign) in LIMITS.items():
         limit = getattr(config, name)
+        passed = row[score] is not None and row[score] * sign >= limit * sign
         if row[score] is None:
-            lines.append((verdict, "-", f"{limit:g}", "not asked"))
-            continue
-        passed = row[score] * sign >= limit * sign
-        if verdict == "identity" and row["kind"] == "synthetic":
+            lines.append((verdict, "-", f"{'>=' if sign > 0 else '<='} {limit:g}", "not computed"))
+        elif verdict == "identity" and row["kind"] == "synthetic":
             lines.append((verdict, f"{row[score]:.3g}", "declared", "not applied"))
         else:
             lines.append((verdict, f"{row[score]:.3g}", f"{'>=' if sign > 0 else '<='} {limit:g}", "passed" if passed else "failed"))

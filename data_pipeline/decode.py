@@ -1,8 +1,8 @@
 """Video frames: a decoder in a child process that can be killed, so that a hang or a crash costs one source and not a worker. Sources that are looked
 at one after another share a child while all goes well.
 
-PyAV reads in order (analysis): twice decord's rate and a twelfth of its memory. decord seeks (rendering a few frames); it keeps decoding ahead into
-memory when nobody reads, so it lives only as long as its child (measurements in docs/decisions.md).
+PyAV reads in order (analysis), decord seeks (rendering a few frames); decord keeps decoding ahead into memory when nobody reads, so it lives only as long
+as its child. The choice is measured: docs/benchmarks_data.md, Decoders.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ from data_pipeline.audit import LABELS
 from data_pipeline.candidates import read_candidates
 from data_pipeline.card import write_card
 from data_pipeline.extend import MERGES
+from data_pipeline.groups import GroupsConfig, backfill, group_digests
+from data_pipeline.identities import NAME, Identities
 from data_pipeline.image_set import read_image_set
 from data_pipeline.observations import part_uri
 from data_pipeline.pack import encode_table, read_index, read_manifest, rewrite_shards
@@ -132,21 +134,20 @@ def sources_like(work: str, photo: str, models: Path, similarity: float = 0.45) 
     """Sources of a build that show the person in a photo: those with a face whose identity vector is that alike, and how much.
 
     Raises:
-        UserError: No face is found in the photo, or identity was not computed in this build.
+        UserError: No face is found in the photo.
     """
     reading = FaceReader.from_folder(models).read(decode_image(read_bytes(photo), photo))
     if reading is None:
         raise UserError(f"{photo}: no face is found in it")
-    folder = join(work, "columns", "identity")
-    if not list_files(folder):
-        raise UserError(f"{work}: no identity vectors in this build")
-    parts = {part: row["source_id"] for row in _read_ledger(work) for part in row["parts"]}
+    parts = {part: row["source_id"] for row in _read_ledger(work) if row.get("faces") for part in row["parts"]}
+    config = GroupsConfig(names=(NAME,))  # the recognizer that read the photo, whichever the build used
+    digests = group_digests(models, config)
+    backfill(list(parts), digests, config, models, work, 0)  # a build computes identity only where a pair needs it
+    identities = Identities.open(work, digests, config, models, 0)
     alike: dict[str, float] = {}
-    for uri in list_files(folder, ".parquet"):
-        source = parts.get(uri.rsplit("/", 1)[-1].split("-")[0])
-        vectors = pq.read_table(io.BytesIO(read_bytes(uri)), columns=["embedding"])["embedding"].to_pylist()
-        best = max((float(np.dot(vector, reading.embedding)) for vector in vectors), default=-1.0)
-        if source and best >= similarity:
+    for part, source in parts.items():
+        best = max((float(np.dot(vector, reading.embedding)) for vector in identities.read(part).values()), default=-1.0)
+        if best >= similarity:
             alike[source] = max(best, alike.get(source, -1.0))
     return sorted(alike.items(), key=lambda entry: -entry[1])
 

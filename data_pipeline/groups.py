@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,11 +182,28 @@ def backfill(parts: Sequence[str], digests: dict[str, str], config: GroupsConfig
     Returns:
         How many columns parts were made.
     """
-    jobs: list[tuple[str, list[str]]] = []
+    jobs: list[_Job] = []
     for name, digest in digests.items():
         have = set(list_files(join(work, "columns", name), ".parquet"))
-        todo = [part for part in parts if column_uri(work, name, part, digest) not in have]
+        todo = [(part, None) for part in parts if column_uri(work, name, part, digest) not in have]
         jobs += [(name, todo[start : start + _BUNDLE]) for start in range(0, len(todo), _BUNDLE)]
+    return _run(jobs, digests, config, models, work, workers)
+
+
+def compute_rows(
+    name: str, wanted: Mapping[str, set[int]], digest: str, config: GroupsConfig, models: Path, work: str, workers: int
+) -> int:
+    """Computes a group's columns for some representatives only: `wanted` has their numbers by part. Returns how many parts were touched."""
+    todo = [(part, sorted(wanted[part])) for part in sorted(wanted)]
+    jobs: list[_Job] = [(name, todo[start : start + _BUNDLE]) for start in range(0, len(todo), _BUNDLE)]
+    return _run(jobs, {name: digest}, config, models, work, workers)
+
+
+_Job = tuple[str, Sequence[tuple[str, list[int] | None]]]
+"""A group, and parts with the numbers of the representatives that are wanted; None for all."""
+
+
+def _run(jobs: list[_Job], digests: dict[str, str], config: GroupsConfig, models: Path, work: str, workers: int) -> int:
     total = sum(len(todo) for _, todo in jobs)
     progress = Progress("columns", total, "parts")
     for done in run_all(functools.partial(_Worker, digests, config, models, work), jobs, workers, config.gpus):
@@ -200,32 +217,33 @@ class _Worker:
         self._digests, self._config, self._models, self._work = digests, config, models, work
         self._scorers: dict[str, Scorer] = {}
 
-    def run(self, job: tuple[str, list[str]]) -> None:
-        """Scores the representatives of some parts for one group, all at once, and commits a columns part for each."""
+    def run(self, job: _Job) -> None:
+        """Scores representatives of some parts for one group, all at once, and commits a columns part for each."""
         name, parts = job
         if name not in self._scorers:
             self._scorers[name] = GROUPS[name].make(self._models, self._config)
         faces: list[Face] = []
         numbers: list[list[int]] = []
-        for part in parts:
-            rows = observations.read_chips(self._work, part)
+        for part, only in parts:
+            rows = [row for row in observations.read_chips(self._work, part) if only is None or row[0] in only]
             numbers.append([number for number, _, _ in rows])
             faces += [Face(chip, chip.place(landmarks)) for _, chip, landmarks in rows]
         scores = self._scorers[name](faces) if faces else []
         columns = GROUPS[name].columns
-        for part, mine in zip(parts, numbers, strict=True):
+        for (part, only), mine in zip(parts, numbers, strict=True):
             taken, scores = scores[: len(mine)], scores[len(mine) :]
             table = pa.table(
                 {"row": pa.array(mine, pa.int32()), **{c: pa.array([row[c] for row in taken], kind) for c, kind in columns.items()}}
             )
             buffer = io.BytesIO()
             pq.write_table(table, buffer, compression="zstd")
-            commit(column_uri(self._work, name, part, self._digests[name]), buffer.getvalue(), exclusive=True)
+            commit(column_uri(self._work, name, part, self._digests[name], only), buffer.getvalue(), exclusive=True)
 
 
-def column_uri(work: str, name: str, part: str, digest: str) -> str:
-    """Where a group's columns for one observation part lie: under the fingerprints of both."""
-    return join(work, "columns", name, f"{part}-{digest[:16]}.parquet")
+def column_uri(work: str, name: str, part: str, digest: str, rows: list[int] | None = None) -> str:
+    """Where a group's columns for one observation part lie: under the fingerprints of both, and of the rows where they are not all."""
+    some = "" if rows is None else f"-{sha256_json(rows)[:16]}"
+    return join(work, "columns", name, f"{part}-{digest[:16]}{some}.parquet")
 
 
 def read_columns(work: str, name: str, part: str, digest: str) -> dict[int, dict[str, Any]]:

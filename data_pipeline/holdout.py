@@ -71,16 +71,14 @@ class Holdout:
         return sha256_json([self.config.model_dump(mode="json", exclude={"folder"}), sorted(mark.hex() for mark in self.hashes)])
 
     def mark(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The observation with `held_out`: whether it shows somebody or something that evaluation uses."""
+        """The observation with `held_out`: whether it is declared to be somebody, or shows something, that evaluation uses. Likeness is asked for later."""
         return row | {"held_out": self._shows(row)}
+
+    def bars(self, vector: npt.NDArray[np.float32]) -> bool:
+        """Whether a real face's identity vector is that of somebody in the evaluation pictures."""
+        return bool(len(self.embeddings)) and float((self.embeddings @ vector).max()) >= self.config.similarity
 
     def _shows(self, row: dict[str, Any]) -> bool:
         if row["identity"] in self.config.identities or row["source_sha256"] in self.config.sha256:
             return True
-        if not len(self.embeddings):
-            return False
-        alike = (
-            row["kind"] != "synthetic"
-            and float((self.embeddings @ np.asarray(row["embedding"], np.float32)).max()) >= self.config.similarity
-        )
-        return alike or any(hash_distance(row["phash"], known) <= self.config.bits for known in self.hashes)
+        return any(hash_distance(row["phash"], known) <= self.config.bits for known in self.hashes)

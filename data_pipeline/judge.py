@@ -1,10 +1,14 @@
-"""Thresholds and quotas on stored scores: the one place where a pair is accepted or refused. Reads a table of scores in pieces; decodes nothing."""
+"""Thresholds and quotas on stored scores: the one place where a pair is accepted or refused. Reads a table of scores in pieces; decodes nothing.
+
+Identity comes last: it is asked for where a pair passes all else and its quotas have room. What was not computed is taken for alike, computed, and the
+table judged again, until nothing is lacking; the verdicts are then those of one pass that knew all, whatever was known before.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_pipeline.pairing import AXES, EXPRESSIONS, INTENSITIES, SCORES, VERIFIABLE
+from data_pipeline.identities import Asked, Vector, Vectors, nobody
+from data_pipeline.pairing import AXES, EXPRESSIONS, INTENSITIES, STORED_SCORES, VERIFIABLE
 from data_pipeline.tables import on_each
 from infra.config import Config
 from infra.storage import open_read
@@ -96,11 +101,11 @@ VERDICTS = (*_FIRST, *LIMITS, "held out", "labelled bad", "split conflict", "bri
 _CODE = {name: code for code, name in enumerate(VERDICTS)}
 ACCEPTED = 0
 PASSED = ("accepted", "quota", "near-duplicate")
-"""Verdicts of pairs that no filter refused."""
+"""Verdicts of pairs that no filter refused; those over a quota and near-duplicates were not asked for identity."""
 
 _NEEDED = [
-    "key", "source_id", "kind", "person", "edit_expression", "edit_intensity", *(f"step_{axis}" for axis in AXES), "misread", "held_out", *SCORES,
-    "phash_source", "phash_target", "from_part", "from_row", "to_part", "to_row",
+    "key", "source_id", "kind", "person", "edit_expression", "edit_intensity", *(f"step_{axis}" for axis in AXES), "misread", "held_out", *STORED_SCORES,
+    "phash_source", "phash_target", "target_id", "from_part", "from_row", "from_track", "to_part", "to_row", "to_track",
 ]  # fmt: skip
 
 
@@ -128,26 +133,59 @@ class Rules:
     frozen: frozenset[str] = frozenset()
     """Keys of an extended version's samples: accepted as they are, beyond quotas."""
     usage: Usage = field(default_factory=Usage)
+    bars: Callable[[Vector], bool] = nobody
+    """Whether a real face's vector is that of somebody who is held out."""
 
 
-def judge(uris: list[str], rules: Rules, workers: int = 0) -> list[npt.NDArray[np.int8]]:
+@dataclass
+class Judged:
+    """What was decided on a score table."""
+
+    codes: npt.NDArray[np.int8]
+    """Of its rows, in `VERDICTS`."""
+    similarity: npt.NDArray[np.float32]
+    """Of its rows; NaN where identity was not asked for."""
+    people: dict[str, Vector]
+    """Track (`source/track`) -> mean direction of its faces that were asked for. Synthetic people are left out: their identity is declared."""
+
+
+def judge(uris: list[str], rules: Rules, vectors: Vectors, workers: int = 0) -> list[Judged]:
     """Decides on every scored pair.
 
     Args:
         uris: Score tables; a person's pairs lie in one row group.
         rules: Thresholds, labels, what is frozen.
+        vectors: Identity of the faces.
         workers: Ray actors, used where there are very many pairs; 0 works here.
 
     Returns:
-        For each table the codes of its rows in `VERDICTS`.
+        What was decided on each table.
     """
-    return on_each(functools.partial(_judge_table, rules), uris, workers)
+    judged: dict[str, Judged] = {}
+    done: set[str] = set()
+    todo = list(dict.fromkeys(uris))
+    while todo:
+        wanted: dict[str, set[int]] = defaultdict(set)
+        for uri, (found, lacking) in zip(todo, on_each(functools.partial(_judge_table, rules, vectors), todo, workers), strict=True):
+            judged[uri] = found
+            for part, row in lacking:
+                wanted[part].add(row)
+            if not lacking:
+                done.add(uri)
+        if wanted:
+            vectors.compute(wanted)
+        todo = [uri for uri in todo if uri not in done]
+    return [judged[uri] for uri in uris]
 
 
-def _judge_table(rules: Rules, uri: str) -> npt.NDArray[np.int8]:
+def _judge_table(rules: Rules, vectors: Vectors, uri: str) -> tuple[Judged, set[tuple[str, int]]]:
+    """What is decided with the vectors that are there, and the faces that lack one."""
+    asked = Asked(vectors, rules.bars)
     used = rules.usage.copy()  # a source lies in one table
-    pieces = [_judge_piece(table, rules, used) for table in read_pieces(uri, _NEEDED)]
-    return np.concatenate(pieces) if pieces else np.zeros(0, np.int8)
+    pieces = [_judge_piece(table, rules, used, asked) for table in read_pieces(uri, _NEEDED)]
+    codes = [codes for codes, _ in pieces] or [np.zeros(0, np.int8)]
+    similar = [similar for _, similar in pieces] or [np.zeros(0, np.float32)]
+    return Judged(np.concatenate(codes), np.concatenate(similar), asked.people()), asked.lacking
 
 
 def read_pieces(uri: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -173,20 +211,21 @@ def edit_texts(table: pa.Table) -> tuple[npt.NDArray[np.int64], dict[int, str]]:
     return number, texts
 
 
-def _judge_piece(table: pa.Table, rules: Rules, used: Usage) -> npt.NDArray[np.int8]:
+def _judge_piece(table: pa.Table, rules: Rules, used: Usage, asked: Asked) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     config = rules.config
     code = _apply_limits(table, config)
     frozen = np.zeros(len(code), bool)
+    waived = np.asarray(pc.equal(table["kind"], "synthetic"))
     if rules.labels:
         good = _among(table["key"], [key for key, label in rules.labels.items() if label])
+        waived = waived | good
         code[good & (code != _CODE["no edit of ours"])] = ACCEPTED
         code[_among(table["key"], [key for key, label in rules.labels.items() if not label])] = _CODE["labelled bad"]
     code[(code == ACCEPTED) & np.asarray(table["held_out"])] = _CODE["held out"]
     if rules.frozen:
         frozen = _among(table["key"], list(rules.frozen))
         code[frozen] = ACCEPTED
-    _apply_quotas(table, code, frozen, rules.config, used)
-    return code
+    return code, _choose(table, code, frozen, waived | frozen, rules.config, used, asked)
 
 
 def _among(column: pa.ChunkedArray, keys: list[str]) -> npt.NDArray[np.bool_]:
@@ -194,10 +233,9 @@ def _among(column: pa.ChunkedArray, keys: list[str]) -> npt.NDArray[np.bool_]:
 
 
 def _apply_limits(table: pa.Table, config: PairingConfig) -> npt.NDArray[np.int8]:
-    """First verdict that holds, in the order of `VERDICTS`."""
+    """First verdict that holds, in the order of `VERDICTS`; identity is not among them yet."""
     steps = np.stack([np.asarray(table[f"step_{axis}"]) for axis in AXES])
     expression = np.asarray(table["edit_expression"])
-    synthetic = np.asarray(pc.equal(table["kind"], "synthetic"))
     nothing = (expression < 0) & (steps == 0).all(axis=0)
     conditions = [
         np.asarray(table["misread"]),
@@ -205,18 +243,30 @@ def _apply_limits(table: pa.Table, config: PairingConfig) -> npt.NDArray[np.int8
         nothing | (np.asarray(table["pose_miss"]) > config.pose_tolerance) | (np.abs(steps).max(axis=0) > 90),
         (expression >= 0) & ~VERIFIABLE[np.maximum(expression, 0)],
     ]
-    for verdict, (score, name, sign) in LIMITS.items():
-        failed = np.asarray(table[score]) * sign < getattr(config, name) * sign
-        conditions.append(failed & ~synthetic if verdict == "identity" else failed)
-    codes = [_CODE[name] for name in (*_FIRST[1:], *LIMITS)]
+    limits = [name for name in LIMITS if name != "identity"]
+    for score, name, sign in (LIMITS[limit] for limit in limits):
+        conditions.append(np.asarray(table[score]) * sign < getattr(config, name) * sign)
+    codes = [_CODE[name] for name in (*_FIRST[1:], *limits)]
     return np.select(conditions, codes, ACCEPTED).astype(np.int8)
 
 
-def _apply_quotas(table: pa.Table, code: npt.NDArray[np.int8], frozen: npt.NDArray[np.bool_], config: PairingConfig, used: Usage) -> None:
-    """Caps what a person, a source and an edit contribute, best first; a pair and its reverse count once and are kept or dropped together."""
+def _choose(
+    table: pa.Table,
+    code: npt.NDArray[np.int8],
+    frozen: npt.NDArray[np.bool_],
+    waived: npt.NDArray[np.bool_],
+    config: PairingConfig,
+    used: Usage,
+    asked: Asked,
+) -> npt.NDArray[np.float32]:
+    """Caps what a person, a source and an edit contribute, best first, and asks for the identity of what they leave; returns the similarities.
+
+    A pair and its reverse count once, and are kept or dropped together where no label says otherwise.
+    """
+    similar = np.full(len(code), np.nan, np.float32)
     rows = np.flatnonzero(code == ACCEPTED)
     if not len(rows):
-        return
+        return similar
     taken = table.take(rows)
     edits, texts = edit_texts(taken)
     ends = _end_numbers(taken)
@@ -227,6 +277,7 @@ def _apply_quotas(table: pa.Table, code: npt.NDArray[np.int8], frozen: npt.NDArr
     order = np.lexsort((np.arange(len(rows)), twin, -sharp, ~frozen[rows], people))
     hashes = (taken["phash_source"], taken["phash_target"])
     near = _NearDuplicates(config.near_duplicate_bits, hashes)
+    asked.open(taken)
     start = 0
     while start < len(order):
         stop = start + 1
@@ -236,6 +287,7 @@ def _apply_quotas(table: pa.Table, code: npt.NDArray[np.int8], frozen: npt.NDArr
         who, where = person[group[0]], source[group[0]]
         cells = [(who, texts[int(edits[n])]) for n in group]
         if frozen[rows[group]].all():  # counted already, in the usage of the version that is extended
+            similar[rows[group]] = asked.similarity(int(group[0]))
             near.keep(group, cells)
         elif near.sees(group, cells):
             code[rows[group]] = _CODE["near-duplicate"]
@@ -244,12 +296,20 @@ def _apply_quotas(table: pa.Table, code: npt.NDArray[np.int8], frozen: npt.NDArr
             and used.source[where] < config.per_source
             and all(used.cell[cell] < config.per_cell for cell in cells)
         ):
-            used.person[who] += 1
-            used.source[where] += 1
-            used.cell.update(cells)
-            near.keep(group, cells)
+            similar[rows[group]] = asked.similarity(int(group[0]))
+            code[rows[group[(similar[rows[group]] < config.min_similarity) & ~waived[rows[group]]]]] = _CODE["identity"]
+            if asked.barred(int(group[0])):
+                code[rows[group[(code[rows[group]] == ACCEPTED) & ~frozen[rows[group]]]]] = _CODE["held out"]
+            kept = code[rows[group]] == ACCEPTED
+            if kept.any():
+                used.person[who] += 1
+                used.source[where] += 1
+                cells = [cell for cell, stays in zip(cells, kept, strict=True) if stays]
+                used.cell.update(cells)
+                near.keep(group[kept], cells)
         else:
             code[rows[group]] = _CODE["quota"]
+    return similar
 
 
 class _NearDuplicates:
@@ -294,9 +354,9 @@ def _worst_of_twins(twin: npt.NDArray[np.int64], sharpness: npt.NDArray[np.float
     return worst[place]
 
 
-def count_verdicts(verdicts: list[npt.NDArray[np.int8]]) -> dict[str, int]:
+def count_verdicts(judged: list[Judged]) -> dict[str, int]:
     """Verdict -> pairs, the most frequent first."""
-    total = sum((np.bincount(codes, minlength=len(VERDICTS)) for codes in verdicts), np.zeros(len(VERDICTS), np.int64))
+    total = sum((np.bincount(found.codes, minlength=len(VERDICTS)) for found in judged), np.zeros(len(VERDICTS), np.int64))
     return {VERDICTS[code]: int(total[code]) for code in np.argsort(-total, kind="stable") if total[code]}
 
 
@@ -305,11 +365,13 @@ def row_verdicts(codes: npt.NDArray[np.int8]) -> pa.Array:
     return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int8()), pa.array(VERDICTS)).cast(pa.string())
 
 
-def accepted_rows(uri: str, codes: npt.NDArray[np.int8]) -> list[dict[str, Any]]:
-    """The accepted rows of a score table, whole, each with its number as `number`."""
-    found, start = [], 0
+def accepted_rows(uri: str, judged: Judged) -> list[dict[str, Any]]:
+    """The accepted rows of a score table, whole, each with its `similarity`, and its number as `number`."""
+    found: list[dict[str, Any]] = []
+    start = 0
     for table in read_pieces(uri):
-        mine = np.flatnonzero(codes[start : start + len(table)] == ACCEPTED)
-        found += [row | {"number": int(n) + start} for n, row in zip(mine, table.take(mine).to_pylist(), strict=True)]
+        mine = np.flatnonzero(judged.codes[start : start + len(table)] == ACCEPTED)
+        for n, row in zip((mine + start).tolist(), table.take(mine).to_pylist(), strict=True):
+            found.append(row | {"number": n, "similarity": float(judged.similarity[n])})
         start += len(table)
     return found

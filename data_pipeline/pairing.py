@@ -30,7 +30,9 @@ SCORES = (
     "similarity", "sharpness", "noise", "clipped", "blockiness", "letterbox", "upscale", "padding", "tilt", "occlusion", "writing",
     "expression_strength", "pose_miss", "declared_miss", "background", "clothing",
 )  # fmt: skip
-"""Of a pair: the worse of its two ends."""
+"""Of a pair: the worse of its two ends. The first, likeness of the two faces, is asked for when the pair is judged."""
+STORED_SCORES = SCORES[1:]
+"""In the score table."""
 _END = (
     "frame",
     "track",
@@ -113,12 +115,10 @@ def score_person(person: Person, margin: float) -> dict[str, Any] | None:
     declared = _read_declared(rows)
     change = pose[j] - pose[i]
     steps = np.round(change / POSE_STEP) * POSE_STEP
-    vectors = np.array([row["embedding"] for row in rows], np.float64)
     strength = np.where((expression == 0) | declared["given"], 1.0, column("expression_intensity"))
     asked = np.round((declared["pose"][j] - declared["pose"][i]) / POSE_STEP) * POSE_STEP
     both = declared["given"][i] & declared["given"][j]
     scores: dict[str, Array] = {
-        "similarity": np.einsum("nd,nd->n", vectors[i], vectors[j]),
         "sharpness": np.minimum(column("sharpness")[i], column("sharpness")[j]),
         **{
             name: np.maximum(column(name)[i], column(name)[j])
@@ -160,7 +160,7 @@ SCORE_SCHEMA = pa.schema(
         ("key", pa.string()), ("source_id", pa.string()), ("target_id", pa.string()), ("kind", pa.string()), ("person", pa.string()),
         ("scope", pa.string()), ("edit_expression", pa.int8()), ("edit_intensity", pa.int8()),
         *((f"step_{axis}", pa.int16()) for axis in AXES), ("misread", pa.bool_()), ("held_out", pa.bool_()),
-        *((name, pa.float32()) for name in SCORES), ("crop_source", pa.list_(pa.float64())), ("crop_target", pa.list_(pa.float64())),
+        *((name, pa.float32()) for name in STORED_SCORES), ("crop_source", pa.list_(pa.float64())), ("crop_target", pa.list_(pa.float64())),
         ("phash_source", pa.binary(32)), ("phash_target", pa.binary(32)),
         *(
             (f"{side}_{name}", pa.string() if name in ("expression", "part") else pa.int32() if name in ("frame", "track", "row", "width") else pa.float64())

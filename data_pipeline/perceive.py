@@ -1,7 +1,7 @@
 """From frames of one source to observation rows: faces, tracks that end at cuts, expression against the person's own rest, representatives.
 
 Frames are let go as soon as they were looked at; what a track keeps is a row a face and chips of the faces that may become representatives, so that
-memory does not grow with the resolution or the length of a video. The detector looks at a second's first frame; between, a track's next crop is where
+memory does not grow with the resolution or the length of a video. The detector looks every other second; between, a track's next crop is where
 its mesh was last, and every model looks at each frame anew.
 """
 
@@ -18,10 +18,10 @@ import numpy.typing as npt
 from data_pipeline.chips import Chip, cut_chip
 from data_pipeline.decode import Frame
 from lato.faces import FaceReader
-from lato.faces.detect import Detection
+from lato.faces.detect import Detection, face_box
 from lato.faces.expression import activity, classify, estimate_neutral
 from lato.faces.mesh import MeshObservation
-from lato.faces.quality import QualityScores, measure, sharpness
+from lato.faces.quality import QualityScores, measure, sharpness, thumbnail
 
 _SAME_FACE_IOU = 0.3
 _TWIN_IOU = 0.6
@@ -32,7 +32,7 @@ _CONSIDERED = 2 * REPRESENTATIVES
 _POSE_BIN = 10.0
 _CALM = 40
 """The rest that provisional expressions are read against is the mean of this many least active faces so far."""
-DETECT_EVERY = 5
+DETECT_EVERY = 10
 """Sampled frames from one look of the detector to the next; it also looks when a track is lost, and after a cut."""
 
 
@@ -56,7 +56,7 @@ class _Track:
 
     def see(self, frame: Frame, detection: Detection, mesh: MeshObservation, score: float, uri: str | None, declared: str | None) -> None:
         """Takes in one face."""
-        where = Detection(_box_of(mesh), score, detection.points5)
+        where = Detection(face_box(mesh.landmarks68), score, detection.points5)
         row = _row(self.number, frame, where, mesh, uri, declared)
         self.rows.append(row)
         self.last = where
@@ -64,9 +64,10 @@ class _Track:
         rest = np.mean([vector for _, vector in self.calm], axis=0)
         bin_ = (*_pose_bin(row), classify(mesh.blendshapes, rest).label, declared)  # declared pictures are few and each is wanted
         group = self.kept.setdefault(bin_, [])
-        sharp = sharpness(frame.image, where.box)
+        grey = thumbnail(frame.image, mesh.landmarks68)
+        sharp = sharpness(grey)
         if len(group) < _CONSIDERED or sharp > group[-1].sharpness:
-            quality = measure(frame.image, where, mesh.landmarks68)
+            quality = measure(frame.image, mesh.landmarks68, grey)
             group.append(_Kept(sharp, row, cut_chip(frame.image, mesh.landmarks68), quality))
             group.sort(key=lambda kept: (-kept.sharpness, kept.row["pts"]))
             del group[_CONSIDERED:]
@@ -134,7 +135,7 @@ def watch_images(images: Iterable[tuple[Frame, str, str | None]], reader: FaceRe
     for frame, uri, declared in images:
         count += 1
         for detection in reader.detector.detect(frame.image)[:1]:
-            mesh = reader.mesh.observe(frame.image, detection)
+            mesh = reader.mesh.settle(frame.image, detection)
             if mesh is not None:
                 track.see(frame, detection, mesh, detection.score, uri, declared)
     return track.describe() if track.rows else [], count
@@ -145,10 +146,10 @@ def _follow(frame: Frame, alive: list[_Track], reader: FaceReader) -> list[tuple
     found: list[tuple[_Track, MeshObservation]] = []
     for track in alive:
         assert track.last is not None, "a track that is alive was seen"
-        mesh = reader.mesh.observe(frame.image, track.last)
-        if mesh is None or _iou(_box_of(mesh), track.last.box) < _SAME_FACE_IOU:
+        mesh = reader.mesh.settle(frame.image, track.last)
+        if mesh is None or _iou(face_box(mesh.landmarks68), track.last.box) < _SAME_FACE_IOU:
             return None
-        if any(_iou(_box_of(mesh), _box_of(other)) > _TWIN_IOU for _, other in found):
+        if any(_iou(face_box(mesh.landmarks68), face_box(other.landmarks68)) > _TWIN_IOU for _, other in found):
             return None
         found.append((track, mesh))
     return found
@@ -160,10 +161,16 @@ def _detect(
     """Looks for all faces and gives each to the track that was there, or to a new one."""
     continued: list[_Track] = []
     for detection in reader.detector.detect(frame.image):
-        mesh = reader.mesh.observe(frame.image, detection) if box is None or _lies_in(detection, frame.image, box) else None
-        if mesh is None or any(_iou(_box_of(mesh), track.last.box) > _TWIN_IOU for track in continued if track.last is not None):
+        mesh = reader.mesh.settle(frame.image, detection) if box is None or _lies_in(detection, frame.image, box) else None
+        if mesh is None or any(
+            _iou(face_box(mesh.landmarks68), track.last.box) > _TWIN_IOU for track in continued if track.last is not None
+        ):
             continue
-        scored = [(_iou(_box_of(mesh), track.last.box), -track.number, track) for track in alive if track not in continued and track.last]
+        scored = [
+            (_iou(face_box(mesh.landmarks68), track.last.box), -track.number, track)
+            for track in alive
+            if track not in continued and track.last
+        ]
         overlap, _, track = max(scored, default=(0.0, 0, None), key=lambda entry: entry[:2])
         if track is None or overlap < _SAME_FACE_IOU:
             track = _Track(len(tracks))
@@ -179,12 +186,6 @@ def _neutral_of(rows: list[dict[str, Any]]) -> npt.NDArray[np.float32]:
     if resting:
         return np.mean(np.asarray(resting, np.float32), axis=0)
     return estimate_neutral(np.array([row["blendshapes"] for row in rows]))
-
-
-def _box_of(mesh: MeshObservation) -> npt.NDArray[np.float32]:
-    """The box a detector would draw: landmarks stop at the brows, a face does not (0.3 of their height more, the median over the clips)."""
-    low, high = mesh.landmarks68.min(0), mesh.landmarks68.max(0)
-    return np.array([low[0], low[1] - 0.3 * (high[1] - low[1]), high[0], high[1]], np.float32)
 
 
 def _row(track: int, frame: Frame, detection: Detection, mesh: MeshObservation, uri: str | None, declared: str | None) -> dict[str, Any]:

@@ -16,13 +16,14 @@ import pyarrow.parquet as pq
 
 from data_pipeline.groups import read_columns
 from data_pipeline.holdout import Holdout
+from data_pipeline.identities import NAME, Identities
 from data_pipeline.observations import read_representatives
 from data_pipeline.pairing import SCORE_SCHEMA, Person, group_people, score_person
 from infra.console import Progress
 from infra.pool import run_all
 from infra.storage import commit, exists, join, sha256_json
 
-VERSION = 1
+VERSION = 2
 """Raise it when equal observations would give other scores."""
 _BUNDLE = 50
 """Sources a table, more where a declared person has more."""
@@ -40,6 +41,7 @@ class ScoreInput:
 
     columns: dict[str, str]
     """Column group -> its digest."""
+    identities: Identities
     margin: float
     same_person: bool
     holdout: Holdout
@@ -58,6 +60,7 @@ def score_pairs(ledger: list[dict[str, Any]], given: ScoreInput, identities: dic
     Returns:
         URIs of the tables, in order; a person's pairs lie in one row group of one table.
     """
+    given.identities.compute(find_borders([row for row in ledger if len(row["parts"]) > 1], work, workers))
     bundles = _bundle(ledger, identities)
     settings = [VERSION, given.columns, given.margin, given.same_person, given.holdout.digest]
     tables = [join(work, "pairs", f"{sha256_json([settings, [row['parts'] for row in bundle]])}.parquet") for bundle in bundles]
@@ -69,14 +72,18 @@ def score_pairs(ledger: list[dict[str, Any]], given: ScoreInput, identities: dic
     return tables
 
 
-def read_faces(row: dict[str, Any], columns: dict[str, str], work: str) -> list[dict[str, Any]]:
-    """A source's representatives with the groups' columns; tracks that meet at a segment's border are joined."""
+def read_faces(row: dict[str, Any], columns: dict[str, str], identities: Identities, work: str) -> list[dict[str, Any]]:
+    """A source's representatives with the groups' columns but identity; tracks that meet at a segment's border are joined."""
     pieces = []
     for number, part in enumerate(row["parts"]):
         faces = [face | {"part": part} for face in read_representatives(work, part)]
         for name, digest in columns.items():
-            extra = read_columns(work, name, part, digest)
-            faces = [face | extra[face["row"]] for face in faces]
+            if name != NAME:
+                extra = read_columns(work, name, part, digest)
+                faces = [face | extra[face["row"]] for face in faces]
+        if len(row["parts"]) > 1:
+            vectors = identities.read(part)
+            faces = [face | {"embedding": vectors.get(face["row"])} for face in faces]
         pieces.append([face | {"track": face["track"] + number * _TRACKS_A_SEGMENT} for face in faces])
     for before, after in itertools.pairwise(pieces):
         _join_tracks(before, after)
@@ -88,12 +95,38 @@ def _join_tracks(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> N
     last, first = _ends(before, latest=True), _ends(after, latest=False)
     renamed = {}
     for track, face in first.items():
-        scored = [(_iou(face["box"], other["box"]), other["track"]) for other in last.values() if _alike(face, other)]
-        overlap, known = max(scored, default=(0.0, 0))
-        if overlap >= _SAME_FACE_IOU:
-            renamed[track] = known
+        met = [(overlap, other) for other in last.values() if (overlap := _iou(face["box"], other["box"])) >= _SAME_FACE_IOU]
+        scored = [
+            (overlap, other["track"]) for overlap, other in met if np.dot(face["embedding"], other["embedding"]) >= _SAME_FACE_SIMILARITY
+        ]
+        if scored:
+            renamed[track] = max(scored)[1]
     for face in after:
         face["track"] = renamed.get(face["track"], face["track"])
+
+
+def find_borders(ledger: list[dict[str, Any]], work: str, workers: int) -> dict[str, set[int]]:
+    """Part -> rows of the faces that may be one over a segment's border: their identity decides whether tracks are joined."""
+    wanted: dict[str, set[int]] = defaultdict(set)
+    for done in run_all(functools.partial(_Borders, work), ledger, workers if len(ledger) > _FEW else 0):
+        for part, row in done.result:
+            wanted[part].add(row)
+    return wanted
+
+
+class _Borders:
+    def __init__(self, work: str) -> None:
+        self._work = work
+
+    def run(self, row: dict[str, Any]) -> list[tuple[str, int]]:
+        """Part and row of the faces of a source that meet another over a border."""
+        pieces = [[face | {"part": part} for face in read_representatives(self._work, part)] for part in row["parts"]]
+        met = []
+        for before, after in itertools.pairwise(pieces):
+            for face, other in itertools.product(_ends(before, latest=True).values(), _ends(after, latest=False).values()):
+                if _iou(face["box"], other["box"]) >= _SAME_FACE_IOU:
+                    met += [(face["part"], face["row"]), (other["part"], other["row"])]
+        return met
 
 
 def _ends(faces: list[dict[str, Any]], latest: bool) -> dict[int, dict[str, Any]]:
@@ -104,10 +137,6 @@ def _ends(faces: list[dict[str, Any]], latest: bool) -> dict[int, dict[str, Any]
 def _box(face: dict[str, Any]) -> tuple[float, float, float, float]:
     points = np.asarray(face["landmarks"]).reshape(68, 2)
     return (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
-
-
-def _alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return "embedding" not in a or float(np.dot(a["embedding"], b["embedding"])) >= _SAME_FACE_SIMILARITY
 
 
 def _iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
@@ -136,7 +165,11 @@ class _Worker:
     def run(self, job: tuple[list[dict[str, Any]], str]) -> None:
         """Scores the pairs of some sources and commits their table."""
         bundle, table = job
-        faces = [self._given.holdout.mark(face) for row in bundle for face in read_faces(row, self._given.columns, self._work)]
+        faces = [
+            self._given.holdout.mark(face)
+            for row in bundle
+            for face in read_faces(row, self._given.columns, self._given.identities, self._work)
+        ]
         buffer = io.BytesIO()
         write_scores(group_people(faces, self._given.same_person), self._given.margin, buffer)
         commit(table, buffer.getvalue(), exclusive=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import networkx
 import numpy as np
@@ -121,16 +121,6 @@ def assign(samples: Counter[str], pins: dict[str, Split], config: SplitConfig, l
         filled[side] += samples[name]
         division[name] = side
     return division
-
-
-def mean_faces(faces: Iterable[dict[str, Any]]) -> dict[str, npt.NDArray[np.float32]]:
-    """Track (`source/track`) -> unit mean of its representatives' identity vectors. Synthetic people are left out: their identity is declared."""
-    vectors: dict[str, list[Any]] = defaultdict(list)
-    for face in faces:
-        if face["kind"] != "synthetic":
-            vectors[f"{face['source_id']}/{face['track']}"].append(face["embedding"])
-    means = {name: np.mean(np.asarray(found, np.float32), axis=0) for name, found in vectors.items()}
-    return {name: mean / max(float(np.linalg.norm(mean)), 1e-9) for name, mean in means.items()}
 
 
 def find_links(centroids: dict[str, npt.NDArray[np.float32]], threshold: float, nearest: int) -> list[Link]:

@@ -30,6 +30,13 @@ class Detection:
         return float(max(self.box[2] - self.box[0], self.box[3] - self.box[1]))
 
 
+def face_box(landmarks: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    """The box `(4,)` a detector would draw around landmarks `(68, 2)`: they stop at the brows, a face does not (0.3 of their height more, the median
+    over the clips)."""
+    low, high = np.min(landmarks, axis=0), np.max(landmarks, axis=0)
+    return np.array([low[0], low[1] - 0.3 * (high[1] - low[1]), high[0], high[1]], np.float32)
+
+
 class FaceDetector:
     """Finds faces."""
 

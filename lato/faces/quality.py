@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from lato.faces.detect import Detection
+from lato.faces.detect import face_box
 
 _SIDE = 160
 
@@ -37,17 +37,20 @@ class QualityScores:
     """256 bits, one for each step between neighbours of a 16 x 17 thumbnail of the face (difference hash)."""
 
 
-def measure(image: npt.NDArray[np.uint8], detection: Detection, landmarks: npt.NDArray[np.floating]) -> QualityScores:
-    """Scores the face in an RGB image `(H, W, 3)`; landmarks `(68, 2)` in its pixels say where the cheeks are."""
-    left, top, right, bottom = _within(image, detection.box)
-    grey = _thumbnail(image, detection.box)
+def measure(
+    image: npt.NDArray[np.uint8], landmarks: npt.NDArray[np.floating], grey: npt.NDArray[np.float32] | None = None
+) -> QualityScores:
+    """Scores the face with the landmarks `(68, 2)` in an RGB image `(H, W, 3)`; `grey` is its `thumbnail` where that was made already."""
+    box = face_box(landmarks)
+    left, top, right, bottom = _within(image, box)
+    grey = thumbnail(image, landmarks) if grey is None else grey
     mask = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
     residual = np.abs(cv2.filter2D(grey, -1, mask)[1:-1, 1:-1])
     return QualityScores(
-        sharpness=float(cv2.Laplacian(grey, cv2.CV_32F).var()),
+        sharpness=sharpness(grey),
         brightness=float(grey.mean()),
         noise=float(residual.mean() * np.sqrt(np.pi / 2) / 6),
-        face_px=detection.size,
+        face_px=float(max(box[2] - box[0], box[3] - box[1])),
         clipped=float(((grey < 3) | (grey > 252)).mean()),
         blockiness=_blockiness(image, left, top, right, bottom),
         letterbox=_letterbox(image),
@@ -56,9 +59,9 @@ def measure(image: npt.NDArray[np.uint8], detection: Detection, landmarks: npt.N
     )
 
 
-def sharpness(image: npt.NDArray[np.uint8], box: npt.NDArray[np.floating]) -> float:
-    """Variance of the Laplacian of the face in a box `(4,)`, as in `QualityScores`."""
-    return float(cv2.Laplacian(_thumbnail(image, box), cv2.CV_32F).var())
+def sharpness(grey: npt.NDArray[np.float32]) -> float:
+    """Variance of the Laplacian of a face's `thumbnail`, as in `QualityScores`."""
+    return float(cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_32F))[1][0, 0] ** 2)
 
 
 def _within(image: npt.NDArray[np.uint8], box: npt.NDArray[np.floating]) -> tuple[int, int, int, int]:
@@ -67,8 +70,9 @@ def _within(image: npt.NDArray[np.uint8], box: npt.NDArray[np.floating]) -> tupl
     return left, top, right, bottom
 
 
-def _thumbnail(image: npt.NDArray[np.uint8], box: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    left, top, right, bottom = _within(image, box)
+def thumbnail(image: npt.NDArray[np.uint8], landmarks: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    """Grey levels (160, 160) of the face with the landmarks `(68, 2)`."""
+    left, top, right, bottom = _within(image, face_box(landmarks))
     face = image[min(top, image.shape[0] - 1) : max(bottom, top + 1), min(left, image.shape[1] - 1) : max(right, left + 1)]
     grey = cv2.cvtColor(cv2.resize(face, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
     return grey.astype(np.float32)
@@ -85,9 +89,9 @@ def _difference_hash(grey: npt.NDArray[np.float32]) -> bytes:
 
 
 def _blockiness(image: npt.NDArray[np.uint8], left: int, top: int, right: int, bottom: int) -> float:
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)[top:bottom, left:right]
-    if min(grey.shape) < 24:
+    if min(bottom - top, right - left) < 24:
         return 1.0
+    grey = cv2.cvtColor(image[top:bottom, left:right], cv2.COLOR_RGB2GRAY).astype(np.float32)
     ratios = []
     for steps, first in ((np.abs(np.diff(grey, axis=1)).mean(0), left), (np.abs(np.diff(grey, axis=0)).mean(1), top)):
         border = (np.arange(len(steps)) + first + 1) % 8 == 0
@@ -96,14 +100,13 @@ def _blockiness(image: npt.NDArray[np.uint8], left: int, top: int, right: int, b
 
 
 def _letterbox(image: npt.NDArray[np.uint8]) -> float:
-    bright = image[:, :, 0] > 24
-    for channel in (1, 2):
-        bright |= image[:, :, channel] > 24
-    rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
+    height, width = image.shape[:2]
+    flat = np.ascontiguousarray(image).reshape(height, -1)
+    rows, columns = np.flatnonzero(flat.max(axis=1) > 24), np.flatnonzero(flat.max(axis=0).reshape(width, 3).max(axis=1) > 24)
     if not len(rows):
         return 1.0
     inside = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
-    return 1.0 - float(inside) / bright.size
+    return 1.0 - float(inside) / (height * width)
 
 
 def _skin_ita(image: npt.NDArray[np.uint8], landmarks: npt.NDArray[np.floating]) -> float:

@@ -86,10 +86,10 @@ class FaceReader:
     def read(self, image: npt.NDArray[np.uint8]) -> FaceReading | None:
         """RGB `(H, W, 3)` -> the largest face's reading, or None where no face, or no mesh in it, is found."""
         for detection in self.detector.detect(image)[:1]:
-            observation = self.mesh.observe(image, detection)
+            observation = self.mesh.settle(image, detection)
             if observation is not None:
                 embedding = self.embedder.embed(image, detection.points5)
-                return FaceReading(detection, observation, embedding, measure(image, detection, observation.landmarks68))
+                return FaceReading(detection, observation, embedding, measure(image, observation.landmarks68))
         return None
 
 

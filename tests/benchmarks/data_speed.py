@@ -1,20 +1,18 @@
-"""The data builder against a plain loop and against its own parts; writes docs/benchmarks_data.md. About fifteen minutes on two cores.
+"""The data builder against a plain loop (`look_speed`) and against its own parts; writes docs/benchmarks_data.md. About fifteen minutes on two cores.
 
-CPU seconds of this process and its decoders, one thread each, interleaved, median of three. Every ratio comes from one run.
+`python -m tests.benchmarks.data_speed Videos Decoders` measures some sections anew; the others of the page stay.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,37 +23,21 @@ import webdataset
 
 from data_pipeline.analyze import AnalyzeConfig, analyze
 from data_pipeline.build import DataConfig, build_dataset
-from data_pipeline.chips import Chip, cut_chip
-from data_pipeline.decode import sample_frames
-from data_pipeline.groups import GROUPS, Face, GroupsConfig, backfill, group_digests
 from data_pipeline.judge import PairingConfig, Rules, count_verdicts, judge
 from data_pipeline.pack import PackConfig, Planned, pack, read_manifest, read_members
 from data_pipeline.pairing import SCORE_SCHEMA, Person, score_person
-from data_pipeline.perceive import bin_of, watch_video
 from data_pipeline.split import SplitConfig, find_links
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig
-from data_pipeline.worklist import WorkItem, item_for
-from infra import assets
+from data_pipeline.worklist import WorkItem
 from infra.jobs.common import perception_models
 from infra.runtime import quieten
-from lato.faces import FaceReader
-from lato.faces.expression import classify, estimate_neutral
-from lato.faces.points68 import FacePoints68
-from lato.faces.quality import measure
 from lato.pairs import MEMBERS, decode_pair
+from tests.benchmarks.decode_speed import decoders
+from tests.benchmarks.look_speed import Row, against_the_plain_loop, interleaved, two_workers
 
-CLIPS = {"franck": 120.0, "carphone": None, "single_face": None, "face_noface": None}
-"""Clip -> seconds of it that are looked at."""
-FPS = 5.0
 PAIRS = 10_000_000
-Row = tuple[str, str]
-
-
-def cpu() -> float:
-    """CPU seconds of this process and of its children that ended."""
-    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(use.ru_utime + use.ru_stime for use in both)
+PAGE = Path("docs/benchmarks_data.md")
 
 
 def peak_megabytes() -> float:
@@ -63,129 +45,18 @@ def peak_megabytes() -> float:
     return float(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
-def spent(work: Callable[[], Any]) -> float:
-    """CPU seconds of a call."""
-    before = cpu()
-    work()
-    return cpu() - before
-
-
-def interleaved(works: dict[str, Callable[[], Any]], rounds: int = 3) -> dict[str, float]:
-    """Median CPU seconds of each, taken in turn."""
-    taken: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(rounds):
-        for name, work in works.items():
-            taken[name].append(spent(work))
-    return {name: statistics.median(values) for name, values in taken.items()}
-
-
-def plain_loop(uri: str, end: float | None, reader: FaceReader, points: FacePoints68) -> list[dict[str, Any]]:
-    """What one would write first: every model on every sampled frame."""
-    seen, blend = [], []
-    for frame in sample_frames(uri, FPS, 0.0, end):
-        for detection in reader.detector.detect(frame.image)[:1]:
-            mesh = reader.mesh.observe(frame.image, detection)
-            if mesh is None:
-                continue
-            embedding = reader.embedder.embed(frame.image, detection.points5)
-            chip = cut_chip(frame.image, mesh.landmarks68)
-            points.find(chip.image(), chip.place(mesh.landmarks68))
-            quality = measure(frame.image, detection, mesh.landmarks68)
-            row = {
-                "pts": frame.pts,
-                "yaw": mesh.yaw,
-                "pitch": mesh.pitch,
-                "roll": mesh.roll,
-                "embedding": embedding,
-                "shot": frame.shot,
-                "declared": None,
-            }
-            seen.append(row | quality.__dict__)
-            blend.append(mesh.blendshapes)
-    rest = estimate_neutral(np.array(blend)) if blend else None
-    for row, shapes in zip(seen, blend, strict=True):
-        row["expression"] = classify(shapes, rest).label.value
-    return seen
-
-
-def ceiling(uri: str, end: float | None, reader: FaceReader) -> None:
-    """Decoding, shots and the mesh: what no way can leave out."""
-    where = None
-    for frame in sample_frames(uri, FPS, 0.0, end):
-        where = where or next(iter(reader.detector.detect(frame.image)), None)
-        if where is not None:
-            reader.mesh.observe(frame.image, where)
-
-
-def against_the_plain_loop(models: Path) -> list[Row]:
-    """Ratios on each clip, what each saving buys, and what the platform adds to its own decoding and model calls."""
-    reader, points = FaceReader.from_folder(models), FacePoints68.from_file(models / "fr_landmark.onnx")
-    config = AnalyzeConfig(workers=0)
-    digests = group_digests(models, config.groups)
-    scorers = {name: GROUPS[name].make(models, config.groups) for name in config.groups.names}
-    rows = []
-    for name, end in CLIPS.items():
-        uri = str(assets.path(name))
-        made: dict[str, Any] = {}
-
-        def bare(uri: str = uri, end: float | None = end, made: dict[str, Any] = made) -> None:
-            seen, _ = watch_video(sample_frames(uri, FPS, 0.0, end), reader)
-            chosen = [row for row in seen if row["representative"]]
-            chips = [Chip(row["chip"], np.array(row["chip_transform"]).reshape(2, 3)) for row in chosen]
-            faces = [Face(chip, chip.place(np.array(row["landmarks"]).reshape(68, 2))) for chip, row in zip(chips, chosen, strict=True)]
-            for score in scorers.values():
-                chosen = [row | extra for row, extra in zip(chosen, score(faces), strict=True)]
-            made.update(ours=chosen, frames=len(seen))
-
-        def platform(uri: str = uri, end: float | None = end) -> None:
-            work = tempfile.mkdtemp()
-            parts = analyze([item_for(uri, end=end)], config, models, work).rows[0]["parts"]
-            backfill(parts, digests, config.groups, models, work, 0)
-            shutil.rmtree(work)
-
-        took = interleaved(
-            {
-                "plain": lambda uri=uri, end=end, made=made: made.update(plain=plain_loop(uri, end, reader, points)),
-                "bare": bare,
-                "ceiling": lambda uri=uri, end=end: ceiling(uri, end, reader),
-                "platform": platform,
-                "loading": lambda: (FaceReader.from_folder(models), [GROUPS[group].make(models, GroupsConfig()) for group in GROUPS]),
-            }
-        )
-        both, either, lost = compare_cells(made["plain"], made["ours"])
-        frames, chosen = made["frames"], len(made["ours"])
-        added = (took["platform"] - took["loading"]) / took["bare"] - 1
-        rows += [
-            (f"{name}: faces looked at, representatives", f"{frames}, {chosen}"),
-            (f"{name}: plain loop / ours", f"{took['plain'] / took['bare']:.2f}"),
-            (f"{name}: ceiling, plain / (decode + shots + mesh)", f"{took['plain'] / took['ceiling']:.2f}"),
-            (f"{name}: ours of the ceiling", f"{100 * took['ceiling'] / took['bare']:.0f} %"),
-            (f"{name}: what the platform adds to its own decoding and model calls", f"{100 * added:.0f} %"),
-            (f"{name}: cells accepted by both, of those by either", f"{both} of {either}" + (f"; only one has {lost}" if lost else "")),
-        ]
-    return rows
-
-
-def compare_cells(plain: list[dict[str, Any]], ours: list[dict[str, Any]]) -> tuple[int, int, str]:
-    """(source bin, target bin) cells whose best pair passes identity and sharpness, in both ways; and those of one only."""
-
-    def cells(faces: list[dict[str, Any]]) -> set[tuple[Any, ...]]:
-        config, found = PairingConfig(), set()
-        for a in faces:
-            for b in faces:
-                good = min(a["sharpness"], b["sharpness"]) >= config.min_sharpness
-                if (
-                    a is not b
-                    and bin_of(a) != bin_of(b)
-                    and good
-                    and float(np.dot(a["embedding"], b["embedding"])) >= config.min_similarity
-                ):
-                    found.add((bin_of(a)[:4], bin_of(b)[:4]))
-        return found
-
-    first, second = cells(plain), cells(ours)
-    different = sorted(str(cell) for cell in first ^ second)
-    return len(first & second), len(first | second), ", ".join(different[:4]) + (" ..." if len(different) > 4 else "")
+NOTES = {
+    "Videos": (
+        "The plain loop runs every model on every sampled frame. The ceiling is the plain loop over decoding, shots and one look of the mesh a frame.\n"
+        "Pairing is in neither way. `pairing.max_upscale` is 6 here: at the default of 1.5 no face of franck and carphone is large enough, and the builder\n"
+        "would ask for no identity at all. A pair needs the identity of two faces, about 37 ms each: where twice that is more than what 85 % allows above\n"
+        "the ceiling, a clip misses the aim with its first pair. Cells are (track, source bin, target bin); `all filters` judges both ways' faces by the\n"
+        "same pairing rule without quotas, and computes for that, outside the times, the identity that quotas spared."
+    ),
+    "Decoders": "In order: five frames a second of the first minute. Seeking: twelve frames far from each other, in no order. Each in a process of its own.",
+    "Workers": "Wall time, on Ray. The ratio means little where the load is above the cores: both runs then share them with others.",
+}
+"""Section -> what its figures mean."""
 
 
 def rerun_and_packing(models: Path) -> list[Row]:
@@ -238,27 +109,56 @@ def rethreshold() -> list[Row]:
 
 def judge_many() -> None:
     """Writes score tables of people with random scores, once, and judges them; prints figures as JSON."""
-    folder = Path(tempfile.gettempdir()) / "lato_bench_scores"
+    folder = Path(tempfile.gettempdir()) / "lato_bench_scores_and_faces"
     if not folder.exists():
         write_many(folder)
     tables = [str(path) for path in sorted(folder.glob("*.parquet"))]
     started = time.monotonic()
-    verdicts = judge(tables, Rules(PairingConfig(max_upscale=3.0)))
+    judged = judge(tables, Rules(PairingConfig(max_upscale=3.0)), StoredVectors(folder))
     seconds = time.monotonic() - started
-    counts = count_verdicts(verdicts)
+    counts = count_verdicts(judged)
     peak = peak_megabytes()
     print(json.dumps({"pairs": sum(counts.values()), "seconds": seconds, "megabytes": peak, "accepted": counts["accepted"]}))
 
 
+class StoredVectors:
+    """Identity of all faces, read from a column file a part as in a build."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def read(self, part: str) -> Mapping[int, Any]:
+        """Row -> vector."""
+        table = pq.read_table(self._folder / "identity" / f"{part}.parquet")
+        flat = np.asarray(table["embedding"].combine_chunks().flatten(), np.float32)
+        return dict(zip(table["row"].to_pylist(), flat.reshape(len(table), -1), strict=True))
+
+    def compute(self, wanted: Mapping[str, set[int]]) -> None:
+        """Never called: nothing is lacking."""
+        raise AssertionError(wanted)
+
+
+def write_vectors(folder: Path, part: str, rng: np.random.Generator) -> None:
+    """Forty faces around one direction, most of them alike, some not."""
+    vectors = rng.normal(size=128) + rng.normal(size=(40, 128)) * rng.uniform(0.5, 1.3, (40, 1))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    table = pa.table(
+        {"row": pa.array(range(40), pa.int32()), "embedding": pa.array(list(vectors.astype(np.float32)), pa.list_(pa.float32()))}
+    )
+    pq.write_table(table, folder / "identity" / f"{part}.parquet")
+
+
 def write_many(folder: Path) -> None:
     """One scored person, multiplied: names and scores differ, 50 pairs of each bin stay."""
-    folder.mkdir()
+    (folder / "identity").mkdir(parents=True)
     rng = np.random.default_rng(0)
     rows = [random_face(rng, number) for number in range(40)]
     base = score_person(Person("p", "same_track", rows), 2.1)
     assert base is not None
     table = pa.table({field.name: pa.array(base[field.name], field.type) for field in SCORE_SCHEMA})
     people, size = PAIRS // len(table) + 1, len(table)
+    for person in range(people):
+        write_vectors(folder, f"p{person}", rng)
     with pq.ParquetWriter(folder / "0.parquet", SCORE_SCHEMA, compression="zstd") as writer:
         for start in range(0, people, 32):
             many = range(start, min(start + 32, people))
@@ -268,7 +168,7 @@ def write_many(folder: Path) -> None:
                 piece = piece.set_column(piece.schema.get_field_index(column), column, names)
             keys = pa.array([f"p_{start * size + number:020d}" for number in range(len(piece))])
             piece = piece.set_column(piece.schema.get_field_index("key"), "key", keys)
-            for column, low, high in (("sharpness", 5, 300), ("similarity", 0.3, 1.0), ("upscale", 0.5, 6.0)):
+            for column, low, high in (("sharpness", 5, 300), ("upscale", 0.5, 6.0)):
                 values = pa.array(rng.uniform(low, high, len(piece)).astype(np.float32))
                 piece = piece.set_column(piece.schema.get_field_index(column), column, values)
             writer.write_table(piece, row_group_size=len(piece))
@@ -276,7 +176,6 @@ def write_many(folder: Path) -> None:
 
 def random_face(rng: np.random.Generator, number: int) -> dict[str, Any]:
     """A representative as pairing reads it."""
-    vector = rng.normal(size=128)
     scores = {
         name: float(rng.uniform(0, 1)) for name in ("noise", "clipped", "blockiness", "letterbox", "occlusion", "writing", "skin_ita")
     }
@@ -285,7 +184,7 @@ def random_face(rng: np.random.Generator, number: int) -> dict[str, Any]:
         "height": 480, "landmarks": (rng.uniform(200, 300, (68, 2))).reshape(-1).tolist(), "yaw": float(rng.choice([-30, 0, 30])) + float(rng.normal()),
         "pitch": float(rng.normal()), "roll": float(rng.normal()), "expression": str(rng.choice(["neutral", "happy", "surprised"])),
         "expression_intensity": 0.7, "declared": None, "sharpness": 50.0, "face_px": 100.0, "phash": rng.bytes(32), "row": number, "part": "s",
-        "embedding": (vector / np.linalg.norm(vector)).tolist(), **scores, "writing": 0.0, "occlusion": 0.05, "letterbox": 0.0, "clipped": 0.0,
+        **scores, "writing": 0.0, "occlusion": 0.05, "letterbox": 0.0, "clipped": 0.0,
     }  # fmt: skip
 
 
@@ -331,27 +230,48 @@ def look_at_many(count: int) -> None:
 
 
 def main() -> None:
-    """Runs all and writes the page."""
+    """Runs all sections, or those that are named by their first word, and writes the page."""
     quieten()
     models = perception_models()
-    sections = {
-        "Looking at videos": lambda: against_the_plain_loop(models),
+    sections: dict[str, Callable[[], Iterable[Row]]] = {
+        "Videos": lambda: against_the_plain_loop(models),
+        "Decoders": decoders,
+        "Workers": lambda: two_workers(models),
         "Building": lambda: rerun_and_packing(models),
         "Judging": rethreshold,
         "Splitting": clustering,
         "Driver": driver_memory,
     }
+    known = read_page()
+    for title in sys.argv[1:] or sections:
+        known[title] = []
+        for name, value in sections[title]():
+            print(f"{name}: {value}", flush=True)
+            known[title].append((name, value))
+            write_page({name: known[name] for name in sections if name in known})
+
+
+def read_page() -> dict[str, list[Row]]:
+    """Section -> rows of the page as it is."""
+    found: dict[str, list[Row]] = {}
+    for block in PAGE.read_text().split("\n## ")[1:] if PAGE.exists() else []:
+        title, *lines = block.splitlines()
+        cells = [line.strip("| ").split(" | ", 1) for line in lines if line.startswith("| ") and line != "| what | result |"]
+        found[title] = [(name, value) for name, value in cells]
+    return found
+
+
+def write_page(known: dict[str, list[Row]]) -> None:
+    """Writes all sections, each below what it means."""
     page = io.StringIO()
     page.write(
-        "# Benchmarks of the data builder\n\n`make bench-data` writes this page. CPU seconds, one thread a process, interleaved, median of three; "
+        "# Benchmarks of the data builder\n\n`make bench-data` writes this page; `python -m tests.benchmarks.data_speed Videos` one section. "
     )
-    page.write("ratios of one run. Between runs the first digits hold.\n")
-    for title, work in sections.items():
-        page.write(f"\n## {title}\n\n| what | result |\n|---|---|\n")
-        for name, value in work():
-            print(f"{name}: {value}", flush=True)
-            page.write(f"| {name} | {value} |\n")
-    Path("docs/benchmarks_data.md").write_text(page.getvalue())
+    page.write("CPU seconds, one thread a process, interleaved,\nmedian of three; ratios of one run. Between runs the first digits hold.\n")
+    for title, rows in known.items():
+        page.write(f"\n## {title}\n\n" + (f"{NOTES[title]}\n\n" if title in NOTES else "") + "| what | result |\n|---|---|\n")
+        page.writelines(f"| {name} | {value} |\n" for name, value in rows)
+    PAGE.write_text(page.getvalue())
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def main() -> None:
     for number in range(PEOPLE):
         image, vertices = render(mesh, draw_person(np.random.default_rng((78, number)), mesh), Expression.NEUTRAL, Intensity.PLAIN, Pose())
         found = reader.detector.detect(image)
-        observation = reader.mesh.observe(image, found[0]) if found else None
+        observation = reader.mesh.settle(image, found[0]) if found else None
         if observation is None:
             continue
         pixels = project(vertices[front], 512)

@@ -35,7 +35,7 @@ def collect(models: Path) -> tuple[np.ndarray, list[tuple[int, Expression, Inten
     def look(person, expression, intensity, pose=Pose()):
         image, _ = render(mesh, person, expression, intensity, pose)
         found = reader.detector.detect(image)
-        seen = reader.mesh.observe(image, found[0]) if found else None
+        seen = reader.mesh.settle(image, found[0]) if found else None
         return None if seen is None else seen.blendshapes
 
     changes, labels = [], []

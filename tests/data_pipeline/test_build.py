@@ -16,6 +16,8 @@ import webdataset
 
 from data_pipeline import tables
 from data_pipeline.build import DataConfig, build_dataset
+from data_pipeline.groups import GroupsConfig, group_digests
+from data_pipeline.identities import Identities
 from data_pipeline.judge import PairingConfig, Rules, judge
 from data_pipeline.split import SplitConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
@@ -131,18 +133,20 @@ def test_again_does_nothing_and_other_thresholds_decode_nothing(built, models, c
     assert {path.name for path in (work / "parts").iterdir()} == before
 
 
-def test_judged_on_ray_by_tables_the_verdicts_are_the_same(built, monkeypatch):
+def test_judged_on_ray_by_tables_the_verdicts_are_the_same(built, models, monkeypatch):
     """Above very many pairs; the quota of a source counts over all row groups of its table."""
     work, _ = built
     uris = [str(path) for path in sorted((work / "pairs").glob("*.parquet"))]
     rules = Rules(PairingConfig(max_upscale=6.0, per_source=3))
-    here = judge(uris, rules)
+    groups = GroupsConfig()
+    identities = Identities.open(str(work), group_digests(models, groups), groups, models, 0)
+    here = judge(uris, rules, identities)
     monkeypatch.setattr(tables, "MANY", 10)
     monkeypatch.setattr(tables, "_JOB", 10)
-    shared = judge(uris + uris[:1], rules, 2)
+    shared = judge(uris + uris[:1], rules, identities, 2)
     assert len(here) >= 1
-    assert all((a == b).all() for a, b in zip(here + here[:1], shared, strict=True))
-    assert 0 < sum((codes == 0).sum() for codes in here) < sum(map(len, here))
+    assert all((a.codes == b.codes).all() for a, b in zip(here + here[:1], shared, strict=True))
+    assert 0 < sum((found.codes == 0).sum() for found in here) < sum(len(found.codes) for found in here)
 
 
 def test_verify_finds_a_flipped_byte_and_a_cut_shard(built, tmp_path):

@@ -15,10 +15,11 @@ from data_pipeline.build import DataConfig, build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.chips import SIDE, cut_chip
 from data_pipeline.groups import GROUPS, Face, GroupsConfig, backfill, group_digests, read_columns
+from data_pipeline.identities import Identities
 from data_pipeline.judge import PairingConfig
 from data_pipeline.observations import read_chips, read_part
 from data_pipeline.pack import read_manifest, read_members
-from data_pipeline.score import read_faces
+from data_pipeline.score import find_borders, read_faces
 from data_pipeline.sources import plan_segments
 from data_pipeline.worklist import item_for
 from infra.errors import UserError
@@ -207,10 +208,14 @@ def test_a_long_video_is_cut_at_keyframes_and_its_tracks_go_on(models, clip, tmp
     times = [pts for part in row["parts"] for pts in read_part(str(tmp_path / "work"), part)["pts"].to_pylist()]
     assert times == sorted(times)
     assert len(set(times)) == len(times)
-    config = GroupsConfig()
+    work, config = str(tmp_path / "work"), GroupsConfig(names=("identity",))
     digests = group_digests(models, config)
-    backfill(row["parts"], digests, config, models, str(tmp_path / "work"), 0)
-    faces = read_faces(row, digests, str(tmp_path / "work"))
+    identities = Identities.open(work, digests, config, models, 0)
+    borders = find_borders([row], work, 0)
+    identities.compute(borders)
+    assert {part: set(identities.read(part)) for part in borders} == borders  # identity where tracks may meet, and nowhere else
+    assert all(len(rows) <= 2 for rows in borders.values())
+    faces = read_faces(row, digests, identities, work)
     assert len({face["track"] for face in faces}) == 1  # one man, one track, over all borders
 
 

@@ -4,7 +4,6 @@ import cv2
 import numpy as np
 import pytest
 
-from lato.faces.detect import Detection
 from lato.faces.quality import hash_distance, measure
 
 
@@ -12,12 +11,12 @@ from lato.faces.quality import hash_distance, measure
 def scene(reader, clip):
     image = cv2.cvtColor(cv2.imread(clip("obama")), cv2.COLOR_BGR2RGB)
     reading = reader.read(image)
-    return image, reading.detection, reading.mesh.landmarks68
+    return image, reading.mesh.landmarks68
 
 
 def scores(scene, change):
-    image, detection, points = scene
-    return measure(change(image.copy()), detection, points)
+    image, points = scene
+    return measure(change(image.copy()), points)
 
 
 def blur(image):
@@ -58,29 +57,28 @@ def test_shares_are_shares(scene):
 
 def test_skin_tone_angle_by_known_colours(scene):
     """Cheeks painted in colours of known L* and b* (Lab, D65)."""
-    image, detection, points = scene
+    image, points = scene
     angles = []
     for lightness, yellow in ((75.0, 12.0), (60.0, 18.0), (35.0, 15.0)):
         lab = np.full((1, 1, 3), (lightness, 8.0, yellow), np.float32)
         rgb = (cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)[0, 0] * 255).round().astype(np.uint8)
         painted = np.broadcast_to(rgb, image.shape).copy()
-        angle = measure(painted, detection, points).skin_ita
+        angle = measure(painted, points).skin_ita
         assert angle == pytest.approx(np.degrees(np.arctan2(lightness - 50, yellow)), abs=2)
         angles.append(angle)
     assert angles == sorted(angles, reverse=True)
 
 
 def test_hashes_are_near_for_the_same_face_and_far_for_others(scene, reader, clip):
-    image, detection, points = scene
+    image, points = scene
     same = scores(scene, lambda i: cv2.GaussianBlur(i, (0, 0), 1.5)).phash
     other_image = cv2.cvtColor(cv2.imread(clip("biden")), cv2.COLOR_BGR2RGB)
     other = reader.read(other_image)
-    mine = measure(image, detection, points).phash
+    mine = measure(image, points).phash
     assert len(mine) == 32
     assert hash_distance(mine, same) <= 10 < hash_distance(mine, other.quality.phash)
 
 
 def test_a_box_over_the_edge_is_measured(scene):
-    image, _, points = scene
-    outside = Detection(np.array([-50.0, -50.0, 60.0, 60.0], np.float32), 0.9, np.zeros((5, 2), np.float32))
-    assert np.isfinite(measure(image, outside, points).sharpness)
+    image, points = scene
+    assert np.isfinite(measure(image, points - points.mean(0)).sharpness)

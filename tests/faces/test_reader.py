@@ -5,6 +5,7 @@ import pytest
 
 from lato.edits import Expression
 from lato.faces import FaceReader
+from lato.faces.detect import Detection
 from lato.faces.expression import EXPRESSIONS, classify, estimate_neutral, progress_along
 from lato.faces.identity import similarity
 from lato.pairs import decode_image
@@ -19,11 +20,28 @@ def test_all_six_faces_of_a_group_photo(reader, clip):
     found = reader.detector.detect(image)
     assert len(found) == 6
     for detection in found:
-        mesh = reader.mesh.observe(image, detection)
+        mesh = reader.mesh.settle(image, detection)
         assert mesh is not None
         eyes = detection.points5[:2].mean(0)
         # landmarks sit on the face: the mesh's eyes are where the detector saw them
         assert np.linalg.norm(mesh.landmarks68[36:48].mean(0) - eyes) < 0.1 * detection.size
+
+
+def test_a_face_reads_the_same_whoever_said_where_it_is(reader, clip):
+    """A detector's small errors, and the place of a moment ago: one look differs with them, the settled reading does not."""
+    image = photo(clip("obama"))
+    found = reader.detector.detect(image)[0]
+    shifts = [(0.0, 0.0, 1.0), (0.04, 0.0, 1.0), (-0.04, 0.03, 1.0), (0.0, -0.04, 1.05), (0.02, 0.02, 0.94), (-0.03, -0.03, 1.3)]
+    once, settled = [], []
+    for right, down, grown in shifts:
+        centre, half = (found.box[:2] + found.box[2:]) / 2, (found.box[2:] - found.box[:2]) / 2 * grown
+        centre = centre + found.size * np.array([right, down], np.float32)
+        moved = Detection(np.concatenate([centre - half, centre + half]), found.score, found.points5)
+        once.append(reader.mesh.observe(image, moved))
+        settled.append(reader.mesh.settle(image, moved))
+    assert all((mesh.landmarks68 == settled[0].landmarks68).all() for mesh in settled)
+    assert all((mesh.blendshapes == settled[0].blendshapes).all() for mesh in settled)
+    assert any((mesh.landmarks68 != once[0].landmarks68).any() for mesh in once)
 
 
 def test_one_person_is_alike_and_another_is_not(reader, clip):

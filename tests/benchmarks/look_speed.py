@@ -1,0 +1,332 @@
+"""Looking at videos: the builder against a plain loop, and what each saving buys. Part of `make bench-data`.
+
+CPU seconds of this process and its decoders, one thread each, interleaved, median of three. Every ratio comes from one run. Pairing and judging are in
+neither way: both would pair, and both would judge.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from data_pipeline import observations, perceive
+from data_pipeline.analyze import AnalyzeConfig, analyze
+from data_pipeline.chips import Chip, cut_chip
+from data_pipeline.decode import Frame, sample_frames
+from data_pipeline.groups import GROUPS, Face, GroupsConfig, Scorer, backfill, compute_rows, group_digests
+from data_pipeline.holdout import Holdout, HoldoutConfig
+from data_pipeline.identities import NAME, Identities
+from data_pipeline.judge import ACCEPTED, PairingConfig, Rules, judge
+from data_pipeline.pairing import group_people
+from data_pipeline.perceive import bin_of
+from data_pipeline.score import ScoreInput, score_pairs, write_scores
+from data_pipeline.worklist import item_for
+from infra import assets
+from infra.runtime import start_ray
+from lato.faces import FaceReader
+from lato.faces.expression import classify, estimate_neutral
+from lato.faces.points68 import FacePoints68
+from lato.faces.quality import measure
+
+CLIPS = {"single_face": None, "face_noface": None, "carphone": None, "franck": 120.0}
+"""Clip -> seconds of it that are looked at."""
+FPS = 5.0
+PAIRING = PairingConfig(max_upscale=6.0)
+"""At the default limit of 1.5 nothing of franck and carphone is large enough, and no face of theirs would be asked for identity at all."""
+OPEN = PAIRING.model_copy(update={"per_cell": 10**9, "per_identity": 10**9, "per_source": 10**9, "near_duplicate_bits": -1})
+"""The same filters without quotas: what may be accepted at all."""
+Row = tuple[str, str]
+
+
+def cpu() -> float:
+    """CPU seconds of this process and of its children that ended."""
+    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(use.ru_utime + use.ru_stime for use in both)
+
+
+def interleaved(works: dict[str, Callable[[], Any]], rounds: int = 3) -> dict[str, float]:
+    """Median CPU seconds of each, taken in turn."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            before = cpu()
+            work()
+            taken[name].append(cpu() - before)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+class Bench:
+    """The models, and the ways to look at a clip."""
+
+    def __init__(self, models: Path) -> None:
+        self.models = models
+        self.reader = FaceReader.from_folder(models)
+        self.points = FacePoints68.from_file(models / "fr_landmark.onnx")
+        self.scorers: dict[str, Scorer] = {name: GROUPS[name].make(models, GroupsConfig()) for name in GROUPS}
+
+    def frames(self, name: str) -> Iterator[Frame]:
+        """Of a clip, decoded anew."""
+        return sample_frames(str(assets.path(name)), FPS, 0.0, CLIPS[name])
+
+    def plain(self, name: str, networks: bool = True) -> list[dict[str, Any]]:
+        """What one would write first: every model on every sampled frame. Without `networks`: identity and 68 points are left out."""
+        seen: list[dict[str, Any]] = []
+        for frame in self.frames(name):
+            for detection in self.reader.detector.detect(frame.image)[:1]:
+                mesh = self.reader.mesh.settle(frame.image, detection)
+                if mesh is None:
+                    continue
+                chip = cut_chip(frame.image, mesh.landmarks68)
+                if networks:
+                    embedding = self.reader.embedder.embed(frame.image, detection.points5)
+                    self.points.find(chip.image(), chip.place(mesh.landmarks68))
+                quality = measure(frame.image, mesh.landmarks68)
+                row = perceive._row(frame.shot, frame, detection, mesh, None, None) | quality.__dict__
+                seen.append(row | {"face": Face(chip, chip.place(mesh.landmarks68)), "embedding": embedding if networks else None})
+        for shot in {row["track"] for row in seen}:
+            mine = [row for row in seen if row["track"] == shot]
+            rest = estimate_neutral(np.array([row["blendshapes"] for row in mine]))
+            for row in mine:
+                reading = classify(np.array(row["blendshapes"]), rest)
+                row |= {"expression": reading.label.value, "expression_intensity": reading.intensity}
+        return seen
+
+    def ceiling(self, name: str) -> None:
+        """Decoding, shots and one look of the mesh a frame: what no way can leave out."""
+        where = None
+        for frame in self.frames(name):
+            where = where or next(iter(self.reader.detector.detect(frame.image)), None)
+            if where is not None:
+                self.reader.mesh.observe(frame.image, where)
+
+    def ours(self, name: str, asked: set[int] | None) -> list[dict[str, Any]]:
+        """The builder's own decoding and model calls; identity of the rows that are `asked` for, None: of all representatives."""
+        rows, _ = perceive.watch_video(self.frames(name), self.reader)
+        chosen = [(number, row, _face(row)) for number, row in enumerate(rows) if row["representative"]]
+        for group, score in self.scorers.items():
+            score([face for number, _, face in chosen if group != NAME or asked is None or number in asked])
+        return rows
+
+    def savings(self, name: str, representatives: int) -> dict[str, Callable[[], Any]]:
+        """What lies between the plain loop and ours, a saving at a time."""
+
+        def few_networks() -> None:
+            faces = [row["face"] for row in self.plain(name, networks=False)[:representatives]]
+            for score in self.scorers.values():
+                score(faces)
+
+        def few_chips() -> None:
+            with detector_on_every_frame():
+                self.ours(name, None)
+
+        return {
+            f"identity, 68 points, writing on {representatives} representatives only": few_networks,
+            "and chips, image quality only of faces that may become some": few_chips,
+            f"and the detector on every {perceive.DETECT_EVERY}th frame": lambda: self.ours(name, None),
+        }
+
+
+def _face(row: dict[str, Any]) -> Face:
+    chip = Chip(row["chip"], np.array(row["chip_transform"]).reshape(2, 3))
+    return Face(chip, chip.place(np.array(row["landmarks"]).reshape(68, 2)))
+
+
+@contextlib.contextmanager
+def detector_on_every_frame() -> Iterator[None]:
+    """As long as it lasts."""
+    usual, perceive.DETECT_EVERY = perceive.DETECT_EVERY, 1
+    try:
+        yield
+    finally:
+        perceive.DETECT_EVERY = usual
+
+
+class Built:
+    """A clip looked at by the builder in a folder of its own."""
+
+    def __init__(self, name: str, models: Path) -> None:
+        self.work = tempfile.mkdtemp()
+        self._models, self._config = models, AnalyzeConfig(workers=0)
+        self._digests = group_digests(models, self._config.groups)
+        self.ledger = analyze([item_for(str(assets.path(name)), end=CLIPS[name])], self._config, models, self.work).rows
+        self.part = self.ledger[0]["parts"][0]
+        others = {group: digest for group, digest in self._digests.items() if group != NAME}
+        backfill([self.part], others, self._config.groups, models, self.work, 0)
+
+    def asked(self, rows: set[int]) -> None:
+        """Computes the identity of rows, as a build does."""
+        compute_rows(NAME, {self.part: rows}, self._digests[NAME], self._config.groups, self._models, self.work, 0)
+
+    def known(self) -> list[dict[str, Any]]:
+        """All representatives, with their identity."""
+        rows = observations.read_representatives(self.work, self.part)
+        identities = Identities.open(self.work, self._digests, self._config.groups, self._models, 0)
+        identities.compute({self.part: {row["row"] for row in rows}})
+        vectors = identities.read(self.part)
+        return [row | {"embedding": vectors[row["row"]]} for row in rows]
+
+    def judge(self, config: PairingConfig) -> tuple[list[str], list[Any], set[int]]:
+        """Score tables, what is decided, and the rows whose identity was computed by now."""
+        identities = Identities.open(self.work, self._digests, self._config.groups, self._models, 0)
+        given = ScoreInput(self._digests, identities, config.margin, False, Holdout.read(HoldoutConfig(), self._models))
+        tables = score_pairs(self.ledger, given, {}, self.work, 0)
+        return tables, judge(tables, Rules(config), identities), set(identities.read(self.part))
+
+
+class Known:
+    """Vectors that are all there."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self._vectors = {number: row["embedding"] for number, row in enumerate(rows)}
+
+    def read(self, part: str) -> Mapping[int, npt.NDArray[np.float32]]:
+        """Of every row."""
+        return self._vectors
+
+    def compute(self, wanted: Mapping[str, set[int]]) -> None:
+        """Never called."""
+        raise AssertionError(wanted)
+
+
+def cells(tables: list[str], judged: list[Any], shots: dict[int, int]) -> set[tuple[Any, ...]]:
+    """(track, source bin, target bin) of the accepted pairs; a track is named by its shot."""
+    found = set()
+    for uri, decided in zip(tables, judged, strict=True):
+        for row in pq.read_table(uri).take(np.flatnonzero(decided.codes == ACCEPTED)).to_pylist():
+            bins = [
+                (*(round(row[f"{side}_{axis}"] / 10) for axis in ("yaw", "pitch", "roll")), row[f"{side}_expression"])
+                for side in ("from", "to")
+            ]
+            if bins[0] != bins[1]:
+                found.add((shots[row["from_frame"]], *bins))
+    return found
+
+
+def plain_cells(rows: list[dict[str, Any]], scorers: dict[str, Scorer], config: PairingConfig) -> set[tuple[Any, ...]]:
+    """The same of the plain loop's faces: paired by the same rule (the three sharpest of a bin) and judged by the same filters."""
+    if not rows:
+        return set()
+    faces = [row["face"] for row in rows]
+    extra = [a | b for a, b in zip(scorers["occlusion"](faces), scorers["writing"](faces), strict=True)]
+    whole = [
+        row | more | {"row": n, "part": "p", "source_id": "s", "source_sha256": "x", "kind": "video", "identity": None, "held_out": False}
+        for n, (row, more) in enumerate(zip(rows, extra, strict=True))
+    ]
+    with tempfile.NamedTemporaryFile(suffix=".parquet") as table:
+        write_scores(group_people(whole, same_person=False), config.margin, table.name)
+        return cells([table.name], judge([table.name], Rules(config), Known(rows)), {row["frame"]: row["track"] for row in rows})
+
+
+def loose_cells(rows: list[dict[str, Any]], shots: dict[int, int]) -> set[tuple[Any, ...]]:
+    """(track, source bin, target bin) with any two faces that pass identity and sharpness, whatever else they are."""
+    good = [row for row in rows if row["sharpness"] >= PAIRING.min_sharpness]
+    if not good:
+        return set()
+    alike = np.stack([row["embedding"] for row in good]) @ np.stack([row["embedding"] for row in good]).T >= PAIRING.min_similarity
+    places = [(shots[row["frame"]], bin_of(row)[:4]) for row in good]
+    return {
+        (places[i][0], places[i][1], places[j][1])
+        for i, j in np.argwhere(alike)
+        if places[i][0] == places[j][0] and places[i][1] != places[j][1]
+    }
+
+
+def against_the_plain_loop(models: Path) -> Iterator[Row]:
+    """Ratios on each clip, and what the platform adds to its own decoding and model calls."""
+    bench = Bench(models)
+    for name in CLIPS:
+        built = Built(name, models)
+        asked = built.judge(PAIRING)[2]
+        made: dict[str, Any] = {}
+
+        def platform(name: str = name, asked: set[int] = asked) -> None:
+            mine = Built(name, models)
+            mine.asked(asked)
+            shutil.rmtree(mine.work)
+
+        works: dict[str, Callable[[], Any]] = {
+            "plain": lambda name=name, made=made: made.update(plain=bench.plain(name)),
+            "ours": lambda name=name, asked=asked, made=made: made.update(ours=bench.ours(name, asked)),
+            "ceiling": lambda name=name: bench.ceiling(name),
+            "platform": platform,
+            "loading": lambda: Bench(models),
+        }
+        chosen = built.ledger[0]["representatives"]
+        took = interleaved(works)
+        if name == "franck":
+            took |= interleaved(bench.savings(name, chosen), rounds=1)
+        added = (took["platform"] - took["loading"]) / took["ours"] - 1
+        share = took["ceiling"] / took["ours"]
+        read = {row["frame"]: row["landmarks"] for row in made["ours"]}
+        same = sum(read.get(row["frame"]) == row["landmarks"] for row in made["plain"])
+        rows = [
+            (f"{name}: faces by the plain loop, by ours", f"{len(made['plain'])}, {len(made['ours'])}"),
+            (f"{name}: of the plain loop's faces, read in the same bits by ours", str(same)),
+            (f"{name}: representatives, of them asked for identity", f"{chosen}, {len(asked)}"),
+            (f"{name}: plain loop / ours", f"{took['plain'] / took['ours']:.2f}"),
+            (f"{name}: ceiling, plain / (decode + shots + mesh)", f"{took['plain'] / took['ceiling']:.2f}"),
+            (f"{name}: ours of the ceiling", f"{100 * share:.0f} %"),
+            (f"{name}: CPU ms: ceiling, what 85 % allows above it, what is above it", _rest(took)),
+            (f"{name}: what the platform adds to its own decoding and model calls", f"{100 * added:.0f} %"),
+        ]
+        if name == "franck":
+            steps = {"every model on every sampled frame": "plain", **{step: step for step in bench.savings(name, chosen)}}
+            steps |= {f"and identity only of the {len(asked)} faces that a pair needs (ours)": "ours", "decode + shots + mesh": "ceiling"}
+            rows += [
+                (f"{name}, a saving at a time: {step}", f"{1000 * took[key] / len(made['plain']):.1f} ms a face")
+                for step, key in steps.items()
+            ]
+        shots = {row["frame"]: row["track"] for row in made["plain"]}
+        both_ways = {
+            "all filters, no quotas": (plain_cells(made["plain"], bench.scorers, OPEN), cells(*built.judge(OPEN)[:2], shots)),
+            "identity and sharpness alone, the plain loop's every face": (
+                loose_cells(made["plain"], shots),
+                loose_cells(built.known(), shots),
+            ),
+        }
+        for title, (first, second) in both_ways.items():
+            lost = sorted(str(cell[1:]) for cell in first ^ second)
+            told = f"; only one has {', '.join(lost[:4])}" + (" ..." if len(lost) > 4 else "") if lost else ""
+            rows.append(
+                (f"{name}: cells accepted by both, of those by either ({title})", f"{len(first & second)} of {len(first | second)}{told}")
+            )
+        shutil.rmtree(built.work)
+        yield from rows
+
+
+def _rest(took: dict[str, float]) -> str:
+    ceiling, ours = 1000 * took["ceiling"], 1000 * took["ours"]
+    return f"{ceiling:.0f}, {ceiling / 0.85 - ceiling:.0f}, {ours - ceiling:.0f}"
+
+
+def two_workers(models: Path) -> list[Row]:
+    """Wall time of one and of two workers on the same eight pieces of franck, with the machine's load."""
+    start_ray()
+    uri = str(assets.path("franck"))
+    items = [item_for(uri, start=20.0 * n, end=20.0 * (n + 1)).model_copy(update={"source_id": f"piece{n}"}) for n in range(8)]
+    taken: dict[int, list[float]] = {1: [], 2: []}
+    load = os.getloadavg()[0]
+    for _ in range(3):
+        for workers, times in taken.items():
+            work = tempfile.mkdtemp()
+            started = time.monotonic()
+            analyze(items, AnalyzeConfig(workers=workers), models, work)
+            times.append(time.monotonic() - started)
+            shutil.rmtree(work)
+    one, two = (statistics.median(times) for times in taken.values())
+    return [
+        ("eight pieces of 20 s, one worker / two workers (wall time, with their start)", f"{one:.1f} s / {two:.1f} s = {one / two:.2f}"),
+        ("load before it began, on how many cores", f"{load:.1f}, {os.cpu_count()}"),
+    ]
