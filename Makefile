@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed-$(shell cat constraints.txt pyproject.toml | sha256su
 export DS_BUILD_OPS := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint fit bench bench-data bench-training chaos soak clean
+.PHONY: demo test lint fit bench bench-data bench-training chaos soak prove-tokenizer prove-predictor clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -47,6 +47,14 @@ SHARE ?= 1
 soak: $(STAMP)
 	@$(BIN)/lato assets fetch && $(BIN)/lato assets fetch franck
 	@$(BIN)/python -m tests.data_pipeline.soak --share $(SHARE)
+
+# The tokenizer and the predictor learn, on people they never saw; write docs/proof_tokenizer.md and docs/proof_predictor.md (each under an hour of one core, resumable).
+prove-tokenizer: $(STAMP)
+	@$(BIN)/lato assets fetch && $(BIN)/lato assets fetch franck
+	@$(BIN)/python -m tests.proofs.prove_tokenizer
+
+prove-predictor: $(STAMP)
+	@$(BIN)/python -m tests.proofs.prove_predictor
 
 # Fits the two data files that are measured on synthetic people, and prints how well they do.
 fit: $(STAMP)
