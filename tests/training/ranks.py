@@ -26,11 +26,11 @@ def start(target, world, *arguments):
     return processes
 
 
-def run(target, world, *arguments):
-    """Runs `target` on all ranks to its end; an exit status other than 0 fails the test."""
+def run(target, world, *arguments, patience=240):
+    """Runs `target` on all ranks to its end; an exit status other than 0, or one that takes longer than `patience` seconds, fails the test."""
     processes = start(target, world, *arguments)
     for process in processes:
-        process.join(240)
+        process.join(patience)
     for process in processes:
         process.kill()
     ended = [process.exitcode for process in processes]
