@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed-$(shell cat constraints.txt pyproject.toml | sha256su
 export DS_BUILD_OPS := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint fit bench bench-data bench-training chaos soak prove-tokenizer prove-predictor clean prove-dit
+.PHONY: demo test lint fit bench bench-data bench-training chaos soak soak-training prove-tokenizer prove-predictor clean prove-dit
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -53,6 +53,10 @@ SHARE ?= 1
 soak: $(STAMP)
 	@$(BIN)/lato assets fetch && $(BIN)/lato assets fetch franck
 	@$(BIN)/python -m tests.data_pipeline.soak --share $(SHARE)
+
+# Every stage at every ZeRO stage through Ray Train, ranks killed, the ends compared (about half an hour).
+soak-training: $(STAMP)
+	@$(BIN)/python -m tests.training.soak
 
 # The tokenizer and the predictor learn, on people they never saw; write docs/proof_tokenizer.md and docs/proof_predictor.md (each under an hour of one core, resumable).
 prove-tokenizer: $(STAMP)

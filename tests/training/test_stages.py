@@ -48,8 +48,11 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, small):
-    """A version, an untrained tokenizer, and the version encoded with latents, also mirrored."""
-    folder = tmp_path_factory.mktemp("stages")
+    return make_home(tmp_path_factory.mktemp("stages"), small)
+
+
+def make_home(folder, version):
+    """An untrained tokenizer, and the version encoded with latents, also mirrored."""
     torch.manual_seed(0)
     tokenizer = LandmarkTokenizer(widths=(32, 32), code_dim=16, num_codes=32)
     tokenizer.initialise_codebook(torch.rand(4, 68, 2) * 300 + 100)
@@ -58,9 +61,19 @@ def home(tmp_path_factory, small):
     model, processor = build_tiny_vlm(hidden_size=32, num_layers=1, image_size=28)
     TextEncoder(model, processor, TextEncoderSettings(min_pixels=28 * 28, max_pixels=28 * 28)).save_pretrained(folder / "vlm")
     encode(
-        Dataset.open(str(small)), folder / "vlm", folder / "encoded", EncodeConfig(workers=0, mirror=True, image_size=16), folder / "codec"
+        Dataset.open(str(version)),
+        folder / "vlm",
+        folder / "encoded",
+        EncodeConfig(workers=0, mirror=True, image_size=16),
+        folder / "codec",
     )
     return folder
+
+
+def inputs_of(given):
+    """Digests of what a job's result depends on."""
+    own = {source.uri: Dataset.open(source.uri).digest for source in given.data}
+    return own | {name: digest_of(getattr(given, name)) for name in ("tokenizer", "encoded") if getattr(given, name)}
 
 
 def job(stage, folder, home, small, **engine):
@@ -156,9 +169,7 @@ def test_a_launched_training_is_exported_registered_and_recognised(stage, launch
     from training.launch import train
 
     given = job(stage, tmp_path / "run", home, small)
-    inputs = {str(small): Dataset.open(str(small)).digest}
-    if stage == "dit":
-        inputs |= {"tokenizer": digest_of(given.tokenizer), "encoded": digest_of(given.encoded)}
+    inputs = inputs_of(given)
     uri = default_uri(str(tmp_path))
     result = train(given, inputs, uri, "tests", launcher=launcher)
     assert LOADS[stage].from_pretrained(result.export) is not None
@@ -180,7 +191,7 @@ def test_more_ranks_than_the_cluster_has_are_refused_before_the_start(home, smal
 
     given = job("tokenizer", tmp_path / "run", home, small, workers=64, global_batch=64)
     with pytest.raises(UserError, match=r"64 ranks need 64 CPUs, the Ray cluster has 2"):
-        train(given, {str(small): Dataset.open(str(small)).digest}, default_uri(str(tmp_path)), "tests")
+        train(given, inputs_of(given), default_uri(str(tmp_path)), "tests")
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(home, small, tmp_path):
