@@ -25,7 +25,7 @@ SPIKE = 4.0
 """A loss this many times the median of the last ones (and beyond their spread) is a spike."""
 _WINDOW = 100
 SLOW = 1.5
-"""A rank that works this many times as long as the median rank is slow."""
+"""A rank that works this many times as long as the median rank, and a second longer since the last line, is slow."""
 
 
 class NotFinite(RuntimeError):
@@ -124,7 +124,7 @@ def slow_ranks(own_seconds: float) -> list[str]:
     return [
         f"rank {rank} works {value / middle:.1f} times as long as the median rank"
         for rank, value in enumerate(seconds)
-        if value > SLOW * middle > 0
+        if value > SLOW * middle > 0 and value > middle + 1
     ]
 
 
