@@ -23,9 +23,7 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 
 
-def load_config(
-    model: type[C], yaml_path: str | Path | None = None, overrides: list[str] | None = None, preset: C | None = None
-) -> C:
+def load_config(model: type[C], yaml_path: str | Path | None = None, overrides: list[str] | None = None, preset: C | None = None) -> C:
     """Reads a config.
 
     Args:

@@ -112,8 +112,9 @@ def train(
 
 def made_of(job: Job, inputs: dict[str, str]) -> dict[str, Any]:
     """What a training's result depends on."""
-    shares = [{"uri": source.uri, "weight": source.weight} for source in job.data]
-    return {"version": VERSION, "config": job.config.model_dump(mode="json"), "data": shares, "inputs": inputs}
+    data = [{"digest": inputs[source.uri], "weight": source.weight} for source in job.data]
+    others = {name: digest for name, digest in inputs.items() if name not in {source.uri for source in job.data}}
+    return {"version": VERSION, "config": job.config.model_dump(mode="json"), "data": data, "inputs": others}
 
 
 @contextmanager

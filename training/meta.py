@@ -27,9 +27,9 @@ from training.stages.dit_config import DitConfig
 from training.stages.predictor import PredictorConfig
 from training.stages.tokenizer import TokenizerConfig
 
-ANSWER_TOKENS = {"json": 1500, "compact": 550}
-"""Prompt and answer of a predictor's sample without its picture: 2 x 136 numbers and the words, digits and marks a token each in `json` (an estimate; no
-pretrained vocabulary comes offline), one token a number in `compact` (tiny's longest samples)."""
+PREDICTOR_TOKENS = {"json": (800, 850), "compact": (210, 340)}
+"""Tokens of a predictor's prompt without its picture, and of its answer, in each syntax. `json`: 136 numbers, each digit and mark a token in Qwen's vocabulary,
+and some words (an estimate: no pretrained vocabulary comes offline). `compact`: the tiny vocabulary's longest samples (tests/training/test_plan.py)."""
 TEXT_TOKENS = {"released": 640, "masked": 400}
 """Text states of a DiT's sample: padded to 640 for released weights; else the picture's tokens (at most 324) and the instruction."""
 TINY_TEXT_TOKENS = 40
@@ -56,15 +56,12 @@ class StageModel:
         """Switches activation checkpointing; returns whether the model has it."""
         if not getattr(self.module, "_supports_gradient_checkpointing", getattr(self.module, "supports_gradient_checkpointing", False)):
             return False
-        if on:
-            self.module.gradient_checkpointing_enable() if hasattr(  # type: ignore[operator]
-                self.module, "gradient_checkpointing_enable"
-            ) else self.module.enable_gradient_checkpointing()  # type: ignore[operator]
-            self.module.train()
-        else:
-            self.module.gradient_checkpointing_disable() if hasattr(  # type: ignore[operator]
-                self.module, "gradient_checkpointing_disable"
-            ) else self.module.disable_gradient_checkpointing()  # type: ignore[operator]
+        verb = "enable" if on else "disable"
+        for name in (f"{verb}_gradient_checkpointing", f"gradient_checkpointing_{verb}"):  # diffusers', transformers'
+            if hasattr(self.module, name):
+                getattr(self.module, name)()
+                break
+        self.module.train()
         return True
 
 
@@ -292,8 +289,9 @@ def _predictor(config: PredictorConfig) -> StageModel:
     vision = settings.vision_config
     patches = (config.image_size // vision.patch_size) ** 2
     seen = patches // vision.spatial_merge_size**2
-    length = seen + ANSWER_TOKENS[config.syntax]
-    notes.append(f"{length} tokens a sample, {seen} of them the picture's")
+    asked, answer = PREDICTOR_TOKENS[config.syntax]
+    length = seen + asked + answer
+    notes.append(f"{length} tokens a sample: {seen} of the picture, {asked} of the prompt, {answer} of the answer")
     width = settings.text_config.hidden_size
 
     def loss(batch: int) -> Tensor:
@@ -302,8 +300,9 @@ def _predictor(config: PredictorConfig) -> StageModel:
         words = module.get_input_embeddings()(torch.empty(batch, length - seen, dtype=torch.long, device="meta"))
         states = torch.cat([words, seen_states.reshape(batch, seen, width)], dim=1)
         places = torch.empty(3, batch, length, dtype=torch.long, device="meta")
-        labels = torch.empty(batch, length, dtype=torch.long, device="meta")
-        return module(inputs_embeds=states, position_ids=places, labels=labels, use_cache=False).loss
+        logits = module(inputs_embeds=states, position_ids=places, use_cache=False, logits_to_keep=answer + 1).logits
+        labels = torch.empty(batch, answer, dtype=torch.long, device="meta")
+        return F.cross_entropy(logits[:, :-1].float().transpose(1, 2), labels)
 
     return StageModel(module, loss, length, 0, tuple(notes))
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from training import meta
 from training.config import EngineConfig
+from training.gpus import GPUS, Gpu
 from training.presets import StageName
 from training.stages.predictor import AdapterConfig
 
@@ -27,31 +28,6 @@ CONTEXT_GB = 2.0
 FRAGMENTED = 0.06
 """Share of a GPU that the allocator cannot use: assumed, not measured here."""
 GB = 1e9
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A kind of GPU."""
-
-    memory_gb: float
-    """Gigabytes (10^9 bytes)."""
-    teraflops: float
-    """Peak of dense bf16 matrix products."""
-    source: str
-
-
-GPUS: dict[str, Gpu] = {
-    "a10g": Gpu(24.0, 70.0, "AWS EC2 G5 and NVIDIA A10G: 24 GB, 70 TFLOPS bf16"),
-    "l4": Gpu(24.0, 121.0, "NVIDIA L4 data sheet: 24 GB, 242 TFLOPS bf16 with sparsity, half of it without"),
-    "rtx4090": Gpu(24.0, 165.2, "NVIDIA Ada GPU architecture, appendix A: 24 GB, 165.2 TFLOPS bf16 with fp32 accumulation"),
-    "l40s": Gpu(48.0, 362.0, "NVIDIA L40S data sheet: 48 GB, 733 TFLOPS bf16 with sparsity, 362.05 without"),
-    "a100-40": Gpu(40.0, 312.0, "NVIDIA A100 data sheet: 40 GB, 312 TFLOPS bf16"),
-    "a100": Gpu(80.0, 312.0, "NVIDIA A100 data sheet: 80 GB, 312 TFLOPS bf16"),
-    "h100": Gpu(80.0, 989.4, "NVIDIA H100 SXM data sheet: 80 GB, 1,979 TFLOPS bf16 with sparsity, half of it without"),
-    "h200": Gpu(141.0, 989.4, "NVIDIA H200 SXM data sheet: 141 GB, 1,979 TFLOPS bf16 with sparsity, half of it without"),
-    "b200": Gpu(180.0, 2250.0, "NVIDIA DGX B200 data sheet: 1,440 GB and 36 PFLOPS bf16 with sparsity for 8, half of it without"),
-}
-"""The kinds that a plan can be made for."""
 
 
 @dataclass(frozen=True)

@@ -34,12 +34,28 @@ _TOKENIZER: dict[str, TokenizerConfig] = {
     "base": TokenizerConfig(
         num_codes=1024,
         engine=EngineConfig(
-            steps=20_000, global_batch=256, lr=1e-4, warmup=500, weight_decay=1e-4, eval_every=500, checkpoint_every=2000, zero_stage=0, workers=1
+            steps=20_000,
+            global_batch=256,
+            lr=1e-4,
+            warmup=500,
+            weight_decay=1e-4,
+            eval_every=500,
+            checkpoint_every=2000,
+            zero_stage=0,
+            workers=1,
         ),
     ),
     "full": TokenizerConfig(
         engine=EngineConfig(
-            steps=300_000, global_batch=256, lr=1e-4, warmup=500, weight_decay=1e-4, eval_every=2000, checkpoint_every=5000, zero_stage=1, workers=8
+            steps=300_000,
+            global_batch=256,
+            lr=1e-4,
+            warmup=500,
+            weight_decay=1e-4,
+            eval_every=2000,
+            checkpoint_every=5000,
+            zero_stage=1,
+            workers=8,
         ),
     ),
 }

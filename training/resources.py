@@ -76,9 +76,10 @@ def _missing(workers: int, each: Mapping[str, float], places: int, nodes: Sequen
     ]
     why = f"missing: {', '.join(lacking)}" if lacking else "there is enough in all, but not together on single nodes"
     advice = f"train with engine.workers={places}" if places else "start a cluster that has them"
-    return f"engine.workers={workers}: the ranks need {_words(each)} each, and {places} of them find a place ({why}). Add nodes, or {advice}"
+    return (
+        f"engine.workers={workers}: the ranks need {_words(each)} each, and {places} of them find a place ({why}). Add nodes, or {advice}"
+    )
 
 
 def _words(each: Mapping[str, float]) -> str:
     return " and ".join(f"{need:g} {name}" for name, need in each.items() if need)
-

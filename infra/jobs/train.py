@@ -11,7 +11,9 @@ import typer
 from infra.errors import UserError
 
 Launcher = Literal["ray", "plain"]
-_DATA = typer.Option(help="URI[:weight] of a dataset version or view; give several for a mixture. Without a weight: the view's own, or its size.")
+_DATA = typer.Option(
+    help="URI[:weight] of a dataset version or view; give several for a mixture. Without a weight: the view's own, or its size."
+)
 _PRESET = typer.Option("base", help="tiny (CPU, minutes), base (one GPU) or full (the paper's sizes): what --config and key=value change.")
 _WORK = typer.Option("work/train", help="Where runs go.")
 _CONFIG = typer.Option(None, help="A YAML file.")
@@ -233,7 +235,7 @@ def _unfit(settings: Any) -> list[str]:
             f"engine.global_batch: {engine.global_batch} samples do not divide over {engine.workers} ranks (engine.workers) x "
             f"{engine.accumulation} micro-batches (engine.accumulation)"
         )
-    if engine.offload == "all" and engine.zero_stage != 3 or engine.offload == "optimizer" and engine.zero_stage == 0:
+    if (engine.offload == "all" and engine.zero_stage != 3) or (engine.offload == "optimizer" and engine.zero_stage == 0):
         said.append(f"engine.offload: {engine.offload} needs ZeRO {'3' if engine.offload == 'all' else '1, 2 or 3'} (engine.zero_stage)")
     for name in ("base", "codec"):
         folder = getattr(settings, name, None)
@@ -274,6 +276,6 @@ def _known(option: str, given: str, known: list[str]) -> None:
 
 
 def _gpus() -> list[str]:
-    from training.plan import GPUS
+    from training.gpus import GPUS
 
     return list(GPUS)

@@ -6,7 +6,8 @@ from typing import Any
 
 from infra.console import say, table
 from infra.errors import UserError
-from training.plan import GB, GPUS, Memory, Plan
+from training.gpus import GPUS
+from training.plan import GB, Memory, Plan
 from training.resume_rules import differences
 
 
@@ -26,15 +27,21 @@ def print_plan(stage: Any, settings: Any, gpu: str, mfu: float, samples: int) ->
     for note in plan.model.notes:
         say(f"  assumed: {note}")
     sizes = plan.sizes
-    say(f"parameters    {sizes.total:,}, trained {sizes.trained:,} ({100 * sizes.trained / sizes.total:.1f} %), buffers {_size(sizes.buffers)}")
+    say(
+        f"parameters    {sizes.total:,}, trained {sizes.trained:,} ({100 * sizes.trained / sizes.total:.1f} %), buffers {_size(sizes.buffers)}"
+    )
     print_memory(plan)
     cost = plan.cost(plan.micro_batch, False), plan.cost(plan.micro_batch, True) if plan.can_checkpoint else None
     anew = f", with checkpointing {_size(cost[1].saved)} and {_size(cost[1].peak)}" if cost[1] else " (this model has no checkpointing)"
     say(f"activations   of a micro-batch of {plan.micro_batch}: kept {_size(cost[0].saved)}, peak {_size(cost[0].peak)}{anew}")
-    say(f"at the start  {_size(plan.memory().host_at_start)} of the machine's memory for each rank; largest tensor {_size(4 * sizes.largest)} in fp32")
+    say(
+        f"at the start  {_size(plan.memory().host_at_start)} of the machine's memory for each rank; largest tensor {_size(4 * sizes.largest)} in fp32"
+    )
     if plan.memory().host:
         say(f"offloaded     {_size(plan.memory().host)} of the machine's memory for each rank")
-    say(f"a step        {engine.global_batch} samples, {plan.tokens_per_step:,} tokens, {plan.flops_per_step:.3g} FLOPs (what is computed twice included)")
+    say(
+        f"a step        {engine.global_batch} samples, {plan.tokens_per_step:,} tokens, {plan.flops_per_step:.3g} FLOPs (what is computed twice included)"
+    )
     say(f"the run       {engine.steps:,} steps: {plan.hours:.1f} hours at {100 * mfu:g} % of peak (an assumption: --mfu)")
     say(f"a checkpoint  {_size(plan.checkpoint_bytes)}")
     if plan.cached_bytes:
@@ -71,7 +78,10 @@ def _refusal(plan: Plan) -> str:
     if nearest is None:
         least = plan.least()
         fit = [name for name, kind in GPUS.items() if plan.usable_of(kind) >= least]
-        return said + f"No setting of it fits on {plan.gpus} of them: the least is {least / GB:.1f} GB. Take more GPUs, or one of: {', '.join(fit) or 'none of the table'}"
+        return (
+            said
+            + f"No setting of it fits on {plan.gpus} of them: the least is {least / GB:.1f} GB. Take more GPUs, or one of: {', '.join(fit) or 'none of the table'}"
+        )
     changed = differences(plan.config.model_dump(mode="json"), nearest.config.model_dump(mode="json"))
     words = " ".join(f"{key}={'true' if new is True else new}" for key, (_, new) in changed.items())
     return said + f"The nearest plan that fits needs {nearest.memory().peak / GB:.1f} GB: {words}"
