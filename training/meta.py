@@ -185,7 +185,7 @@ def _tokenizer(config: TokenizerConfig) -> StageModel:
 
     def loss(batch: int) -> Tensor:
         output: Any = module(torch.empty(2 * batch, NUM_LANDMARKS, 2, device="meta"))
-        return output.reconstruction_loss + config.beta * output.commit_loss
+        return (output.reconstruction_loss + config.beta * output.commit_loss).mean()
 
     return StageModel(module, loss, 2 * NUM_LANDMARKS, 0)
 
