@@ -23,19 +23,22 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 
 
-def load_config(model: type[C], yaml_path: str | Path | None = None, overrides: list[str] | None = None) -> C:
+def load_config(model: type[C], yaml_path: str | Path | None = None, overrides: list[str] | None = None, preset: C | None = None) -> C:
     """Reads a config.
 
     Args:
         model: The config's class.
         yaml_path: A YAML file, or None for the defaults.
         overrides: `a.b=value` strings, applied on top; values are read as YAML.
+        preset: What the file changes; None is the class's defaults.
 
     Raises:
         UserError: One message with a line for each mistake: where, what was given, what was expected, the nearest key.
     """
     mistakes: list[str] = []
-    values = _read_yaml(Path(yaml_path), mistakes) if yaml_path else {}
+    values = preset.model_dump(mode="json") if preset else {}
+    if yaml_path:
+        _merge(values, _read_yaml(Path(yaml_path), mistakes))
     for override in overrides or []:
         _apply(values, override, mistakes)
     try:
@@ -71,6 +74,15 @@ def _read_yaml(path: Path, mistakes: list[str]) -> dict[str, Any]:
     return values or {}
 
 
+def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Puts changes over values, section by section; a list is replaced whole."""
+    for key, change in changes.items():
+        if isinstance(change, dict) and isinstance(values.get(key), dict):
+            _merge(values[key], change)
+        else:
+            values[key] = change
+
+
 def _apply(values: dict[str, Any], override: str, mistakes: list[str]) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key or not all(key.split(".")):
@@ -79,6 +91,8 @@ def _apply(values: dict[str, Any], override: str, mistakes: list[str]) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         child = values.setdefault(parent, {})
+        if child is None:
+            child = values[parent] = {}
         if not isinstance(child, dict):
             mistakes.append(f"{key}: {parent} is a value, not a section")
             return

@@ -349,7 +349,7 @@ class LaToTransformer(ModelMixin, ConfigMixin, LandmarkAdapterMixin):
             if tensor is None or tuple(tensor.shape) != shape:
                 raise ValueError(f"{name}: expected shape {shape}, given {None if tensor is None else tuple(tensor.shape)}")
         landmarks, mask = given["landmarks"], given["landmark_mask"]
-        if given["landmark_latents"] is not None and landmarks is not None:
+        if given["landmark_latents"] is not None and landmarks is not None and not landmarks.is_meta:
             kept = landmarks if mask is None else landmarks[mask.bool().all(1)]  # where a null token stands, anything may be written
             if len(kept):
                 check_landmarks(kept)

@@ -69,3 +69,12 @@ class EngineConfig(Config):
     """Ranks."""
     seed: int = 0
     """Of order, draws and initial weights."""
+
+
+MAY_CHANGE = frozenset(
+    {
+        "steps", "accumulation", "zero_stage", "offload", "checkpoint_activations", "deterministic", "eval_every", "picture_every",
+        "checkpoint_every", "keep", "save_minutes", "log_every", "prefetch", "timeout_minutes", "workers",
+    }
+)  # fmt: skip
+"""What may differ when a run goes on: how far it goes, what is written when, and how its work is spread. All else would make it another training."""

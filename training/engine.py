@@ -29,6 +29,7 @@ from training.meter import Meter, be_deterministic, rounded, seed_everything
 from training.mixture import Sample
 from training.requests import SAMPLE, SAVE, STOP, Preempted, Requests, listen
 from training.restore import load
+from training.resume_rules import start_weights
 from training.stage import Stage, device_of, to_device
 from training.zero import initialise, start_process_group
 
@@ -232,12 +233,16 @@ class _Training:
                     requests.answered(name)
 
     def _resume(self, checkpoints: str) -> int:
-        chosen: list[Any] = [None]
+        chosen: list[Any] = [None, None]
         if self._rank == 0:
             checkpoint.sweep(checkpoints)
-            chosen = [checkpoint.newest(checkpoints)]
+            own = checkpoint.newest(checkpoints)
+            chosen = [own, None if own else start_weights(self._folder)]
         dist.broadcast_object_list(chosen, 0)
-        return int(load(chosen[0], self._engine, self._ema)["step"]) if chosen[0] else 0
+        own, fork = chosen
+        if fork:
+            load(fork, self._engine, self._ema, weights_only=True)
+        return int(load(own, self._engine, self._ema)["step"]) if own else 0
 
 
 @contextlib.contextmanager

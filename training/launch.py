@@ -24,6 +24,7 @@ from infra.environment import describe_environment
 from infra.errors import UserError
 from infra.storage import commit, sha256_json
 from infra.tracking import open_run, send_left
+from training import resources, resume_rules
 from training.follow import Follower, read_metrics
 from training.requests import STOP
 from training.stage_factory import Job
@@ -68,11 +69,11 @@ def train(
         launcher: Who starts the ranks.
 
     Raises:
-        UserError: A rank stopped; says why.
+        UserError: A rank stopped; says why. Or a run of other settings stands there, or there is no place for the ranks.
     """
     folder = Path(job.folder)
-    made_of = {"version": VERSION, "config": job.config.model_dump(mode="json"), "inputs": inputs}
-    fingerprint = sha256_json(made_of)
+    made = made_of(job, inputs)
+    fingerprint = sha256_json(made)
     result_file, backlog = folder / "result.json", str(folder / "mlflow_backlog")
     if result_file.is_file() and (known := json.loads(result_file.read_text()))["fingerprint"] == fingerprint:
         send_left(tracking_uri, backlog)
@@ -80,11 +81,13 @@ def train(
         return TrainResult(
             job.stage, folder / "export", folder / "metrics.jsonl", known["first"], known["last"], known["seconds"], known["run_id"]
         )
-    _start_afresh_unless(folder, fingerprint)
-    state = json.loads((folder / "state.json").read_text())
+    resume_rules.prepare(folder, made, job.checkpoints)
+    for left in ("failures", "ranks"):
+        shutil.rmtree(folder / left, ignore_errors=True)
+    state = json.loads((folder / "state.json").read_text()) if (folder / "state.json").is_file() else {}
     run = open_run(tracking_uri, experiment, job.stage, backlog, parent_run_id, state.get("run_id"))
-    commit(str(folder / "state.json"), json.dumps({"fingerprint": fingerprint, "run_id": run.run_id}).encode())
-    run.describe(made_of, describe_environment())
+    commit(str(folder / "state.json"), json.dumps({"run_id": run.run_id}).encode())
+    run.describe(made, describe_environment())
     for source in job.data:
         run.dataset("pairs", inputs[source.uri], source.uri, source.weight)
     started = time.monotonic()
@@ -107,15 +110,11 @@ def train(
     return TrainResult(job.stage, folder / "export", folder / "metrics.jsonl", held[0], held[-1], seconds, run.run_id)
 
 
-def _start_afresh_unless(folder: Path, fingerprint: str) -> None:
-    """Clears what belongs to another job, and keeps what an interrupted run of this one left."""
-    state = folder / "state.json"
-    if not state.is_file() or json.loads(state.read_text())["fingerprint"] != fingerprint:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        commit(str(state), json.dumps({"fingerprint": fingerprint}).encode())
-    shutil.rmtree(folder / "failures", ignore_errors=True)
-    shutil.rmtree(folder / "ranks", ignore_errors=True)
+def made_of(job: Job, inputs: dict[str, str]) -> dict[str, Any]:
+    """What a training's result depends on."""
+    data = [{"digest": inputs[source.uri], "weight": source.weight} for source in job.data]
+    others = {name: digest for name, digest in inputs.items() if name not in {source.uri for source in job.data}}
+    return {"version": VERSION, "config": job.config.model_dump(mode="json"), "data": data, "inputs": others}
 
 
 @contextmanager
@@ -143,7 +142,7 @@ def _fit_ray(job: Job, folder: Path) -> None:
 
     gpu = torch.cuda.is_available()
     workers = job.engine.workers
-    _check_resources(workers, gpu)
+    resources.check_ray(workers, {"CPU": 1.0, "GPU": float(gpu)})
     trainer = TorchTrainer(
         _ray_rank,
         train_loop_config={"job": job.model_dump_json()},
@@ -158,18 +157,6 @@ def _fit_ray(job: Job, folder: Path) -> None:
         raise _told(job, folder, f"Ray Train: {str(error).splitlines()[0]}") from error
 
 
-def _check_resources(workers: int, gpu: bool) -> None:
-    """Raises UserError where Ray could never place the ranks: it would wait."""
-    import ray
-
-    for name, needed in (("CPU", workers), *((("GPU", workers),) if gpu else ())):
-        there = ray.cluster_resources().get(name, 0.0)
-        if needed > there:
-            raise UserError(
-                f"engine.workers: {workers} ranks need {needed} {name}s, the Ray cluster has {there:g}. Lower engine.workers, or add machines."
-            )
-
-
 def _ray_rank(settings: dict[str, Any]) -> None:
     from ray.train.v2._internal.execution.context import get_train_context
 
@@ -182,6 +169,7 @@ def _ray_rank(settings: dict[str, Any]) -> None:
 
 def _fit_plain(job: Job, folder: Path) -> None:
     """As many processes as ranks, the variables of a process group set, as torchrun does on one machine."""
+    resources.check_here(job.engine.workers)
     job_file = folder / "job.json"
     commit(str(job_file), job.model_dump_json().encode())
     with socket.socket() as free:

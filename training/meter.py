@@ -12,18 +12,7 @@ import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-PEAK_TFLOPS = {
-    "H200": 989.0,
-    "H100": 989.0,
-    "H800": 989.0,
-    "A100": 312.0,
-    "A800": 312.0,
-    "L40S": 362.0,
-    "L40": 181.0,
-    "4090": 165.0,
-    "B200": 2250.0,
-}
-"""Dense bf16 peak of GPUs by a part of their name, from the makers' data sheets."""
+from training.gpus import gpu_of
 
 
 class Meter:
@@ -86,10 +75,9 @@ class Meter:
         values |= {f"time/{name}": self._seconds[name] / self._steps for name in ("read", "forward", "backward", "optimizer")}
         if torch.cuda.is_available():
             values["memory/allocated_mb"] = torch.cuda.max_memory_allocated() / 2**20
-            name = torch.cuda.get_device_name()
-            peak = next((value for part, value in PEAK_TFLOPS.items() if part in name), None)
-            if peak is not None:
-                values["mfu"] = values["tflops"] / world / peak
+            kind = gpu_of(torch.cuda.get_device_name())
+            if kind is not None:
+                values["mfu"] = values["tflops"] / world / kind.teraflops
         else:
             values["cpu_utilisation"] = (sum(self._process.cpu_times()[:2]) - self._cpu) / passed
             values["memory/rss_mb"] = self._process.memory_info().rss / 2**20

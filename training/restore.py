@@ -24,10 +24,16 @@ from training.ema import Ema
 from training.shards import make_moments, push, set_optimizer_step, shards
 
 
-def load(folder: str, engine: Any, ema: Ema | None) -> dict[str, Any]:
+def load(folder: str, engine: Any, ema: Ema | None, weights_only: bool = False) -> dict[str, Any]:
     """Sets an engine that has made no step, and its average, to a checkpoint; called on every rank, which may be more or fewer than wrote it.
 
     On as many ranks as wrote it the random state of each is set too, and the run goes on bit for bit.
+
+    Args:
+        folder: Of the checkpoint.
+        engine: DeepSpeed's.
+        ema: The average, where one is kept.
+        weights_only: Takes weights, average and buffers; moments, counters and random states stay those of a new run.
 
     Returns:
         The checkpoint's marker.
@@ -39,19 +45,22 @@ def load(folder: str, engine: Any, ema: Ema | None) -> dict[str, Any]:
     world, rank = dist.get_world_size(), dist.get_rank()
     with ShardFiles.open(folder, marker["world_size"]) as files:
         _check_names(files, engine, folder)
-        make_moments(engine)
+        if not weights_only:
+            make_moments(engine)
         for shard in shards(engine):
             end = shard.start + len(shard.weight)
-            for part, tensor in [("weight", shard.weight), *shard.moments.items()]:
+            moments = {} if weights_only else shard.moments
+            for part, tensor in [("weight", shard.weight), *moments.items()]:
                 tensor.copy_(files.read(part, shard.name, shard.start, end))
             if ema is not None:
                 ema.values[shard.name].copy_(files.read("ema" if files.has("ema") else "weight", shard.name, shard.start, end))
         buffers = files.shared()
         for name, buffer in engine.module.named_buffers():
             buffer.copy_(buffers[f"buffer/{name}"])
-    _set_counters(engine, json.loads(read_bytes(join(folder, "counters.json"))))
+    if not weights_only:
+        _set_counters(engine, json.loads(read_bytes(join(folder, "counters.json"))))
     push(engine)
-    if marker["world_size"] == world:
+    if not weights_only and marker["world_size"] == world:
         _set_random_state(json.loads(read_bytes(join(folder, f"rank-{rank:05d}-of-{world:05d}.json")))["random"])
     return marker
 

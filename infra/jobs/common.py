@@ -19,10 +19,17 @@ C = TypeVar("C", bound=Config)
 def open_work(model: type[C], config_path: str | None, overrides: list[str], work_dir: str, purpose: str) -> Iterator[tuple[C, str]]:
     """Checks the config, takes the work folder, writes the resolved config there; yields config and the folder's absolute path."""
     config = load_config(model, config_path, overrides)
+    with hold_work(config, work_dir, purpose) as work:
+        yield config, work
+
+
+@contextmanager
+def hold_work(config: Config, work_dir: str, purpose: str) -> Iterator[str]:
+    """Takes the work folder for a config that was checked, writes it there; yields the folder's absolute path."""
     work = folder_uri(work_dir)
     with lease(work, purpose):
         commit(join(work, "config.yaml"), dump_config(config).encode())
-        yield config, work
+        yield work
 
 
 def perception_models() -> Path:

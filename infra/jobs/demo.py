@@ -15,7 +15,8 @@ from infra import assets
 from infra.config import Config
 from infra.console import duration, heading, say
 from infra.runtime import RuntimeConfig
-from training.config import DataSource, EngineConfig
+from training import presets
+from training.config import DataSource
 from training.stages.dit_config import DitConfig
 from training.stages.predictor import PredictorConfig
 from training.stages.tokenizer import TokenizerConfig
@@ -53,23 +54,11 @@ class QuickstartConfig(Config):
         pairing=PairingConfig(same_person=True, max_upscale=6.0, per_identity=3),
     )
     """The dataset build."""
-    tokenizer: TokenizerConfig = TokenizerConfig(
-        widths=(32, 64),
-        code_dim=32,
-        num_codes=256,
-        engine=EngineConfig(steps=240, global_batch=32, lr=3e-3, eval_every=80, checkpoint_every=120),
-    )
+    tokenizer: TokenizerConfig = presets.preset("tokenizer", "tiny")
     """Stage 1."""
-    predictor: PredictorConfig = PredictorConfig(
-        syntax="compact",
-        image_size=56,
-        max_new_tokens=600,
-        engine=EngineConfig(steps=520, global_batch=4, lr=4e-3, eval_every=130, checkpoint_every=130),
-    )
+    predictor: PredictorConfig = presets.preset("predictor", "tiny")
     """Stage 2."""
-    dit: DitConfig = DitConfig(
-        sizes=[(32, 32)], engine=EngineConfig(steps=640, global_batch=16, lr=2e-3, eval_every=160, checkpoint_every=160)
-    )
+    dit: DitConfig = presets.preset("dit", "tiny")
     """Stage 3."""
     evaluation: EvalSettings = EvalSettings()
     """Edits and scores."""

@@ -1,0 +1,193 @@
+"""`lato train`: every mistake in one message before anything starts, what a run may change when it goes on, forks, and places for ranks."""
+
+import json
+
+import pytest
+
+from infra.errors import UserError
+from infra.jobs import train as job
+from tests.training.versions import publish
+from training import presets, resources, resume_rules
+from training.config import MAY_CHANGE, EngineConfig
+from training.launch import made_of
+from training.stage_factory import Job
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "v1"
+    publish(folder, {"train": 8, "val": 4})
+    return str(folder)
+
+
+def train(version, work, *overrides, stage="tokenizer", preset="tiny", launcher="plain", fork=None, data=None, **paths):
+    job._train(stage, list(overrides), data or [version], preset, None, str(work), launcher, fork, paths)
+
+
+@pytest.mark.parametrize(
+    ("text", "uri", "weight"),
+    [
+        ("/a/v1", "/a/v1", None),
+        ("/a/v1:2", "/a/v1", 2.0),
+        ("s3://bucket/v1", "s3://bucket/v1", None),
+        ("s3://bucket/v1:0.25", "s3://bucket/v1", 0.25),
+        ("/a/v1:b", "/a/v1:b", None),
+    ],
+)
+def test_a_source_has_an_address_and_maybe_a_weight(text, uri, weight):
+    source = job.parse_source(text)
+    assert (source.uri, source.weight) == (uri, weight)
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "inf"])
+def test_a_weight_is_above_zero(weight):
+    with pytest.raises(UserError, match="expected a weight above 0"):
+        job.parse_source(f"/a/v1:{weight}")
+
+
+def test_all_mistakes_are_one_message_and_nothing_has_started(version, tmp_path):
+    with pytest.raises(UserError) as told:
+        train(
+            version, tmp_path / "w", "engine.stepz=3", "engine.lr=-1", stage="dit", launcher="cloud",
+            data=[version, str(tmp_path / "gone")], tokenizer=str(tmp_path / "t"), encoded=str(tmp_path / "e"),
+        )  # fmt: skip
+    for part in (
+        "did you mean 'steps'",
+        "engine.lr: given -1",
+        "--launcher cloud: expected one of ray, plain",
+        "gone: no published dataset version here",
+        "--tokenizer: there is no model in",
+        "nothing is encoded here",
+    ):
+        assert part in str(told.value)
+    assert not (tmp_path / "w").exists()
+
+
+def test_settings_that_do_not_fit_together_are_told(version, tmp_path):
+    with pytest.raises(UserError) as told:
+        train(
+            version, tmp_path, "engine.workers=3", "engine.offload=all", stage="dit", preset="full",
+            tokenizer=version, encoded=version,
+        )  # fmt: skip
+    assert "64 samples do not divide over 3 ranks (engine.workers) x 1 micro-batches" in str(told.value)
+    assert "base: there is no model in models/transformer; give the folder of a pretrained one: base=FOLDER" in str(told.value)
+    assert "codec: there is no model in models/vae" in str(told.value)
+    assert "offload" not in str(told.value)  # full is ZeRO-3
+    with pytest.raises(UserError, match=r"engine\.offload: all needs ZeRO 3"):
+        train(version, tmp_path, "engine.offload=all")
+
+
+def made(folder, **engine):
+    start = presets.preset("tokenizer", "tiny")
+    config = start.model_copy(update={"engine": start.engine.model_copy(update=engine)})
+    return made_of(Job(stage="tokenizer", config=config, data=(), folder=str(folder)), {"text_encoder": "ab"})
+
+
+def test_what_may_change_is_a_setting_of_the_engine():
+    assert set(EngineConfig.model_fields) > MAY_CHANGE
+
+
+def test_a_run_goes_on_with_what_may_change_and_no_more(tmp_path):
+    resume_rules.prepare(tmp_path, made(tmp_path))
+    resume_rules.prepare(tmp_path, made(tmp_path, steps=900, workers=4, zero_stage=3, keep=9))
+    assert json.loads((tmp_path / resume_rules.MADE_OF).read_text())["config"]["engine"]["steps"] == 900
+    with pytest.raises(UserError) as told:
+        resume_rules.check(tmp_path, made(tmp_path, lr=0.5, seed=3, eval_every=1) | {"inputs": {"text_encoder": "cd"}})
+    said = str(told.value)
+    assert "config.engine.lr: 0.003 there, 0.5 now" in said
+    assert "config.engine.seed: 0 there, 3 now" in said
+    assert 'inputs.text_encoder: "ab" there, "cd" now' in said
+    assert "eval_every" not in said
+    assert "steps" not in said
+    assert "--fork" not in said  # there is no checkpoint to fork from
+
+
+def _checkpoint(folder, step):
+    target = folder / "checkpoints" / f"step-{step:06d}"
+    target.mkdir(parents=True)
+    (target / "COMPLETE").write_text(json.dumps({"step": step, "world_size": 1, "held_out": None, "files": {}}))
+    return str(target)
+
+
+def test_a_fork_starts_from_the_newest_checkpoint_and_is_taken_up_again(tmp_path):
+    run = tmp_path / "runs" / "dit"
+    resume_rules.prepare(run, made(run))
+    with pytest.raises(UserError, match="no complete checkpoint to start from"):
+        resume_rules.fork(run, "warm", made(run, lr=0.5))
+    _checkpoint(run, 5)
+    newest = _checkpoint(run, 10)
+    with pytest.raises(UserError, match=r"start a new run from its weights \(step-000010\): --fork NAME"):
+        resume_rules.check(run, made(run, lr=0.5))
+    fork = resume_rules.fork(run, "warm", made(run, lr=0.5))
+    assert fork == tmp_path / "runs" / "dit-warm"
+    _checkpoint(run, 15)
+    assert resume_rules.fork(run, "warm", made(run, lr=0.5)) == fork  # the same command goes on with it
+    assert resume_rules.start_weights(fork) == newest
+    assert resume_rules.start_weights(run) is None
+    with pytest.raises(UserError, match=r"lr: 0\.5 there, 0\.7 now"):
+        resume_rules.fork(run, "warm", made(run, lr=0.7))
+    with pytest.raises(UserError, match="expected a name of letters"):
+        resume_rules.fork(run, "../x", made(run))
+
+
+def test_places_for_ranks(monkeypatch):
+    each = {"CPU": 1.0, "GPU": 1.0}
+    assert resources._places([{"CPU": 96, "GPU": 8}, {"CPU": 2}], each) == 8
+    with pytest.raises(UserError, match=r"engine.workers=\d+: the ranks need 1 .PU each, and \d+ of them find a place \(missing: .* .PU\)"):
+        resources.check_here(100_000)
+
+
+@pytest.mark.slow
+def test_too_many_ranks_for_ray_are_refused_and_busy_places_are_waited_for(version, tmp_path):
+    import ray
+
+    from infra.runtime import RuntimeConfig, start_ray, stop_ray
+
+    start_ray(RuntimeConfig(num_cpus=2, object_store_mb=100))
+    try:
+        with pytest.raises(UserError, match=r"engine.workers=7: the ranks need 1 CPU each, and 2 of them find a place \(missing: 5 CPU\)"):
+            resources.check_ray(7, {"CPU": 1.0})
+        resources.check_ray(2, {"CPU": 1.0})
+
+        @ray.remote(num_cpus=1)
+        class Holder:
+            def ready(self):
+                return True
+
+        holder = Holder.remote()
+        ray.get(holder.ready.remote())
+        with pytest.raises(UserError, match=r"1 of the 2 places .* other jobs hold the rest"):
+            resources.check_ray(2, {"CPU": 1.0}, patience=0.0)
+        with pytest.raises(UserError, match=r"train with engine\.workers=2"):
+            train(version, tmp_path, "engine.workers=8", launcher="ray")
+    finally:
+        stop_ray()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("dit", [], "huge", None), "--preset huge: expected one of tiny, base, full"),
+        (("painter", [], "tiny", None), "stage painter: expected one of tokenizer, predictor, dit"),
+    ],
+)
+def test_unknown_names_are_told(given, message):
+    stage, overrides, preset, config = given
+    with pytest.raises(UserError, match=message):
+        job._settings(stage, preset, config, overrides)
+
+
+def test_a_plan_is_printed_and_one_that_cannot_fit_is_refused_with_the_nearest(capsys, monkeypatch):
+    from infra.jobs.train_plan import print_plan
+    from training.gpus import GPUS, Gpu
+
+    settings = presets.preset("dit", "tiny").model_copy(update={"num_double_blocks": 1, "num_single_blocks": 1})
+    print_plan("dit", settings, "h100", 0.35, 1000)
+    said = capsys.readouterr().out
+    for part in ("parameters    ", "ZeRO 2 (chosen)", "peak", "tokens", "hours at 35 % of peak", "a checkpoint", "for 1,000"):
+        assert part in said
+    monkeypatch.setitem(GPUS, "toy", Gpu((), 2.20, 1.0, "none"))  # 68 MB are left for a run
+    wide = settings.model_copy(update={"engine": settings.engine.model_copy(update={"global_batch": 64})})
+    with pytest.raises(UserError, match=r"does not fit: it needs .* The nearest plan that fits needs .*: .*engine\.") as told:
+        print_plan("dit", wide, "toy", 0.35, 1000)
+    assert "2.2 GB less what CUDA" in str(told.value)
