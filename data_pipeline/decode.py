@@ -1,8 +1,7 @@
 """Video frames: a decoder in a child process that can be killed, so that a hang or a crash costs one source and not a worker. Sources that are looked
 at one after another share a child while all goes well.
 
-PyAV reads in order (analysis) and seeks (rendering a few frames); decord can be asked to seek instead. The choice is measured: docs/benchmarks_data.md,
-Decoders.
+PyAV reads in order; that choice and the one of `seek` are measured: docs/benchmarks_data.md, Decoders.
 """
 
 from __future__ import annotations
@@ -16,26 +15,23 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 NO_PROGRESS_SECONDS = 60.0
-Seeker = Literal["pyav", "decord"]
 _CUT = 27.0
 """PySceneDetect's own threshold for a cut."""
-_PRELOADED = ["av", "scenedetect", __name__]
-"""Imported once, by the server that the children are forked from. decord is not among them: it takes 400 MB, in children that seek alone."""
-_SAME = 0.0005
-"""Seconds by which a time may differ from a frame's."""
+_PRELOADED = ["av", "scenedetect", __name__, "data_pipeline.seek"]
+"""Imported once, by the server that the children are forked from. decord is not among them: it takes 400 MB."""
 _LATE = 0.5
 """A stream may end this many seconds before its stated length."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One decoded frame: its number in decoding order (of sought ones: in the order asked), presentation time in seconds, RGB `(H, W, 3)` uint8 upright, and the shot it belongs to."""
+    """One decoded frame: its number in decoding order (of sought ones: among them), presentation time in seconds, RGB `(H, W, 3)` uint8 upright, shot."""
 
     index: int
     pts: float
@@ -68,30 +64,11 @@ def sample_frames(path: str, fps: float, start: float = 0.0, end: float | None =
     Raises:
         DecodeError: After the frames that could be read.
     """
-    yield from _decode(decoder, _send_sampled, path, (fps, start, end))
+    yield from run_decoder(decoder, _send_sampled, path, (fps, start, end))
 
 
-def read_frames_at(path: str, pts: list[float], decoder: Decoder | None = None, seeker: Seeker = "pyav") -> list[Frame]:
-    """The frames shown at the given times (as `sample_frames` gave them).
-
-    Args:
-        path: The file.
-        pts: Seconds, in any order.
-        decoder: The child to decode in; None for one of its own.
-        seeker: The library that does it.
-
-    Raises:
-        DecodeError: One of them could not be read.
-    """
-    frames = list(_decode(decoder, _SEEKERS[seeker], path, sorted(set(pts))))
-    by_time = {round(frame.pts, 6): frame for frame in frames}
-    missing = [time for time in pts if round(time, 6) not in by_time]
-    if missing:
-        raise DecodeError("decode", f"no frame at {missing[0]:.3f} s")
-    return [by_time[round(time, 6)] for time in pts]
-
-
-def _decode(decoder: Decoder | None, work: object, path: str, argument: object) -> Iterator[Frame]:
+def run_decoder(decoder: Decoder | None, work: object, path: str, argument: object) -> Iterator[Frame]:
+    """What `work(pipe, path, argument)` sends from that child, or from one of its own."""
     if decoder is not None:
         yield from decoder.frames(work, path, argument)
         return
@@ -257,7 +234,7 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
             if pts + 1e-6 >= max(due, begin):
                 due = pts + 1 / fps
                 number = index if begin <= 1.0 else round(pts * rate)
-                sender.send(("frame", Frame(number, pts, _upright(frame), shots.shot)))
+                sender.send(("frame", Frame(number, pts, upright(frame), shots.shot)))
     if index < 0:
         raise DecodeError("decode", "not one frame could be decoded")
     if torn or (length is not None and last < length - _LATE):
@@ -296,96 +273,11 @@ class _ShotCounter:
         self._index += 1
 
 
-def _upright(frame: object) -> npt.NDArray[np.uint8]:
+def upright(frame: object) -> npt.NDArray[np.uint8]:
+    """A PyAV frame as RGB `(H, W, 3)` uint8, turned as its header says."""
     image = frame.to_ndarray(format="rgb24")  # type: ignore[attr-defined]
     turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
-
-
-def _send_at(sender: Connection, path: str, times: list[float]) -> None:
-    with _Seeker(path) as seeker:
-        for number, wanted in enumerate(times):
-            sender.send(("frame", Frame(number, wanted, _upright(seeker.frame_at(wanted)))))
-
-
-class _Seeker:
-    """Frames of a video at ascending times: decodes on where a time is no farther than keyframes were found to lie apart, else from the keyframe before it."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._frame: Any = None
-        self._open()
-        self._start = float((self._stream.start_time or 0) * self._stream.time_base)
-        self._rate = float(self._stream.average_rate or 25)
-        self._timed = self._stream.start_time is not None
-        self._apart = 0.0 if self._timed else np.inf  # a stream without times cannot be sought in: frames are counted
-
-    def __enter__(self) -> _Seeker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._container.close()
-
-    def _open(self) -> None:
-        import av
-
-        self._container: Any = av.open(self._path)
-        self._stream = self._container.streams.video[0]
-        self._stream.thread_type = "NONE"
-        self._frames = enumerate(self._container.decode(self._stream))
-        self._pts = -np.inf
-
-    def frame_at(self, wanted: float) -> Any:
-        """The frame that `sample_frames` gave that time.
-
-        Raises:
-            DecodeError: There is none.
-        """
-        if wanted - self._pts > self._apart:
-            self._seek(wanted)
-            self._apart = max(self._apart, wanted - self._pts)
-        for earlier in (0.0, 1.0, 10.0, np.inf):  # some containers lead to a keyframe after the time, or its first frames cannot be decoded
-            if earlier >= wanted:
-                self.__exit__()
-                self._open()
-            elif earlier:
-                self._seek(wanted - earlier)
-            while self._pts < wanted - _SAME:
-                self._next()
-            if self._pts <= wanted + _SAME:
-                return self._frame
-        raise DecodeError("decode", f"no frame at {wanted:.3f} s, the next is at {self._pts:.3f} s")
-
-    def _seek(self, seconds: float) -> None:
-        self._container.seek(int((seconds + self._start) / self._stream.time_base), stream=self._stream)
-        self._frames = enumerate(self._container.decode(self._stream))
-        self._next()
-
-    def _next(self) -> None:
-        for number, self._frame in self._frames:
-            if self._frame.pts is not None:
-                self._pts = float(self._frame.pts * self._stream.time_base) - self._start
-                return
-            if not self._timed:
-                self._pts = number / self._rate
-                return
-        self._pts = np.inf
-
-
-def _send_at_by_decord(sender: Connection, path: str, times: list[float]) -> None:
-    import decord
-
-    reader = decord.VideoReader(path, num_threads=1)
-    stamps = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
-    stamps -= stamps[0]
-    for number, wanted in enumerate(times):
-        index = int(np.argmin(np.abs(stamps - wanted)))
-        if abs(stamps[index] - wanted) > 0.01:
-            raise DecodeError("decode", f"no frame at {wanted:.3f} s, the nearest is at {stamps[index]:.3f} s")
-        sender.send(("frame", Frame(number, wanted, reader[index].asnumpy())))
-
-
-_SEEKERS = {"pyav": _send_at, "decord": _send_at_by_decord}
 
 
 def check_is_video(path: str) -> None:

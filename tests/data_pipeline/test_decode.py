@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.analyze import until_torn
-from data_pipeline.decode import DecodeError, MachineError, _decode, read_frames_at, sample_frames
+from data_pipeline.decode import DecodeError, MachineError, run_decoder, sample_frames
+from data_pipeline.seek import read_frames_at
 
 
 def picture(number, height=120, width=160):
@@ -149,7 +150,7 @@ def _lacks_a_library(sender, path, argument):
 
 def test_a_missing_library_is_no_verdict_on_the_source():
     with pytest.raises(MachineError, match="No module named 'decoder'"):
-        list(_decode(None, _lacks_a_library, "x.mp4", None))
+        list(run_decoder(None, _lacks_a_library, "x.mp4", None))
 
 
 def test_the_fork_server_may_die(tmp_path):
