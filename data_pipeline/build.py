@@ -21,7 +21,7 @@ from data_pipeline.identities import NAME, Identities
 from data_pipeline.judge import SETTINGS, VERDICTS, Judged, PairingConfig, Rules, Usage, accepted_rows, count_verdicts, judge
 from data_pipeline.ledger import Ledger
 from data_pipeline.pack import PackConfig, pack
-from data_pipeline.render import render_crops
+from data_pipeline.render import RenderConfig, render_crops
 from data_pipeline.rewrite import RewriteConfig, Rewriter
 from data_pipeline.samples import crops_to_render, plan_samples
 from data_pipeline.score import ScoreInput, score_pairs
@@ -33,7 +33,7 @@ from infra.console import heading, say, table
 from infra.errors import UserError
 from infra.storage import commit_changed, exists, join, read_bytes, sha256_json, sweep_temporaries
 
-VERSION = 5
+VERSION = 6
 """Raise it when the same plan would give other samples."""
 
 
@@ -54,6 +54,8 @@ class DataConfig(Config):
     """How sources are looked at."""
     pairing: PairingConfig = PairingConfig()
     """What makes a pair."""
+    render: RenderConfig = RenderConfig()
+    """How crops are cut."""
     split: SplitConfig = SplitConfig()
     """How samples are divided."""
     instructions: RewriteConfig = RewriteConfig()
@@ -124,7 +126,7 @@ def build_dataset(
     folder = join(work, "versions", config.name)
     base = read_base(join(work, "versions", config.extends), work) if config.extends else None
     labels = read_labels(work)
-    chosen = config.model_dump(mode="json", include={"pairing", "split", "instructions", "pack"})
+    chosen = config.model_dump(mode="json", include={"pairing", "render", "split", "instructions", "pack"})
     created_from = sha256_json(
         {"version": VERSION, "observed": observed.digest(), "config": chosen, "labels": labels, "base": base and base.digest}
     )
@@ -211,11 +213,14 @@ def _publish(
     division = divide([row for _, row in fresh], observed.items, centroids, base, config.split)
     refused = {row["key"]: division.verdict(row) for _, row in fresh}
     failed = render_crops(
-        crops_to_render([row for _, row in fresh if not refused[row["key"]]], work),
+        crops_to_render([row for _, row in fresh if not refused[row["key"]]], work, config.render.seeker),
         {name: item.uri for name, item in observed.items.items()},
         work,
         workers,
+        config.render,
     )
+    for name in sorted(failed)[:10]:
+        say(f"render failed: {name}: {failed[name]}")
     for number, row in fresh:
         lost = "render failed" if row["source_id"] in failed or row["target_id"] in failed else None
         refused[row["key"]] = refused[row["key"]] or lost
@@ -228,7 +233,7 @@ def _publish(
         print_funnel(_funnel(observed.ledger, judged, Counter()))
         raise UserError("no pair was accepted. The table above says why; loosen the thresholds under `pairing`.")
     rewriter = Rewriter(config.instructions, work)
-    planned, rendered = plan_samples(rows, division, observed.items, _models_of(observed), rewriter, work)
+    planned, rendered = plan_samples(rows, division, observed.items, _models_of(observed), rewriter, work, config.render.seeker)
     splits = {sample.key: sample.split for sample in planned} | (base.splits if base else {})
     funnel = _funnel(observed.ledger, judged, Counter(splits.values())) + rewriter.counts()
     commit_changed(join(folder, "funnel.json"), json.dumps(funnel, indent=1).encode())

@@ -1,8 +1,7 @@
 """Video frames: a decoder in a child process that can be killed, so that a hang or a crash costs one source and not a worker. Sources that are looked
 at one after another share a child while all goes well.
 
-PyAV reads in order (analysis), decord seeks (rendering a few frames); decord keeps decoding ahead into memory when nobody reads, so it lives only as long
-as its child. The choice is measured: docs/benchmarks_data.md, Decoders.
+PyAV reads in order; that choice and the one of `seek` are measured: docs/benchmarks_data.md, Decoders.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ import numpy.typing as npt
 NO_PROGRESS_SECONDS = 60.0
 _CUT = 27.0
 """PySceneDetect's own threshold for a cut."""
-_PRELOADED = ["av", "scenedetect", __name__]
-"""Imported once, by the server that the children are forked from. decord is not among them: it takes 400 MB, in children that seek alone."""
+_PRELOADED = ["av", "scenedetect", __name__, "data_pipeline.seek"]
+"""Imported once, by the server that the children are forked from. decord is not among them: it takes 400 MB."""
 _LATE = 0.5
 """A stream may end this many seconds before its stated length."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One decoded frame: its number in decoding order, presentation time in seconds, RGB `(H, W, 3)` uint8 upright, and the shot it belongs to."""
+    """One decoded frame: its number in decoding order (of sought ones: among them), presentation time in seconds, RGB `(H, W, 3)` uint8 upright, shot."""
 
     index: int
     pts: float
@@ -65,24 +64,11 @@ def sample_frames(path: str, fps: float, start: float = 0.0, end: float | None =
     Raises:
         DecodeError: After the frames that could be read.
     """
-    yield from _decode(decoder, _send_sampled, path, (fps, start, end))
+    yield from run_decoder(decoder, _send_sampled, path, (fps, start, end))
 
 
-def read_frames_at(path: str, pts: list[float], decoder: Decoder | None = None) -> list[Frame]:
-    """The frames shown at the given times (as `sample_frames` gave them).
-
-    Raises:
-        DecodeError: One of them could not be read.
-    """
-    frames = list(_decode(decoder, _send_at, path, sorted(set(pts))))
-    by_time = {round(frame.pts, 6): frame for frame in frames}
-    missing = [time for time in pts if round(time, 6) not in by_time]
-    if missing:
-        raise DecodeError("decode", f"no frame at {missing[0]:.3f} s")
-    return [by_time[round(time, 6)] for time in pts]
-
-
-def _decode(decoder: Decoder | None, work: object, path: str, argument: object) -> Iterator[Frame]:
+def run_decoder(decoder: Decoder | None, work: object, path: str, argument: object) -> Iterator[Frame]:
+    """What `work(pipe, path, argument)` sends from that child, or from one of its own."""
     if decoder is not None:
         yield from decoder.frames(work, path, argument)
         return
@@ -248,7 +234,7 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
             if pts + 1e-6 >= max(due, begin):
                 due = pts + 1 / fps
                 number = index if begin <= 1.0 else round(pts * rate)
-                sender.send(("frame", Frame(number, pts, _upright(frame), shots.shot)))
+                sender.send(("frame", Frame(number, pts, upright(frame), shots.shot)))
     if index < 0:
         raise DecodeError("decode", "not one frame could be decoded")
     if torn or (length is not None and last < length - _LATE):
@@ -287,23 +273,11 @@ class _ShotCounter:
         self._index += 1
 
 
-def _upright(frame: object) -> npt.NDArray[np.uint8]:
+def upright(frame: object) -> npt.NDArray[np.uint8]:
+    """A PyAV frame as RGB `(H, W, 3)` uint8, turned as its header says."""
     image = frame.to_ndarray(format="rgb24")  # type: ignore[attr-defined]
     turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
-
-
-def _send_at(sender: Connection, path: str, times: list[float]) -> None:
-    import decord
-
-    reader = decord.VideoReader(path, num_threads=1)
-    stamps = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
-    stamps -= stamps[0]
-    for wanted in times:
-        index = int(np.argmin(np.abs(stamps - wanted)))
-        if abs(stamps[index] - wanted) > 0.01:
-            raise DecodeError("decode", f"the nearest frame to {wanted:.3f} s is at {stamps[index]:.3f} s")
-        sender.send(("frame", Frame(index, wanted, reader[index].asnumpy())))
 
 
 def check_is_video(path: str) -> None:

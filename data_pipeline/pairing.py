@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from data_pipeline.perceive import REPRESENTATIVES, bin_of
 from data_pipeline.render import crop_name
+from data_pipeline.seek import Seeker
 from infra.storage import sha256_bytes
 from lato.edits import POSE_STEP, Edit, Expression, Intensity
 from lato.faces.expression import is_verifiable
@@ -250,6 +251,6 @@ def crops_of(row: dict[str, Any]) -> tuple[tuple[float, float, float], tuple[flo
     return tuple(row["crop_source"]), tuple(row["crop_target"])
 
 
-def crop_names(row: dict[str, Any], ends: tuple[dict[str, Any], dict[str, Any]]) -> list[str]:
+def crop_names(row: dict[str, Any], ends: tuple[dict[str, Any], dict[str, Any]], seeker: Seeker) -> list[str]:
     """File names of a pair's two crops, from the observations of its ends."""
-    return [crop_name(end, crop) for end, crop in zip(ends, crops_of(row), strict=True)]
+    return [crop_name(end, crop, seeker) for end, crop in zip(ends, crops_of(row), strict=True)]

@@ -11,9 +11,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.decode import DecodeError, Decoder, read_frames_at
+from data_pipeline.decode import DecodeError, Decoder
 from data_pipeline.image_set import content_sha256
+from data_pipeline.seek import Seeker, read_frames_at
 from data_pipeline.sources import staged
+from infra.config import Config
 from infra.console import Progress
 from infra.pool import run_all
 from infra.storage import commit, join, list_files, read_bytes, sha256_file, sha256_json
@@ -22,14 +24,21 @@ from lato.pairs import decode_image
 
 SIZE = int(CANVAS.width)
 _QUALITY = 92
-VERSION = 1
+VERSION = 2
 """Raise it when the pixels of a crop change."""
 _BUNDLE = 30
 
 
-def crop_name(row: dict[str, Any], crop: tuple[float, float, float]) -> str:
+class RenderConfig(Config):
+    """How crops are cut."""
+
+    seeker: Seeker = "pyav"
+    """Library that seeks in videos; decord gives another frame in some of them (docs/decisions.md, Decoders)."""
+
+
+def crop_name(row: dict[str, Any], crop: tuple[float, float, float], seeker: Seeker) -> str:
     """File name of a crop: the digest of all that its pixels depend on."""
-    made_of = [VERSION, row["source_sha256"], row["frame"], round(row["pts"], 6), crop, SIZE, "jpeg", _QUALITY]
+    made_of = [VERSION, row["source_sha256"], row["frame"], round(row["pts"], 6), crop, SIZE, "jpeg", _QUALITY, seeker]
     return sha256_json(made_of) + ".jpg"
 
 
@@ -51,7 +60,7 @@ class Crop(NamedTuple):
     """Left, top, side in image pixels."""
 
 
-def render_crops(crops: Iterable[Crop], uris: dict[str, str], work: str, workers: int) -> dict[str, str]:
+def render_crops(crops: Iterable[Crop], uris: dict[str, str], work: str, workers: int, config: RenderConfig) -> dict[str, str]:
     """Makes the crops that are not there yet.
 
     Args:
@@ -59,6 +68,7 @@ def render_crops(crops: Iterable[Crop], uris: dict[str, str], work: str, workers
         uris: Source id -> uri.
         work: The build's folder.
         workers: Ray actors; 0 works here.
+        config: How they are cut.
 
     Returns:
         Source id -> why its crops could not be made, for those: its source is gone, changed or can no longer be read.
@@ -73,16 +83,16 @@ def render_crops(crops: Iterable[Crop], uris: dict[str, str], work: str, workers
     jobs = [[(uris[name], todo[name]) for name in bundle] for bundle in bundles]
     progress = Progress("render", len(names), "sources")
     failed: dict[str, str] = {}
-    for done in run_all(functools.partial(_Worker, work), jobs, workers):
+    for done in run_all(functools.partial(_Worker, work, config.seeker), jobs, workers):
         failed |= done.result
         progress.advance(len(done.job))
     return failed
 
 
 class _Worker:
-    def __init__(self, work: str) -> None:
+    def __init__(self, work: str, seeker: Seeker) -> None:
         cv2.setNumThreads(1)
-        self._work = work
+        self._work, self._seeker = work, seeker
         self._decoder = Decoder()
 
     def run(self, sources: list[tuple[str, list[Crop]]]) -> dict[str, str]:
@@ -98,21 +108,21 @@ class _Worker:
 
     def _render(self, uri: str, crops: list[Crop]) -> None:
         try:
-            _render_source(uri, crops, self._work, self._decoder)
+            _render_source(uri, crops, self._work, self._decoder, self._seeker)
         except DecodeError as error:
             if error.kind not in ("crash", "hang"):
                 raise
-            _render_source(uri, crops, self._work, self._decoder)  # once may be the machine's doing
+            _render_source(uri, crops, self._work, self._decoder, self._seeker)  # once may be the machine's doing
 
 
-def _render_source(uri: str, crops: list[Crop], work: str, decoder: Decoder) -> None:
+def _render_source(uri: str, crops: list[Crop], work: str, decoder: Decoder, seeker: Seeker) -> None:
     """One opening of the source for all its crops; a source that is no longer what was looked at gives none."""
     images: dict[float, npt.NDArray[np.uint8]] = {}
     times = sorted({crop.pts for crop in crops if crop.image_uri is None})
     if times:
         with staged(uri) as path:
             _check_content(sha256_file(str(path)), crops[0], uri)
-            images = {time: frame.image for time, frame in zip(times, read_frames_at(str(path), times, decoder), strict=True)}
+            images = {frame.pts: frame.image for frame in read_frames_at(str(path), times, decoder, seeker)}
     else:
         _check_content(content_sha256(uri), crops[0], uri)
     for crop in crops:

@@ -13,6 +13,7 @@ from data_pipeline.pack import Planned
 from data_pipeline.pairing import SCORES, crop_names, crops_of, edit_of
 from data_pipeline.render import Crop, crop_landmarks
 from data_pipeline.rewrite import Rewriter
+from data_pipeline.seek import Seeker
 from data_pipeline.worklist import WorkItem
 from infra.storage import join, read_bytes
 from lato.edits import Expression
@@ -49,12 +50,12 @@ def read_ends(rows: list[dict[str, Any]], work: str) -> dict[str, Ends]:
     return {row["key"]: (seen[row["from_part"], row["from_row"]], seen[row["to_part"], row["to_row"]]) for row in rows}
 
 
-def crops_to_render(rows: list[dict[str, Any]], work: str) -> list[Crop]:
+def crops_to_render(rows: list[dict[str, Any]], work: str, seeker: Seeker) -> list[Crop]:
     """The crops of accepted pairs, each once."""
     ends = read_ends(rows, work)
     crops = {}
     for row in rows:
-        for name, end, crop in zip(crop_names(row, ends[row["key"]]), ends[row["key"]], crops_of(row), strict=True):
+        for name, end, crop in zip(crop_names(row, ends[row["key"]], seeker), ends[row["key"]], crops_of(row), strict=True):
             crops[name] = Crop(end["source_id"], end["source_sha256"], name, end["image_uri"], end["pts"], crop)
     return list(crops.values())
 
@@ -66,13 +67,14 @@ def plan_samples(
     models: dict[str, dict[str, str]],
     rewriter: Rewriter,
     work: str,
+    seeker: Seeker,
 ) -> tuple[list[Planned], dict[str, list[str]]]:
     """What is packed of each accepted pair, and the names of its crops by key."""
     ends = read_ends(rows, work)
     planned, rendered = [], {}
     for row in rows:
         item = items[row["source_id"]]
-        rendered[row["key"]] = crop_names(row, ends[row["key"]])
+        rendered[row["key"]] = crop_names(row, ends[row["key"]], seeker)
         planned.append(_plan(row, ends[row["key"]], division, item, models[item.source_id], rewriter, rendered[row["key"]], work))
     return planned, rendered
 

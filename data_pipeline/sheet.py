@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.decode import read_frames_at
 from data_pipeline.observations import read_chips
 from data_pipeline.pack import read_members
 from data_pipeline.pairing import crops_of
 from data_pipeline.render import crop_landmarks, cut
 from data_pipeline.samples import read_ends
+from data_pipeline.seek import read_frames_at
 from data_pipeline.sources import staged
 from infra.storage import join, read_bytes
 from lato.landmarks import draw_landmarks

@@ -19,6 +19,7 @@ from data_pipeline.build import DataConfig, build_dataset
 from data_pipeline.groups import GroupsConfig, group_digests
 from data_pipeline.identities import Identities
 from data_pipeline.judge import PairingConfig, Rules, judge
+from data_pipeline.render import RenderConfig
 from data_pipeline.split import SplitConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig
@@ -130,6 +131,11 @@ def test_again_does_nothing_and_other_thresholds_decode_nothing(built, models, c
     stricter = CONFIG.model_copy(update={"name": "strict", "pairing": PairingConfig(max_upscale=6.0, per_identity=2)})
     other = build_dataset(stricter, str(work), models, sources(clip, work))
     assert sum(other.samples.values()) < sum(version.samples.values())
+    crops = len(list((work / "renders").iterdir()))
+    sought = CONFIG.model_copy(update={"name": "sought", "render": RenderConfig(seeker="decord")})
+    cut_otherwise = build_dataset(sought, str(work), models, sources(clip, work))
+    assert cut_otherwise.samples == version.samples
+    assert len(list((work / "renders").iterdir())) > crops
     assert {path.name for path in (work / "parts").iterdir()} == before
 
 

@@ -10,7 +10,8 @@ import pytest
 import data_pipeline.analyze as module
 from data_pipeline.analyze import AnalyzeConfig, Segment, Try, analyze, bundle
 from data_pipeline.attempts import count_attempts, mark
-from data_pipeline.decode import DecodeError, Decoder, read_frames_at, sample_frames
+from data_pipeline.decode import DecodeError, Decoder, sample_frames
+from data_pipeline.seek import read_frames_at
 from data_pipeline.worklist import WorkItem, item_for
 from tests.data_pipeline.test_decode import write
 

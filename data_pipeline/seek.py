@@ -1,0 +1,123 @@
+"""Single frames of a video, by their times: those of the crops that are rendered.
+
+PyAV gives the frame that was looked at, bit for bit. decord can be asked instead; in open groups, transport streams and streams without times it gives
+another frame. What each takes: docs/benchmarks_data.md, Decoders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, Literal
+
+import numpy as np
+
+from data_pipeline.decode import DecodeError, Decoder, Frame, run_decoder, upright
+
+Seeker = Literal["pyav", "decord"]
+_SAME = 0.0005
+"""Seconds by which a time may differ from a frame's."""
+
+
+def read_frames_at(path: str, pts: list[float], decoder: Decoder | None = None, seeker: Seeker = "pyav") -> list[Frame]:
+    """The frames shown at the given times (as `sample_frames` gave them).
+
+    Args:
+        path: The file.
+        pts: Seconds, in any order.
+        decoder: The child to decode in; None for one of its own.
+        seeker: The library that does it.
+
+    Raises:
+        DecodeError: One of them could not be read.
+    """
+    frames = list(run_decoder(decoder, _SEEKERS[seeker], path, sorted(set(pts))))
+    by_time = {round(frame.pts, 6): frame for frame in frames}
+    missing = [time for time in pts if round(time, 6) not in by_time]
+    if missing:
+        raise DecodeError("decode", f"no frame at {missing[0]:.3f} s")
+    return [by_time[round(time, 6)] for time in pts]
+
+
+def _send_at(sender: Connection, path: str, times: list[float]) -> None:
+    with _Seeker(path) as seeker:
+        for number, wanted in enumerate(times):
+            sender.send(("frame", Frame(number, wanted, upright(seeker.frame_at(wanted)))))
+
+
+class _Seeker:
+    """Frames of a video at ascending times: decodes on where a time is no farther than keyframes were found to lie apart, else from the keyframe before it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._frame: Any = None
+        self._open()
+        self._start = float((self._stream.start_time or 0) * self._stream.time_base)
+        self._rate = float(self._stream.average_rate or 25)
+        self._timed = self._stream.start_time is not None
+        self._apart = 0.0 if self._timed else np.inf  # a stream without times cannot be sought in: frames are counted
+
+    def __enter__(self) -> _Seeker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._container.close()
+
+    def _open(self) -> None:
+        import av
+
+        self._container: Any = av.open(self._path)
+        self._stream: Any = self._container.streams.video[0]
+        self._stream.thread_type = "NONE"
+        self._frames = enumerate(self._container.decode(self._stream))
+        self._pts = -np.inf
+
+    def frame_at(self, wanted: float) -> Any:
+        """The frame that `sample_frames` gave that time.
+
+        Raises:
+            DecodeError: There is none.
+        """
+        if wanted - self._pts > self._apart:
+            self._seek(wanted)
+            self._apart = max(self._apart, wanted - self._pts)
+        for earlier in (0.0, 1.0, 10.0, np.inf):  # some containers lead to a keyframe after the time, or its first frames cannot be decoded
+            if earlier >= wanted:
+                self.__exit__()
+                self._open()
+            elif earlier:
+                self._seek(wanted - earlier)
+            while self._pts < wanted - _SAME:
+                self._next()
+            if self._pts <= wanted + _SAME:
+                return self._frame
+        raise DecodeError("decode", f"no frame at {wanted:.3f} s, the next is at {self._pts:.3f} s")
+
+    def _seek(self, seconds: float) -> None:
+        self._container.seek(int((seconds + self._start) / self._stream.time_base), stream=self._stream)
+        self._frames = enumerate(self._container.decode(self._stream))
+        self._next()
+
+    def _next(self) -> None:
+        for number, frame in self._frames:
+            if frame.pts is not None or not self._timed:
+                self._frame = frame
+                self._pts = number / self._rate if frame.pts is None else float(frame.pts * self._stream.time_base) - self._start
+                return
+        self._pts = np.inf
+
+
+def _send_at_by_decord(sender: Connection, path: str, times: list[float]) -> None:
+    import decord
+
+    reader = decord.VideoReader(path, num_threads=1)
+    stamps = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
+    stamps -= stamps[0]
+    for number, wanted in enumerate(times):
+        index = int(np.argmin(np.abs(stamps - wanted)))
+        if abs(stamps[index] - wanted) > 0.01:
+            raise DecodeError("decode", f"no frame at {wanted:.3f} s, the nearest is at {stamps[index]:.3f} s")
+        sender.send(("frame", Frame(number, wanted, reader[index].asnumpy())))
+
+
+_SEEKERS: dict[Seeker, Callable[[Connection, str, list[float]], None]] = {"pyav": _send_at, "decord": _send_at_by_decord}
