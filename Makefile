@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed-$(shell cat constraints.txt pyproject.toml | sha256su
 export DS_BUILD_OPS := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint fit bench bench-data bench-training chaos soak clean
+.PHONY: demo test lint fit bench bench-data bench-training prove-dit chaos soak clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -36,6 +36,12 @@ bench-data: $(STAMP)
 # Training, and what feeds it; writes docs/benchmarks_training.md (about ten minutes).
 bench-training: $(STAMP)
 	@$(BIN)/python -m tests.benchmarks.training_speed
+
+# Does the DiT follow landmarks? Writes docs/proof_dit.md (about 75 minutes of one core; interrupted, the same command goes on).
+MINUTES ?= 65
+SEEDS ?= 3
+prove-dit: $(STAMP)
+	@$(BIN)/python -m tests.proofs.prove_dit --minutes $(MINUTES) --seeds $(SEEDS)
 
 # 50 kills of each victim on real Ray, the bytes compared (about three hours).
 chaos: $(STAMP)
