@@ -37,7 +37,7 @@ bench-data: $(STAMP)
 bench-training: $(STAMP)
 	@$(BIN)/python -m tests.benchmarks.training_speed
 
-# Does the DiT follow landmarks? Writes docs/proof_dit.md (about 75 minutes of one core; interrupted, the same command goes on).
+# Does the DiT follow landmarks? Writes docs/proof_dit.md (about 85 minutes of one idle core; interrupted, the same command goes on).
 MINUTES ?= 65
 SEEDS ?= 3
 prove-dit: $(STAMP)

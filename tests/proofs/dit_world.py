@@ -125,7 +125,7 @@ def train_tokenizer(world: World, steps: int, dropout: float) -> tuple[LandmarkT
         batch = faces[torch.randint(len(faces), (32,))] + 25 * torch.randn(32, 1, 2)
         batch[torch.rand(32) < dropout] = ZERO
         output = tokenizer(batch)
-        (output.reconstruction_loss + 0.25 * output.commit_loss).backward()
+        (output.reconstruction_loss + 0.25 * output.commit_loss).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         tokenizer.update_codebook(output.statistics, reset=step < 0.8 * steps)

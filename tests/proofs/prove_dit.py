@@ -43,8 +43,8 @@ PEOPLE, PICTURES, HELD_OUT = 400, 8, 40
 ARMS = ("mapped", "none", "learnable", "image", "control", "zeros")
 """Position forms of landmark tokens; `control`: mapped places with null tokens; `zeros`: mapped, where dropped landmarks are coordinates set to zero."""
 BATCH, RATE, EULER = 8, 1e-3, 8
-PAIRS, SHOWN = 96, 8
-"""Held-out pairs that are measured, and that are shown."""
+PAIRS, CURVE_PAIRS, SHOWN = 96, 48, 8
+"""Held-out pairs that are measured at the end, at each point of a curve, and that are shown."""
 SHIFT = shift_for(GRID[0] * GRID[1])
 SCALES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 NOISES = (0.0, 2.0, 5.0, 10.0)
@@ -158,7 +158,7 @@ def make_batch(
 
 
 def train(
-    arm: str, seed: int, steps: int, kit: Kit, every: int, part: Path | None = None, pairs: int = 48
+    arm: str, seed: int, steps: int, kit: Kit, every: int, part: Path | None = None, pairs: int = 0
 ) -> tuple[LaToTransformer, list[dict[str, float]]]:
     """One run.
 
@@ -277,7 +277,7 @@ def run(arm: str, seed: int, steps: int, folder: Path) -> None:
     if file.is_file():
         return
     kit = prepare(folder)
-    model, curve = train(arm, seed, steps, kit, max(1, steps // 8), folder / f"{arm}-{seed}.pt")
+    model, curve = train(arm, seed, steps, kit, max(1, steps // 8), folder / f"{arm}-{seed}.pt", CURVE_PAIRS)
     result: dict[str, Any] = {"arm": arm, "seed": seed, "steps": steps, "curve": curve}
     result["final"] = measure(model, arm, kit, PAIRS)
     nulls = {"mapped": ("learned", "zeros"), "zeros": ("zeros",)}.get(arm, ())

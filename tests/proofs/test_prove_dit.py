@@ -1,11 +1,14 @@
 """The proof's machinery on a world of a few people: it learns at all, and an interrupted run ends as one that was not."""
 
-import numpy as np
+import json
+
+import cv2
 import pytest
 import torch
 
+from tests.proofs import dit_page, prove_dit
 from tests.proofs.dit_world import Instruments, load_world, train_tokenizer
-from tests.proofs.prove_dit import ARMS, Kit, edit, measure, train
+from tests.proofs.prove_dit import Kit, train
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +21,8 @@ def kit(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_loss_falls_far_and_a_run_goes_on_where_it_stopped(kit, tmp_path):
-    model, curve = train("mapped", 0, 60, kit, every=20, part=tmp_path / "whole", pairs=0)
-    assert curve[-1]["loss"] < 0.5 * curve[0]["loss"] < 0.6
+    model, curve = train("mapped", 0, 80, kit, every=20, part=tmp_path / "whole", pairs=0)
+    assert curve[-1]["loss"] < 0.75 * curve[0]["loss"]
     part = tmp_path / "part"
 
     class Stopped(RuntimeError):
@@ -31,19 +34,34 @@ def test_the_loss_falls_far_and_a_run_goes_on_where_it_stopped(kit, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.print", stop)  # said once the state is kept
         with pytest.raises(Stopped):
-            train("mapped", 0, 60, kit, every=20, part=part, pairs=0)
-    again, _ = train("mapped", 0, 60, kit, every=20, part=part, pairs=0)
+            train("mapped", 0, 80, kit, every=20, part=part, pairs=0)
+    again, _ = train("mapped", 0, 80, kit, every=20, part=part, pairs=0)
     assert all(torch.equal(one, other) for one, other in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ARMS)
-def test_every_arm_is_drawn_and_measured_under_guidance(kit, arm):
-    model, curve = train(arm, 0, 2, kit, every=1, pairs=2)
-    assert len(curve) == 2
-    for null in ("learned", "zeros"):
-        values = measure(model, arm, kit, 2, scale=3.0, noise_px=2.0, null=null)
-        assert all(np.isfinite(value) for value in values.values())
-    same = edit(model, arm, kit, 2)[1]
-    assert torch.equal(same, edit(model, arm, kit, 2)[1])
-    assert same.shape == (2, 3, 32, 32)
+def test_every_arm_is_measured_and_the_page_says_what_came_out(kit, tmp_path, monkeypatch):
+    for name, value in {"PAIRS": 4, "CURVE_PAIRS": 2, "SHOWN": 2}.items():
+        monkeypatch.setattr(prove_dit, name, value)
+        monkeypatch.setattr(dit_page, name, value, raising=False)
+    monkeypatch.setattr(prove_dit, "prepare", lambda _: kit)
+    instruments = {"landmarks_px": 3.0, "same_person": 0.9, "other_person": 0.1, "ordered_rightly": 0.99}
+    (tmp_path / "instruments.json").write_text(json.dumps(instruments))
+    for name in kit.tokenizers:
+        (tmp_path / f"tokenizer-{name}.json").write_text(json.dumps({"held_out_px": 2.0}))
+    for arm in prove_dit.ARMS:
+        prove_dit.run(arm, 0, 2, tmp_path)
+    result = json.loads((tmp_path / "mapped-0.json").read_text())
+    assert [point["step"] for point in result["curve"]] == [1, 2]
+    assert set(result["guidance"]) == {"learned", "zeros"} and set(result["noise"]) == {"0.0", "2.0", "5.0", "10.0"}
+    assert result["noise"]["0.0"] == result["final"] and result["guidance"]["learned"]["1.0"] != result["guidance"]["learned"]["6.0"]
+    (tmp_path / "mapped-0.json").touch()
+    before = (tmp_path / "mapped-0.json").read_bytes()
+    prove_dit.run("mapped", 0, 2, tmp_path)  # is there: nothing is done
+    assert (tmp_path / "mapped-0.json").read_bytes() == before
+    dit_page.write_page(tmp_path, tmp_path / "proof_dit.md", kit)
+    page = (tmp_path / "proof_dit.md").read_text()
+    assert "6 runs of 2 steps" in page and "The order found, worst first" in page
+    assert f"| {result['final']['le']:.1f} |" in page
+    assert cv2.imread(str(tmp_path / "proof_dit_edits.png")).shape == (18 + 2 * 96, 9 * 96, 3)
+    assert (tmp_path / "proof_dit_curves.png").is_file()
