@@ -31,7 +31,7 @@ class Recipe:
 
     people: int = 800
     held_out: int = 40
-    steps: int = 2000
+    steps: int = 4000
     batch: int = 8
     lr: float = 3e-3
     hidden_size: int = 96

@@ -32,23 +32,28 @@ class Recipe:
     widths: tuple[int, int] = (64, 128)
     code_dim: int = 64
     num_codes: int = 1024
-    steps: int = 4000
+    steps: int = 12000
     batch: int = 16
     lr: float = 1e-3
+    until: int | None = None
+    """Ends earlier, on the same schedule."""
     rule: Literal["ours", "release"] = "ours"
+    start: Literal["spread", "first batch"] = "spread"
+    """Whose encoder outputs the codes start on: evenly spaced faces, or as in the release those of the first batch."""
     eval_every: int = 250
     save_every: int = 250
 
 
 RUNS = {
     "ours": Recipe(),
-    "release": Recipe(rule="release"),
-    "full": Recipe((128, 512), 3072, 8192, steps=300, batch=8, lr=1e-4, eval_every=25, save_every=25),
+    "release": Recipe(rule="release", until=1000),
+    "release, own start": Recipe(rule="release", start="first batch", until=1000),
+    "full": Recipe((128, 512), 3072, 8192, steps=200, batch=8, lr=1e-4, eval_every=25, save_every=25),
 }
 
 
 class ReleaseQuantizer(Quantizer):
-    """The release's rules: codes start on the first batch's first rows; a code whose average count ever reached 1 is never reset; every 41st update the
+    """The release's rules: codes start on the first rows that they are given; a code whose average count ever reached 1 is never reset; every 41st update the
     others' rows are overwritten, but not their sums and counts, from which the next update computes the row anew."""
 
     ever: Tensor
@@ -94,7 +99,8 @@ def train(recipe: Recipe, data: dict[str, np.ndarray], folder: Path) -> list[dic
     tokenizer = LandmarkTokenizer(recipe.widths, recipe.code_dim, recipe.num_codes)
     if recipe.rule == "release":
         tokenizer.vq = ReleaseQuantizer(recipe.num_codes, recipe.code_dim)
-    tokenizer.initialise_codebook(torch.from_numpy(data["train_synthetic"][:: max(1, len(data["train_synthetic"]) // recipe.batch)]))
+    spread = torch.from_numpy(data["train_synthetic"][:: max(1, len(data["train_synthetic"]) // recipe.batch)])
+    tokenizer.initialise_codebook(spread if recipe.start == "spread" else _batch(data, recipe.batch, 0))
     optimizer = torch.optim.AdamW(tokenizer.parameters(), recipe.lr, betas=(0.9, 0.99), weight_decay=0.01)
     held_out = {name: torch.from_numpy(data[f"held_out_{name}"]) for name in ("synthetic", "clips")}
     curve: list[dict[str, float]] = []
@@ -106,26 +112,27 @@ def train(recipe: Recipe, data: dict[str, np.ndarray], folder: Path) -> list[dic
         step, seconds, revived, curve = state["step"], state["seconds"], state["revived"], state["curve"]
     else:
         curve = [{"step": 0, "cpu_seconds": 0.0, "revived": 0, **measure(tokenizer, held_out, 256)}]
-    while step < recipe.steps:
+    last = min(recipe.steps, recipe.until or recipe.steps)
+    while step < last:
         started = time.process_time()
         done = step / recipe.steps
         rate = min(1.0, (step + 1) / 100) * (1.0 if done < 0.5 else 1 - 0.95 * (done - 0.5) / 0.5)
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * rate
         output = tokenizer(_batch(data, recipe.batch, step))
-        (output.reconstruction_loss + BETA * output.commit_loss).backward()
+        (output.reconstruction_loss + BETA * output.commit_loss).mean().backward()
         torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         revived += tokenizer.update_codebook(output.statistics, reset=done < 0.8)
         step += 1
         seconds += time.process_time() - started
-        if step % recipe.eval_every == 0 or step == recipe.steps:
+        if step % recipe.eval_every == 0 or step == last:
             everything = step == recipe.steps
             found = measure(tokenizer, held_out, 10**6 if everything and recipe.num_codes < 8192 else 256)
             curve.append({"step": step, "cpu_seconds": seconds, "revived": revived, **found})
             print(folder.name, {name: round(value, 3) for name, value in curve[-1].items()}, flush=True)
-        if step % recipe.save_every == 0 or step == recipe.steps:
+        if step % recipe.save_every == 0 or step == last:
             state = {"model": tokenizer.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds}
             torch.save({**state, "revived": revived, "curve": curve}, folder / "state.tmp")
             (folder / "state.tmp").replace(folder / "state.pt")
@@ -176,9 +183,12 @@ def main() -> None:
     torch.set_num_threads(1)
     data = read_landmarks(WORK, 2000)
     for name in sys.argv[1:] or RUNS:
-        train(RUNS[name], data, WORK / name)
+        train(RUNS[name], data, WORK / name.replace(", ", "_").replace(" ", "_"))
     if not sys.argv[1:]:
-        write_page({name: train(RUNS[name], data, WORK / name) for name in RUNS}, {name: len(part) for name, part in data.items()})
+        write_page(
+            {name: train(RUNS[name], data, WORK / name.replace(", ", "_").replace(" ", "_")) for name in RUNS},
+            {name: len(part) for name, part in data.items()},
+        )
 
 
 if __name__ == "__main__":

@@ -49,13 +49,14 @@ Pixels are the mean absolute error of a coordinate on the 512 canvas; codes used
 
 ## The release's reset rule beside ours
 
-`release` differs from `ours` in the quantizer alone: its codes start on the first batch's first rows, every 41st update overwrites the rows of codes whose
-average count never reached 1, and their sums and counts stay, so that the next update computes the old row again. A code that starts on an encoder output
-is assigned to it at once, its count reaches 1 at the first update, and the rule never touches it again: {_resets(curves["release"])}. Ours looks at the
-last 50 steps, moves row, sum and count together, and stops after 80 % of the steps: {curves["ours"][-1]["revived"]:,.0f} resets in all.
+`release` starts as `ours` and differs in the update alone: every 41st, the rows of codes whose average count never reached 1 are overwritten, but their sums and
+counts stay, so that the next update computes the old row again ({_resets(curves["release"])}; `pytest tests/proofs` shows one coming undone). Ours looks at
+the last 50 steps, moves row, sum and count together, and stops after 80 % of the steps: {curves["ours"][-1]["revived"]:,.0f} resets in all.
 
-At the end `ours` uses {ours["used"]:.1%} of the codes and errs by {ours["synthetic_px"]:.2f} px, `release` {curves["release"][-1]["used"]:.1%} and \
-{curves["release"][-1]["synthetic_px"]:.2f} px (held-out synthetic people; one seed each).
+`release, own start` also starts its codes as the release does, on the first batch's first rows. Each is then assigned to itself at once, its count reaches 1 at
+the first update, and the rule never touches it again: {_resets(curves["release, own start"])}.
+
+{_compared(curves)} (on the same 512 held-out faces at most; one seed each).
 """
     (DOCS / "proof_tokenizer.md").write_text(text)
 
@@ -72,14 +73,23 @@ def _start_of(curve: list[dict[str, float]], batch: int) -> str:
     )
 
 
+def _compared(curves: dict[str, list[dict[str, float]]]) -> str:
+    at = int(curves["release"][-1]["step"])
+    said = []
+    for name in ("ours", "release", "release, own start"):
+        point = next(point for point in curves[name] if point["step"] == at)
+        said.append(f"`{name}` uses {point['used']:.1%} of the codes and errs by {point['synthetic_px']:.2f} px")
+    return f"After {at:,} steps of the same schedule " + ", ".join(said)
+
+
 def _resets(curve: list[dict[str, float]]) -> str:
     count = curve[-1]["revived"]
-    return f"in this run it reset {count:,.0f} codes" if count else "in this run it reset none"
+    return f"{count:,.0f} rows were overwritten in this run" if count else "in this run none was overwritten"
 
 
 def _draw(curves: dict[str, list[dict[str, float]]]) -> None:
     figure, (error, used, full) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    for name, colour in (("ours", "tab:blue"), ("release", "tab:orange")):
+    for name, colour in (("ours", "tab:blue"), ("release", "tab:orange"), ("release, own start", "tab:green")):
         steps = [point["step"] for point in curves[name]]
         error.plot(steps, [point["synthetic_px"] for point in curves[name]], color=colour, label=f"{name}, synthetic")
         error.plot(steps, [point["clips_px"] for point in curves[name]], color=colour, linestyle="--", label=f"{name}, clips")
