@@ -31,7 +31,7 @@ def read_frames_at(path: str, pts: list[float], decoder: Decoder | None = None, 
     Raises:
         DecodeError: One of them could not be read.
     """
-    frames = list(run_decoder(decoder, _SEEKERS[seeker], path, sorted(set(pts))))
+    frames = list(run_decoder(decoder, SEEKERS[seeker], path, sorted(set(pts))))
     by_time = {round(frame.pts, 6): frame for frame in frames}
     missing = [time for time in pts if round(time, 6) not in by_time]
     if missing:
@@ -120,4 +120,5 @@ def _send_at_by_decord(sender: Connection, path: str, times: list[float]) -> Non
         sender.send(("frame", Frame(number, wanted, reader[index].asnumpy())))
 
 
-_SEEKERS: dict[Seeker, Callable[[Connection, str, list[float]], None]] = {"pyav": _send_at, "decord": _send_at_by_decord}
+SEEKERS: dict[Seeker, Callable[[Connection, str, list[float]], None]] = {"pyav": _send_at, "decord": _send_at_by_decord}
+"""What runs in the decoder's child."""
