@@ -156,10 +156,14 @@ class Heartbeat:
         others = [about for about in heard if about["rank"] != self._rank]
         if not others:
             return "no other rank has been heard of"
-        here = socket.gethostname()
-        dead = [about for about in others if about["host"] == here and not _is_running(about["pid"])]
-        if dead:
-            return "; ".join(f"rank {about['rank']} (process {about['pid']}) has ended; it was at step {about['step']}" for about in dead)
+        here = [about for about in others if about["host"] == socket.gethostname()]
+        for _ in range(20):  # a connection is closed a moment before its process has ended
+            dead = [about for about in here if not _is_running(about["pid"])]
+            if dead:
+                return "; ".join(
+                    f"rank {about['rank']} (process {about['pid']}) has ended; it was at step {about['step']}" for about in dead
+                )
+            time.sleep(0.1)
         oldest = min(about["time"] for about in others)
         silent = [about for about in others if about["time"] < oldest + 5]
         return "; ".join(

@@ -85,6 +85,7 @@ def train(
     for left in ("failures", "ranks"):
         shutil.rmtree(folder / left, ignore_errors=True)
     state = json.loads((folder / "state.json").read_text()) if (folder / "state.json").is_file() else {}
+    commit(str(folder / "job.json"), job.model_dump_json().encode())
     run = open_run(tracking_uri, experiment, job.stage, backlog, parent_run_id, state.get("run_id"))
     commit(str(folder / "state.json"), json.dumps({"run_id": run.run_id}).encode())
     run.describe(made, describe_environment())
@@ -171,7 +172,6 @@ def _fit_plain(job: Job, folder: Path) -> None:
     """As many processes as ranks, the variables of a process group set, as torchrun does on one machine."""
     resources.check_here(job.engine.workers)
     job_file = folder / "job.json"
-    commit(str(job_file), job.model_dump_json().encode())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -79,7 +79,8 @@ class StepCost:
 
 def build(stage: StageName, config: Any) -> StageModel:
     """A stage's model on the meta device, in the precision of its training, with the parameters that it trains marked."""
-    made = {"tokenizer": _tokenizer, "predictor": _predictor, "dit": _dit}[stage](config)
+    builders: dict[str, Callable[[Any], StageModel]] = {"tokenizer": _tokenizer, "predictor": _predictor, "dit": _dit}
+    made = builders[stage](config)
     if config.engine.precision == "bf16":
         for tensor in (*made.module.parameters(), *made.module.buffers()):
             if tensor.is_floating_point():

@@ -218,8 +218,8 @@ class Plan:
 
     def nearest(self) -> Plan | None:
         """The plan that fits and costs the least time; one with a LoRA only where none in full does. None where none fits."""
-        for plan in (self, self._with_lora()):
-            for engine in plan._ways() if plan else ():
+        for plan in filter(None, (self, self._with_lora())):
+            for engine in plan._ways():
                 if plan.memory_without_activations(engine) <= plan.usable and plan.memory(engine).peak <= plan.usable:
                     return plan._at(engine)
         return None

@@ -24,7 +24,7 @@ TRANSFORMER = "models/transformer"
 CODEC = "models/vae"
 """Where they look for the image codec."""
 
-_TOKENIZER: dict[str, TokenizerConfig] = {
+TOKENIZER: dict[str, TokenizerConfig] = {
     "tiny": TokenizerConfig(
         widths=(32, 64),
         code_dim=32,
@@ -60,7 +60,7 @@ _TOKENIZER: dict[str, TokenizerConfig] = {
     ),
 }
 
-_PREDICTOR: dict[str, PredictorConfig] = {
+PREDICTOR: dict[str, PredictorConfig] = {
     "tiny": PredictorConfig(
         syntax="compact",
         image_size=56,
@@ -83,7 +83,7 @@ _PREDICTOR: dict[str, PredictorConfig] = {
     ),
 }  # fmt: skip
 
-_DIT: dict[str, DitConfig] = {
+DIT: dict[str, DitConfig] = {
     "tiny": DitConfig(
         sizes=[(32, 32)], engine=EngineConfig(steps=640, global_batch=16, lr=2e-3, eval_every=160, checkpoint_every=160)
     ),
@@ -103,7 +103,7 @@ _DIT: dict[str, DitConfig] = {
     ),
 }  # fmt: skip
 
-_ALL: dict[str, dict[str, Any]] = {"tokenizer": _TOKENIZER, "predictor": _PREDICTOR, "dit": _DIT}
+_ALL: dict[str, dict[str, Any]] = {"tokenizer": TOKENIZER, "predictor": PREDICTOR, "dit": DIT}
 
 
 def preset(stage: StageName, name: PresetName) -> TokenizerConfig | PredictorConfig | DitConfig:

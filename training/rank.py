@@ -11,10 +11,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from infra.errors import UserError
 from infra.storage import commit
 from training import checkpoint, engine
 from training.export import export
@@ -52,6 +54,28 @@ def export_all(job: Job, folder: Path) -> None:
     export(job.make(), newest, folder / "export")
     if best is not None and best != newest:
         export(job.make(), best, folder / "export-best")
+
+
+def export_one(run: Path, which: str) -> dict[str, Any]:
+    """Exports one checkpoint of a run into its folder.
+
+    Args:
+        run: The run's folder.
+        which: `newest`, `best`, or a step's number.
+
+    Raises:
+        UserError: There is no such run or checkpoint.
+    """
+    if not (run / "job.json").is_file():
+        raise UserError(f"{run}: no training was started here (no job.json)")
+    job = Job.model_validate_json((run / "job.json").read_bytes())
+    named = {"newest": checkpoint.newest, "best": checkpoint.best}
+    there = {str(marker["step"]): path for path, marker in checkpoint.markers(job.checkpoint_folder).items()}
+    chosen = named[which](job.checkpoint_folder) if which in named else there.get(which)
+    if chosen is None:
+        raise UserError(f"{run}: no checkpoint {which}; there are those of steps {', '.join(there) or 'none'}")
+    step = int(chosen.rsplit("-", 1)[-1])
+    return export(job.make(), chosen, run / f"export-{step}") | {"folder": str(run / f"export-{step}")}
 
 
 def main() -> int:

@@ -54,11 +54,11 @@ class QuickstartConfig(Config):
         pairing=PairingConfig(same_person=True, max_upscale=6.0, per_identity=3),
     )
     """The dataset build."""
-    tokenizer: TokenizerConfig = presets.preset("tokenizer", "tiny")
+    tokenizer: TokenizerConfig = presets.TOKENIZER["tiny"]
     """Stage 1."""
-    predictor: PredictorConfig = presets.preset("predictor", "tiny")
+    predictor: PredictorConfig = presets.PREDICTOR["tiny"]
     """Stage 2."""
-    dit: DitConfig = presets.preset("dit", "tiny")
+    dit: DitConfig = presets.DIT["tiny"]
     """Stage 3."""
     evaluation: EvalSettings = EvalSettings()
     """Edits and scores."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,11 +89,21 @@ def register(app: typer.Typer) -> None:
         datasets = _open(mistakes, data)
         for what, folder in (("--encoder", encoder), ("--vae", vae)):
             if folder:
-                mistakes.catch(lambda what=what, folder=folder: _is_model(what, folder))
+                mistakes.catch(partial(_is_model, what, folder))
         mistakes.stop()
         for dataset in datasets:
             encode_samples(dataset, encoder, out, settings, vae)
         stop_ray()
+
+    @group.command()
+    def export(
+        run: str = typer.Argument(help="Folder of a run, as work/train/runs/dit."),
+        checkpoint: str = typer.Option("newest", help="newest, best, or a step's number."),
+    ) -> None:
+        """Exports a checkpoint's model into `export-<step>` of the run's folder, also while the run goes on; its driver registers it."""
+        from training.rank import export_one
+
+        print_card(export_one(Path(run), checkpoint))
 
     @group.command()
     def plan(
@@ -119,6 +130,14 @@ def register(app: typer.Typer) -> None:
             mistakes.add(f"--mfu {mfu}: expected a share above 0 and up to 1")
         mistakes.stop()
         print_plan(stage, settings, gpu, mfu, samples)
+
+
+def print_card(card: dict[str, Any]) -> None:
+    """Says what was exported."""
+    from infra.console import say
+
+    held_out = "" if card["held_out"] is None else f", held-out {card['held_out']:.4f}"
+    say(f"  {card['stage']}: step {card['step']}{held_out} -> {card['folder']}")
 
 
 class _Mistakes:
@@ -170,7 +189,7 @@ def _train(
     datasets = _open(mistakes, [source.uri for source in sources])
     for dataset in datasets:
         for split in ("train", "val"):
-            mistakes.catch(lambda dataset=dataset, split=split: dataset.split(split))
+            mistakes.catch(partial(dataset.split, split))
     if settings is not None:
         for line in _unfit(settings):
             mistakes.add(line)
@@ -248,7 +267,7 @@ def _open(mistakes: _Mistakes, uris: list[str]) -> list[Any]:
     from infra.storage import folder_uri
     from training.data import Dataset
 
-    opened = [mistakes.catch(lambda uri=uri: Dataset.open(folder_uri(uri))) for uri in uris]  # type: ignore[misc]
+    opened = [mistakes.catch(partial(Dataset.open, folder_uri(uri))) for uri in uris]
     return [dataset for dataset in opened if dataset is not None]
 
 
@@ -261,7 +280,7 @@ def _digests(mistakes: _Mistakes, paths: dict[str, str], datasets: list[Any]) ->
         mistakes.catch(lambda: _is_model("--tokenizer", paths["tokenizer"]))
     if "encoded" in paths:
         for dataset in datasets:
-            mistakes.catch(lambda dataset=dataset: EncodedCache.open(paths["encoded"], dataset.digest))  # type: ignore[misc]
+            mistakes.catch(partial(EncodedCache.open, paths["encoded"], dataset.digest))
     return {name: digest_of(folder) for name, folder in paths.items()}
 
 

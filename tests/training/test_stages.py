@@ -23,7 +23,7 @@ from training import checkpoint
 from training.config import DataSource, EngineConfig
 from training.data import Dataset
 from training.encode import EncodeConfig, encode
-from training.rank import work
+from training.rank import export_one, work
 from training.stage_factory import Job, digest_of
 
 pytestmark = pytest.mark.slow
@@ -184,13 +184,17 @@ def test_a_launched_training_is_exported_registered_and_recognised(stage, launch
     again = train(given, inputs, uri, "tests", launcher=launcher)
     assert again.run_id == result.run_id
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    assert export_one(tmp_path / "run", "4")["step"] == 4
+    assert LOADS[stage].from_pretrained(tmp_path / "run" / "export-4") is not None
+    with pytest.raises(UserError, match="no checkpoint 5; there are those of steps 2, 4, 6"):
+        export_one(tmp_path / "run", "5")
 
 
 def test_more_ranks_than_the_cluster_has_are_refused_before_the_start(home, small, tmp_path, ray_session):
     from training.launch import train
 
     given = job("tokenizer", tmp_path / "run", home, small, workers=64, global_batch=64)
-    with pytest.raises(UserError, match=r"64 ranks need 64 CPUs, the Ray cluster has 2"):
+    with pytest.raises(UserError, match=r"engine.workers=64: .* 2 of them find a place \(missing: 62 CPU\)"):
         train(given, inputs_of(given), default_uri(str(tmp_path)), "tests")
 
 
