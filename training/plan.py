@@ -67,7 +67,7 @@ class Memory:
     host: float
     """In the machine's memory while training: what is offloaded."""
     host_at_start: float
-    """In the machine's memory while the model is built."""
+    """In the machine's memory while a pretrained model is filled: its weights, or at ZeRO-3 this rank's partitions, and one tensor as it is read."""
 
     @property
     def resting(self) -> float:
@@ -113,7 +113,7 @@ def memory_of(sizes: Sizes, engine: EngineConfig, ranks: int, activations: float
             gradients = waiting = 0.0
     if engine.offload == "all":
         host, weights = host + weights, 0.0
-    start = width * total / ranks + 4 * sizes.largest if zero == 3 else 4.0 * total
+    start = width * total * (share if zero == 3 else 1.0) + 4 * sizes.largest  # filled tensor by tensor from mapped files
     return Memory(weights, optimizer, average, sizes.buffers, gradients, waiting, activations, gathered, step, host, start)
 
 

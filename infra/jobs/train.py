@@ -18,7 +18,7 @@ _DATA = typer.Option(
 _PRESET = typer.Option("base", help="tiny (CPU, minutes), base (one GPU) or full (the paper's sizes): what --config and key=value change.")
 _WORK = typer.Option("work/train", help="Where runs go.")
 _CONFIG = typer.Option(None, help="A YAML file.")
-_LAUNCHER = typer.Option("ray", help="ray: Ray Train. plain: processes of this machine, or those that torchrun started.")
+_LAUNCHER = typer.Option("ray", help="ray: Ray Train. plain: processes of this machine, without Ray.")
 _FORK = typer.Option(None, help="Start a new run of this name from the newest checkpoint's weights of the run that stands.")
 _OVERRIDES = typer.Argument(None, help="key=value, for example engine.steps=500 engine.zero_stage=3")
 

@@ -7,7 +7,7 @@ import pytest
 from infra.errors import UserError
 from infra.jobs import train as job
 from tests.training.versions import publish
-from training import presets, resources, resume_rules
+from training import presets, resume_rules
 from training.config import MAY_CHANGE, EngineConfig
 from training.launch import made_of
 from training.stage_factory import Job
@@ -128,40 +128,6 @@ def test_a_fork_starts_from_the_newest_checkpoint_and_is_taken_up_again(tmp_path
         resume_rules.fork(run, "warm", made(run, lr=0.7))
     with pytest.raises(UserError, match="expected a name of letters"):
         resume_rules.fork(run, "../x", made(run))
-
-
-def test_places_for_ranks(monkeypatch):
-    each = {"CPU": 1.0, "GPU": 1.0}
-    assert resources._places([{"CPU": 96, "GPU": 8}, {"CPU": 2}], each) == 8
-    with pytest.raises(UserError, match=r"engine.workers=\d+: the ranks need 1 .PU each, and \d+ of them find a place \(missing: .* .PU\)"):
-        resources.check_here(100_000)
-
-
-@pytest.mark.slow
-def test_too_many_ranks_for_ray_are_refused_and_busy_places_are_waited_for(version, tmp_path):
-    import ray
-
-    from infra.runtime import RuntimeConfig, start_ray, stop_ray
-
-    start_ray(RuntimeConfig(num_cpus=2, object_store_mb=100))
-    try:
-        with pytest.raises(UserError, match=r"engine.workers=7: the ranks need 1 CPU each, and 2 of them find a place \(missing: 5 CPU\)"):
-            resources.check_ray(7, {"CPU": 1.0})
-        resources.check_ray(2, {"CPU": 1.0})
-
-        @ray.remote(num_cpus=1)
-        class Holder:
-            def ready(self):
-                return True
-
-        holder = Holder.remote()
-        ray.get(holder.ready.remote())
-        with pytest.raises(UserError, match=r"1 of the 2 places .* other jobs hold the rest"):
-            resources.check_ray(2, {"CPU": 1.0}, patience=0.0)
-        with pytest.raises(UserError, match=r"train with engine\.workers=2"):
-            train(version, tmp_path, "engine.workers=8", launcher="ray")
-    finally:
-        stop_ray()
 
 
 @pytest.mark.parametrize(
