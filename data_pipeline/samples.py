@@ -51,12 +51,12 @@ def read_ends(rows: list[dict[str, Any]], work: str) -> dict[str, Ends]:
 
 
 def crops_to_render(rows: list[dict[str, Any]], work: str, seeker: Seeker) -> list[Crop]:
-    """The crops of accepted pairs, each once."""
+    """The crops of accepted pairs, each once a source: of two with equal content, one may be gone by now."""
     ends = read_ends(rows, work)
     crops = {}
     for row in rows:
         for name, end, crop in zip(crop_names(row, ends[row["key"]], seeker), ends[row["key"]], crops_of(row), strict=True):
-            crops[name] = Crop(end["source_id"], end["source_sha256"], name, end["image_uri"], end["pts"], crop)
+            crops[name, end["source_id"]] = Crop(end["source_id"], end["source_sha256"], name, end["image_uri"], end["pts"], crop)
     return list(crops.values())
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -24,6 +25,8 @@ _PATIENCE = 900.0
 """Seconds that a build of a few sources may take; a machine may be busy with other things."""
 _RUNS = 4
 """A build that was disturbed once must end within this many runs."""
+_NO_RAY, _STARTS = 3, 4
+"""Exit status where Ray itself did not start, which a busy machine does: no run of the build; and how often that may be."""
 
 
 SURVIVED = ("worker", "decoder")
@@ -49,16 +52,20 @@ def run_builds(works: Iterable[Path], models: Path, items: Path, nodes: int, peo
     drawn = CONFIG.synthetic.model_copy(update={"anny": AnnyConfig(people=people, images=5 if people > 4 else 3)})
     config = CONFIG.model_copy(update={"analyze": CONFIG.analyze.model_copy(update={"workers": 2}), "synthetic": drawn})
     sources = [WorkItem(**row) for row in json.loads(items.read_text())]
-    if nodes > 1:
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        second = cluster.add_node(num_cpus=1)
-        pids = {"head": [_raylet(cluster.head_node)], "node": [_raylet(second)]}
-        nodes_started = (cluster.head_node, second)
-        pids["all"] = [info.process.pid for node in nodes_started for infos in node.all_processes.values() for info in infos]
-        start_ray(RuntimeConfig(address=cluster.address))
-    else:
-        start_ray(RuntimeConfig(num_cpus=2))
-        pids = {}
+    pids = {}
+    try:
+        if nodes > 1:
+            cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+            second = cluster.add_node(num_cpus=1)
+            pids = {"head": [_raylet(cluster.head_node)], "node": [_raylet(second)]}
+            nodes_started = (cluster.head_node, second)
+            pids["all"] = [info.process.pid for node in nodes_started for infos in node.all_processes.values() for info in infos]
+            start_ray(RuntimeConfig(address=cluster.address))
+        else:
+            start_ray(RuntimeConfig(num_cpus=2))
+    except Exception:
+        traceback.print_exc()
+        os._exit(_NO_RAY)
     for work in works:
         (work.parent / f"{work.name}.pids").write_text(json.dumps(pids))
         try:
@@ -82,7 +89,8 @@ def disturb(work: Path, models: Path, items: Path, victim: str, seed: int, share
     """
     drawn = random.Random(f"{victim}/{seed}")
     nodes = 2 if victim in ("node", "head") else 1
-    for run in range(1, _RUNS + 1):
+    run, starts = 1, 0
+    while run <= _RUNS:
         if shared is not None:
             assert run == 1, f"{victim}, seed {seed}: was to be survived inside the run"
             assert shared.stdin is not None
@@ -97,6 +105,7 @@ def disturb(work: Path, models: Path, items: Path, victim: str, seed: int, share
             _wait_until(lambda: (work.parent / f"{work.name}.end").exists() or shared.poll() is not None, _PATIENCE)
             if (work.parent / f"{work.name}.end").exists():
                 return run
+            run += 1
             continue
         try:
             status = child.wait(timeout=_PATIENCE)
@@ -104,6 +113,11 @@ def disturb(work: Path, models: Path, items: Path, victim: str, seed: int, share
             end(child, work)
         if status == 0:
             return run
+        if status == _NO_RAY:
+            starts += 1
+            assert starts < _STARTS, f"{victim}, seed {seed}: Ray did not start, {starts} times"
+        else:
+            run += 1
     raise AssertionError(f"{victim}, seed {seed}: not finished after {_RUNS} runs")
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import webdataset
 
 from data_pipeline import tables
 from data_pipeline.build import DataConfig, build_dataset
+from data_pipeline.candidates import read_candidates
 from data_pipeline.groups import GroupsConfig, group_digests
 from data_pipeline.identities import Identities
 from data_pipeline.judge import PairingConfig, Rules, judge
@@ -29,6 +31,7 @@ from infra.config import dump_config
 from infra.errors import UserError
 from lato.edits import parse_instruction
 from lato.pairs import decode_pair
+from tests.data_pipeline import crash_chain
 
 CONFIG = DataConfig(
     synthetic=SyntheticConfig(anny=AnnyConfig(people=12, images=4)),
@@ -156,8 +159,6 @@ def test_judged_on_ray_by_tables_the_verdicts_are_the_same(built, models, monkey
 
 
 def test_verify_finds_a_flipped_byte_and_a_cut_shard(built, tmp_path):
-    import shutil
-
     _, version = built
     assert verify_version(version.uri) == []
     copy = tmp_path / "v"
@@ -209,3 +210,29 @@ def test_killed_and_run_again_the_shards_are_the_same(built, models, clip, tmp_p
 def test_nothing_to_pair_is_said(models, clip, tmp_path, ray_session):
     with pytest.raises(UserError, match="no pair was accepted"):
         build_dataset(DataConfig(), str(tmp_path), models, [item_for(clip("no_face"))])
+
+
+def test_a_source_that_changes_or_goes_before_it_is_cut_loses_its_pairs_and_is_named(models, clip, tmp_path, monkeypatch, capsys):
+    import data_pipeline.build as module
+
+    for name in ("changes", "goes", "stays"):  # of equal content, and so of equal crops
+        shutil.copy(clip("single_face"), tmp_path / f"{name}.mp4")
+    real = module.divide
+
+    def meanwhile(*args):
+        with (tmp_path / "changes.mp4").open("ab") as file:
+            file.write(b"x")
+        (tmp_path / "goes.mp4").unlink()
+        return real(*args)
+
+    monkeypatch.setattr(module, "divide", meanwhile)
+    items = [item_for(str(tmp_path / f"{name}.mp4"), licence="test") for name in ("changes", "goes", "stays")]
+    version = build_dataset(crash_chain.CONFIG, str(tmp_path / "w"), models, items)
+    lost = [row["source_id"] for row in read_candidates(version.uri) if row["verdict"] == "render failed"]
+    assert set(lost) == {"changes", "goes"}
+    packed = pq.read_table(f"{version.uri}/manifest.parquet").to_pylist()
+    assert {row["source_id"] for row in packed if row["kind"] == "video"} == {"stays"}
+    assert verify_version(version.uri) == []
+    said = capsys.readouterr().out
+    assert "render failed: changes: ValueError" in said and "changed after it was looked at" in said
+    assert "render failed: goes: " in said

@@ -293,7 +293,7 @@ def test_failures_are_reopened_by_reason(ray_session, models, tmp_path):
     (tmp_path / "src").mkdir()
     (tmp_path / "src/broken.mp4").write_bytes(b"no video")
     work = tmp_path / "w"
-    config = CONFIG.model_copy(update={"folder": str(tmp_path / "src")})
+    config = CONFIG.model_copy(update={"folder": str(tmp_path / "src"), "synthetic": SyntheticConfig(anny=AnnyConfig(people=3, images=3))})
     build_dataset(config, str(work), models, [])
     with pytest.raises(UserError, match=r"no source failed with 'crash'; reasons in this build: decode"):
         reopen(str(work), "crash")
