@@ -72,8 +72,9 @@ def run_quickstart(config: QuickstartConfig, work: str) -> None:
     from infra.environment import describe_environment
     from infra.jobs.common import perception_models
     from infra.runtime import prepare_ray, stop_ray
+    from infra.storage import sha256_json
     from infra.tracking import default_uri, open_run, ui_command
-    from training.launch import train
+    from training.launch import made_of, train
     from training.stage_factory import Job, digest_of
 
     started = time.monotonic()
@@ -97,9 +98,11 @@ def run_quickstart(config: QuickstartConfig, work: str) -> None:
         data = (DataSource(uri=version.uri),)
 
         def stage(name: str, settings: Any, **paths: str) -> Any:
-            job = Job(stage=name, config=settings, data=data, folder=str(Path(work) / "runs" / name), **paths)
             inputs = {version.uri: version.digest} | {name: digest_of(path) for name, path in paths.items()}
-            return train(job, inputs, uri, "quickstart", parent.run_id)
+            job = Job(stage=name, config=settings, data=data, folder="", **paths)
+            # a demo that is changed trains anew, beside what it trained before
+            folder = Path(work) / "runs" / f"{name}-{sha256_json(made_of(job, inputs))[:8]}"
+            return train(job.model_copy(update={"folder": str(folder)}), inputs, uri, "quickstart", parent.run_id)
 
         tokenizer = stage("tokenizer", config.tokenizer)
         predictor = stage("predictor", config.predictor)
