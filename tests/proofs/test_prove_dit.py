@@ -28,7 +28,7 @@ def test_the_loss_falls_far_and_a_run_goes_on_where_it_stopped(kit, tmp_path):
     class Stopped(RuntimeError):
         pass
 
-    def stop(*_):
+    def stop(*_, **__):
         raise Stopped
 
     with pytest.MonkeyPatch.context() as patch:

@@ -1,5 +1,7 @@
 """What the training tests share."""
 
+import os
+
 import fsspec
 import pytest
 
@@ -32,7 +34,8 @@ def bucket():
         }.items():
             patch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()  # one that is kept knows another server
-        fsspec.filesystem("s3").mkdir("training")
-        yield "s3://training"
+        name = f"training-{os.urandom(4).hex()}"  # what a server held stays in its process
+        fsspec.filesystem("s3").mkdir(name)
+        yield f"s3://{name}"
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
