@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import os
 import statistics
 import tarfile
 import tempfile
@@ -25,7 +26,7 @@ from infra.runtime import quieten
 from lato.pairs import decode_image, decode_pair
 from lato.text_encoder import TextEncoder, TextEncoderSettings
 from lato.tiny_vlm import build_tiny_vlm
-from tests.benchmarks import tracking_speed
+from tests.benchmarks import engine_speed, plan_error, tracking_speed
 from tests.training.versions import publish
 from training.config import DataSource
 from training.data import Dataset, mixture, open_sources
@@ -116,7 +117,22 @@ def tracking() -> list[Row]:
     return tracking_speed.rows()
 
 
-PARTS: dict[str, Callable[[], list[Row]]] = {"Reading": reading, "Waiting": waiting, "Encoding": encoding, "Tracking": tracking}
+def planning() -> list[Row]:
+    """`lato train plan` against real DeepSpeed ranks of a DiT of 42 million parameters: resident memory between steps and at the peak."""
+    return [
+        (
+            f"{made['ranks']} ranks, ZeRO-{made['zero']}, {made['settings']}: between steps, peak",
+            f"plan {made['resting_plan']:.0f}, {made['peak_plan']:.0f} MB; measured {made['resting']:.0f}, {made['peak']:.0f} "
+            f"({made['resting_error']:+.0f} %, {made['peak_error']:+.0f} %)",
+        )
+        for made in plan_error.rows(plan_error.FEW)
+    ]
+
+
+PARTS: dict[str, Callable[[], list[Row]]] = {
+    "Reading": reading, "Waiting": waiting, "Encoding": encoding, "Tracking": tracking, "Engine": engine_speed.engine_rows,
+    "Start": engine_speed.start_rows, "Memory": planning,
+}  # fmt: skip
 
 
 def _reader(uri: str) -> tuple[Dataset, Callable[[int], list[list[Sample]]], Callable[[list[Sample]], Any]]:
@@ -231,10 +247,11 @@ def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     page = io.StringIO()
+    load = os.getloadavg()[0]
     page.write(
         "# Benchmarks of training\n\n`make bench-training` writes this page. Ways that are compared take turns, medians of five, one thread a process "
     )
-    page.write("unless told; ratios of one run. Two cores, no GPU.\n")
+    page.write(f"unless told; ratios of one run. Two cores, no GPU; load of the machine at the start: {load:.0f}.\n")
     for title, work in PARTS.items():
         assert work.__doc__
         page.write(f"\n## {title}\n\n{work.__doc__}\n\n| what | result |\n|---|---|\n")
