@@ -17,7 +17,17 @@ def row(stage: presets.StageName, name: presets.PresetName) -> str:
     engine, plan = config.engine, Plan(stage, config, "h100", config.engine.workers, 0.35)
     size, trained = (f"{count / 1e6:,.1f}" for count in (plan.sizes.total, plan.sizes.trained))
     batch = f"{engine.steps:,} x {engine.global_batch}"
-    return f"| {stage} {name} | {size} | {trained} | {batch} | {engine.workers} | {engine.zero_stage} | {plan.memory().peak / GB:.1f} | {plan.checkpoint_bytes / 1e9:.2f} |"
+    cells = [
+        f"{stage} {name}",
+        size,
+        trained,
+        batch,
+        engine.workers,
+        engine.zero_stage,
+        f"{plan.memory().peak / GB:.1f}",
+        f"{plan.checkpoint_bytes / 1e9:.2f}",
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def main() -> None:
