@@ -30,7 +30,7 @@ def lato(*words, **options):
         (["assets", "fetch", "nothing"], "there is no asset 'nothing'"),
         (["edit", "gone.jpg", "smile"], "gone.jpg: there is no such file"),
         (["submit", "--address", "http://127.0.0.1:9", "--", "doctor"], "no Ray head answers"),
-        (["train", "tokenizer", "--dataset", "nowhere"], "no published dataset version here"),
+        (["train", "tokenizer", "--data", "nowhere"], "no published dataset version here"),
     ],
 )
 def test_a_mistake_is_one_message(words, message, tmp_path, monkeypatch, capsys):
