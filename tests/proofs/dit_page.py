@@ -29,8 +29,10 @@ def write_page(folder: Path, page: Path, kit: Kit) -> None:
     _draw_grid(folder, kit, grid)
     instruments = json.loads((folder / "instruments.json").read_text())
     tokenizers = {name: json.loads((folder / f"tokenizer-{name}.json").read_text())["held_out_px"] for name in ("plain", "zeros")}
+    asked = json.loads((folder / "plan.json").read_text())
     text = [
         _INTRODUCTION.format(
+            asked=f"MINUTES={asked['minutes']:g} SEEDS={asked['seeds']}",
             steps=" or ".join(str(steps) for steps in sorted({run["steps"] for run in runs})),
             batch=BATCH,
             euler=EULER,
@@ -51,7 +53,7 @@ def write_page(folder: Path, page: Path, kit: Kit) -> None:
 
 _INTRODUCTION = """# Does the DiT follow landmarks?
 
-`make prove-dit` writes this page: tables, curves, pictures and the sentences about them. Synthetic people of 32 x 32 px; {runs} runs of {steps} steps of {batch}
+`make prove-dit {asked}` wrote this page: tables, curves, pictures and the sentences about them. Synthetic people of 32 x 32 px; {runs} runs of {steps} steps of {batch}
 pairs, {cpu:.0f} minutes of one core. The transformer (0.9 M parameters; 64 noise, 64 source and 68 landmark tokens), its loss and its drawing ({euler} Euler steps, no
 guidance unless said) are the stage's own; pictures go through the lossless codec. 360 people are trained on, 40 others edited ({pairs} pairs): poses anywhere
 within 30 degrees of yaw, 18 of pitch, 25 of roll, and seven expressions. There is no language model here: a text is one frozen random vector for each word of the
