@@ -47,6 +47,7 @@ def test_every_arm_is_measured_and_the_page_says_what_came_out(kit, tmp_path, mo
     monkeypatch.setattr(prove_dit, "prepare", lambda _: kit)
     instruments = {"landmarks_px": 3.0, "same_person": 0.9, "other_person": 0.1, "ordered_rightly": 0.99}
     (tmp_path / "instruments.json").write_text(json.dumps(instruments))
+    (tmp_path / "plan.json").write_text(json.dumps({"minutes": 1.0, "seeds": 1, "steps": 2}))
     for name in kit.tokenizers:
         (tmp_path / f"tokenizer-{name}.json").write_text(json.dumps({"held_out_px": 2.0}))
     for arm in prove_dit.ARMS:
@@ -61,7 +62,7 @@ def test_every_arm_is_measured_and_the_page_says_what_came_out(kit, tmp_path, mo
     assert (tmp_path / "mapped-0.json").read_bytes() == before
     dit_page.write_page(tmp_path, tmp_path / "proof_dit.md", kit)
     page = (tmp_path / "proof_dit.md").read_text()
-    assert "6 runs of 2 steps" in page and "The order found, worst first" in page
+    assert "MINUTES=1 SEEDS=1" in page and "6 runs of 2 steps" in page and "The order found, worst first" in page
     assert f"| {result['final']['le']:.1f} |" in page
     assert cv2.imread(str(tmp_path / "proof_dit_edits.png")).shape == (18 + 2 * 96, 9 * 96, 3)
     assert (tmp_path / "proof_dit_curves.png").is_file()
