@@ -258,7 +258,7 @@ def main() -> None:
         for name, value in work():
             print(f"{name}: {value}", flush=True)
             page.write(f"| {name} | {value} |\n")
-    OUT.write_text(page.getvalue())
+        OUT.write_text(page.getvalue())  # after each part: the last one takes long
 
 
 if __name__ == "__main__":
