@@ -1,7 +1,7 @@
 """Reads the batches of coming steps in threads while the model computes.
 
 Threads, not processes: JPEG decoding, resizing and tensor work let go of the interpreter's lock, nothing is copied between processes, and a reader may
-hold what cannot be sent to one (docs/benchmarks_training.md has both measured). What a step sees is a function of the step: neither `ahead` nor
+hold what cannot be sent to one (docs/benchmarks_training.md has one measured against the other). What a step sees is a function of the step: neither `ahead` nor
 the number of threads changes it, because every draw of a sample has a generator of its own.
 """
 
