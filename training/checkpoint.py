@@ -86,17 +86,19 @@ class Checkpoints:
             return None
         current, self._writing = self._writing, None
         folder = join(self._folder, f"step-{current.step:06d}")
+        said: list[Any] = [current.error]
         if failed:
-            said: list[Any] = [None] * dist.get_world_size()
+            said *= dist.get_world_size()
             dist.all_gather_object(said, current.error)
-            if dist.get_rank() == 0:
-                delete_folder(folder)
-            return (
-                f"the checkpoint of step {current.step} could not be written ({next(text for text in said if text)}); the last one stands"
-            )
-        if dist.get_rank() == 0:
-            self._commit(folder, current)
-        return None
+        else:
+            said = [self._commit(folder, current) if dist.get_rank() == 0 else None]
+            dist.broadcast_object_list(said, 0)
+        error = next((text for text in said if text), None)
+        if error is None:
+            return None
+        if failed and dist.get_rank() == 0:
+            delete_folder(folder)
+        return f"the checkpoint of step {current.step} could not be written ({error}); the last one stands"
 
     def finish(self) -> str | None:
         """Waits for what is being written and commits it; called on every rank."""
@@ -126,17 +128,22 @@ class Checkpoints:
             assert current is not None
             current.error = str(error) or type(error).__name__
 
-    def _commit(self, folder: str, current: _Writing) -> None:
-        files: dict[str, Any] = {}
-        for rank in range(dist.get_world_size()):
-            name = f"rank-{rank:05d}-of-{dist.get_world_size():05d}.json"
-            data = read_bytes(join(folder, name))
-            files |= json.loads(data)["files"]
-            files[name] = {"sha256": sha256_file(join(folder, name)), "bytes": len(data)}
-        marker = {"step": current.step, "world_size": dist.get_world_size(), "held_out": current.held_out, "files": files}
-        commit(join(folder, MARKER), json.dumps(marker, indent=1).encode())
-        for old in superfluous(markers(self._folder), self._keep):
-            delete_folder(old)
+    def _commit(self, folder: str, current: _Writing) -> str | None:
+        """Writes the marker and thins what is older, on rank 0; returns what went wrong, for all ranks to know: alone it must not raise."""
+        try:
+            files: dict[str, Any] = {}
+            for rank in range(dist.get_world_size()):
+                name = f"rank-{rank:05d}-of-{dist.get_world_size():05d}.json"
+                data = read_bytes(join(folder, name))
+                files |= json.loads(data)["files"]
+                files[name] = {"sha256": sha256_file(join(folder, name)), "bytes": len(data)}
+            marker = {"step": current.step, "world_size": dist.get_world_size(), "held_out": current.held_out, "files": files}
+            commit(join(folder, MARKER), json.dumps(marker, indent=1).encode())
+            for old in superfluous(markers(self._folder), self._keep):
+                delete_folder(old)
+        except Exception as error:  # as in `_write`
+            return str(error) or type(error).__name__
+        return None
 
 
 def markers(folder: str) -> dict[str, dict[str, Any]]:

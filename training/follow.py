@@ -6,6 +6,7 @@ The ranks write only files (metrics, pictures, checkpoints, exports) and never w
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import re
@@ -93,10 +94,11 @@ class Follower(threading.Thread):
 
     def _take(self, line: dict[str, Any], is_new: bool) -> None:
         step = line["step"]
-        for number, alarm in enumerate(line.get("alarms", [])):
+        for alarm in line.get("alarms", []):
+            name = hashlib.sha256(alarm.encode()).hexdigest()[:8]  # a step may have several lines
             if is_new:
                 say(f"  {self._stage}: ALARM at step {step}: {alarm}")
-            self._run.text(f"{alarm}\n", f"alarms/step-{step:06d}-{number}.txt", once=(f"alarm {step} {number}", 1))
+            self._run.text(f"{alarm}\n", f"alarms/step-{step:06d}-{name}.txt", once=(f"alarm {step} {name}", 1))
         numbers = {name: value for name, value in line.items() if name not in _NOT_METRICS and isinstance(value, int | float)}
         self._run.metrics(numbers, step, line.get("time"))
         if is_new and ("held_out" in line or time.monotonic() - self._printed > _PRINT_EVERY):

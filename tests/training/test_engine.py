@@ -305,6 +305,27 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_has_not_ended_well(tmp_pa
     assert checkpoint.newest(str(tmp_path / "checkpoints")) is None
 
 
+def _no_marker(rank, world, jobs):
+    """The disk is full just when rank 0 writes the first marker."""
+    before, left = checkpoint.commit, [1]
+
+    def commit(uri, data, **options):
+        if uri.endswith("/COMPLETE") and left:
+            left.pop()
+            raise OSError(28, "No space left on device")
+        return before(uri, data, **options)
+
+    checkpoint.commit = commit
+    train_all(rank, world, jobs)
+
+
+def test_a_marker_that_cannot_be_written_is_told_and_training_goes_on_on_all_ranks(tmp_path):
+    run([(tmp_path, BASE | {"steps": 12})], target=_no_marker)
+    said = [alarm for line in lines(tmp_path) for alarm in line.get("alarms", [])]
+    assert any("the checkpoint of step 5 could not be written" in alarm and "No space left" in alarm for alarm in said)
+    assert [marker["step"] for marker in checkpoint.markers(str(tmp_path / "checkpoints")).values()] == [10, 12]
+
+
 def test_the_best_checkpoint_is_kept_beside_the_newest():
     found = {str(step): {"step": step, "held_out": value} for step, value in ((5, 0.5), (10, 0.2), (15, None), (20, 0.4), (25, 0.3))}
     assert checkpoint.superfluous(found, keep=2) == ["5", "15"]
