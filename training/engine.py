@@ -31,7 +31,7 @@ from training.requests import SAMPLE, SAVE, STOP, Preempted, Requests, listen
 from training.restore import load
 from training.resume_rules import start_weights
 from training.stage import Stage, device_of, to_device
-from training.zero import initialise, start_process_group
+from training.zero import HeldOutTrace, initialise, start_process_group
 
 Report = Callable[[dict[str, Any]], None]
 """Takes one line of metrics; called on rank 0."""
@@ -82,6 +82,7 @@ class _Training:
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._report = write_line(folder / "metrics.jsonl") if self._rank == 0 else _ignore
         self._engine = initialise(stage.build(), stage.weights(), config)
+        self._held_out_trace = HeldOutTrace(self._engine)
         self._watch = GradientWatch(self._engine.module)
         self._ema = Ema(self._engine, config.ema) if config.ema else None
         self._meter = Meter()
@@ -193,14 +194,14 @@ class _Training:
     def _validate(self) -> dict[str, float]:
         """Held-out numbers of what would be exported. On all ranks: at ZeRO-3 a forward pass is a collective."""
         self._heart.beat(self._step, "validation")
-        with self._averaged(), _as_in_use(self._engine.module):
+        with self._averaged(), self._held_out_trace(), _as_in_use(self._engine.module):
             return self._stage.validate(self._engine.module)
 
     def _draw(self) -> None:
         import cv2
 
         self._heart.beat(self._step, "pictures")
-        with self._averaged(), _as_in_use(self._engine.module):
+        with self._averaged(), self._held_out_trace(), _as_in_use(self._engine.module):
             pictures = self._stage.pictures(self._engine.module)
         if self._rank == 0:
             for name, picture in pictures.items():

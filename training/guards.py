@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from infra.errors import UserError
 from infra.storage import commit
 from training.mixture import Sample
 from training.zero import reducible
@@ -148,7 +150,8 @@ class Heartbeat:
                 "phase": phase,
                 "time": time.time(),
             }
-            commit(str(self._folder / f"rank-{self._rank:05d}.json"), json.dumps(about).encode())
+            with contextlib.suppress(UserError):  # a full disk does not end a training; what must be written there tells of it
+                commit(str(self._folder / f"rank-{self._rank:05d}.json"), json.dumps(about).encode())
 
     def missing(self) -> str:
         """The ranks that were last heard of longest ago, in words."""

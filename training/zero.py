@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import datetime
 import logging
@@ -99,6 +100,38 @@ def initialise(module: nn.Module, weights: Mapping[str, Tensor] | None, config: 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, config))
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, lr_scheduler=schedule, config=zero_config(config, world))
     return engine
+
+
+class HeldOutTrace:
+    """Lets a pass that is no training step leave ZeRO-3's plan of gathers alone.
+
+    DeepSpeed (0.19.8) records which parameters a pass gathers and keeps, in one place for all passes, and remembers what to free by position even after that record
+    is thrown away: once a pass without gradient was recorded, every later training step frees all parameters after the forward pass and gathers them twice.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        """Called before the first pass.
+
+        Args:
+            engine: DeepSpeed's.
+        """
+        self._offload = getattr(engine.optimizer, "parameter_offload", None)
+        if self._offload is not None:
+            self._own = copy.copy(self._offload.param_coordinator)
+            self._own._clear_trace_structures()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """What runs in this context is recorded apart."""
+        if self._offload is None:
+            yield
+            return
+        training = self._offload.param_coordinator
+        self._offload.param_coordinator = self._own
+        try:
+            yield
+        finally:
+            self._offload.param_coordinator = training
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], config: EngineConfig) -> None:

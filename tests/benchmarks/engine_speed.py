@@ -1,6 +1,6 @@
 """What the engine costs over a bare DeepSpeed loop, DeepSpeed over DDP, a checkpoint, and a start; rows for docs/benchmarks_training.md.
 
-Run: `python -m tests.benchmarks.engine_speed`. Two ranks on gloo, one thread each; the ways take turns in one process group.
+Run: `python -m tests.benchmarks.engine_speed`. Two ranks on gloo, one thread each; the ways take turns step by step in one process group.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from tests.training import ranks
 from training.config import EngineConfig
 from training.mixture import Mixture, Sample, sample_generator
 from training.stage import Batch, StepLoss, device_of
 
-WIDTH, LAYERS, ROWS, STEPS, WARM, ROUNDS = 1024, 8, 448, 8, 2, 3
+WIDTH, LAYERS, ROWS, STEPS, WARM, ROUNDS = 1024, 8, 640, 24, 4, 3
 """About 8 million parameters, and rows a sample such that a step takes half a second or more."""
 Row = tuple[str, str]
 
@@ -65,81 +66,91 @@ class Wide:
 
 
 def _config(stage: int, **changes: Any) -> EngineConfig:
-    return EngineConfig(
-        **{
-            "steps": STEPS,
-            "global_batch": 2,
-            "zero_stage": stage,
-            "log_every": 1,
-            "eval_every": STEPS + 1,
-            "checkpoint_every": STEPS + 1,
-            "warmup": 1,
-        }
-        | changes
-    )
+    chosen = {
+        "steps": STEPS,
+        "global_batch": 2,
+        "zero_stage": stage,
+        "log_every": 1,
+        "eval_every": STEPS + 1,
+        "checkpoint_every": STEPS + 1,
+    }
+    return EngineConfig(**chosen | {"warmup": 1} | changes)
 
 
-def _engine(folder: Path, config: EngineConfig) -> list[float]:
-    """Seconds of each step after the first two, the engine's own checkpoint at the end left out."""
+class _Beside(Wide):
+    """After each step of the engine, one of a bare DeepSpeed loop and one of DDP: what else the machine does meets all three alike."""
+
+    def __init__(self, stage: int) -> None:
+        super().__init__()
+        self.seconds: dict[str, list[float]] = {"bare": [], "ddp": []}
+        self._steps = {"bare": self._bare(stage), "ddp": self._ddp()}
+
+    def after_step(self, module: nn.Module, step: int, steps: int) -> dict[str, float]:
+        rows = self.read([self.data.batch(step, 2)[dist.get_rank()]])["rows"]
+        for name, own in self._steps.items():
+            started = time.monotonic()
+            float(own(rows))
+            self.seconds[name].append(time.monotonic() - started)
+        return {}
+
+    def _bare(self, stage: int) -> Callable[[Tensor], Tensor]:
+        """The same model, batch and ZeRO stage in the loop that DeepSpeed's own page shows."""
+        from training.zero import initialise
+
+        engine = initialise(self.build(), None, _config(stage))
+
+        def step(rows: Tensor) -> Tensor:
+            loss: Tensor = engine(rows).square().mean()
+            engine.backward(loss)
+            engine.step()
+            return loss.detach()
+
+        return step
+
+    def _ddp(self) -> Callable[[Tensor], Tensor]:
+        """The same without DeepSpeed."""
+        model = nn.parallel.DistributedDataParallel(self.build())
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99))
+
+        def step(rows: Tensor) -> Tensor:
+            loss = model(rows).square().mean()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.detach()
+
+        return step
+
+
+def _run(stage: Wide, folder: Path, config: EngineConfig) -> list[float]:
+    """Seconds between the lines of steps, from the line of step `WARM` on; the engine's own checkpoint at the end left out."""
     from training import engine
 
-    engine.run(Wide(), config, folder)
-    times = [
-        (line["step"], line["time"]) for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "loss" in line
-    ]
-    return [after - before for (step, before), (_, after) in itertools.pairwise(times) if step >= WARM]
-
-
-def _bare(stage: int) -> list[float]:
-    """The same model, batch and ZeRO stage in the loop that DeepSpeed's own page shows."""
-    from training.zero import initialise
-
-    engine, wide = initialise(Wide().build(), None, _config(stage)), Wide()
-    return _loop(wide, lambda batch: engine(batch), lambda loss: engine.backward(loss), lambda: engine.step())
-
-
-def _ddp() -> list[float]:
-    """The same without DeepSpeed."""
-    wide = Wide()
-    model = nn.parallel.DistributedDataParallel(wide.build())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99))
-
-    def step() -> None:
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return _loop(wide, model, lambda loss: loss.backward(), step)
-
-
-def _loop(wide: Wide, forward: Any, backward: Any, step: Any) -> list[float]:
-    seconds = []
-    for number in range(STEPS):
-        batch = wide.read([wide.data.batch(number, 2)[dist.get_rank()]])
-        started = time.monotonic()
-        loss = forward(batch["rows"]).square().mean()
-        backward(loss)
-        step()
-        float(loss.detach())
-        seconds.append(time.monotonic() - started)
-    return seconds[WARM:]
+    engine.run(stage, config, folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    times = [line["time"] for line in lines if "loss" in line][WARM - 1 :]
+    return [after - before for before, after in itertools.pairwise(times)]
 
 
 def _measure(rank: int, world: int, folder: str) -> None:
     from training.zero import start_process_group
 
     start_process_group(5)
+    own: list[Any] = [Path(folder)]
+    dist.broadcast_object_list(own, 0)
     seconds: dict[str, list[float]] = {}
+    for stage in range(4):
+        beside = _Beside(stage)
+        passed = _run(beside, own[0] / str(stage), _config(stage))
+        others = {name: times[WARM:] for name, times in beside.seconds.items()}
+        seconds[f"engine {stage}"] = [whole - bare - ddp for whole, bare, ddp in zip(passed, others["bare"], others["ddp"], strict=True)]
+        seconds |= {f"{name} {stage}": times for name, times in others.items()}
     for number in range(ROUNDS):
-        for stage in (0, 1, 2, 3):
-            own = [Path(folder)]
-            dist.broadcast_object_list(own, 0)
-            seconds.setdefault(f"bare {stage}", []).extend(_bare(stage))
-            seconds.setdefault(f"engine {stage}", []).extend(_engine(own[0] / f"{number}-{stage}", _config(stage)))
-        seconds.setdefault("ddp", []).extend(_ddp())
-        saved = _engine(own[0] / f"saved-{number}", _config(2, steps=STEPS + 2, checkpoint_every=4))
-        seconds.setdefault("saving", []).append(saved[4 - WARM])  # between the lines of steps 4 and 5 lies the checkpoint of step 4
-        seconds.setdefault("not saving", []).extend([*saved[: 4 - WARM], saved[5 - WARM]])
+        saved = _run(Wide(), own[0] / f"saved-{number}", _config(2, steps=10, checkpoint_every=6))
+        at = 6 - WARM  # between the lines of steps 6 and 7 lies the checkpoint of step 6
+        seconds.setdefault("saving", []).append(saved[at])
+        seconds.setdefault("not saving", []).extend([*saved[:at], *saved[at + 1 :]])
     if rank == 0:
         (Path(folder) / "seconds.json").write_text(json.dumps(seconds))
     ranks.leave()
@@ -149,14 +160,20 @@ def engine_rows() -> list[Row]:
     """The engine (finite votes, averaged losses, meter, metrics file, loader) over a bare loop; DeepSpeed over DDP; what a checkpoint adds to a step."""
     with tempfile.TemporaryDirectory() as folder:
         ranks.run(_measure, 2, folder, patience=1800)
-        seconds = {name: statistics.median(own) for name, own in json.loads((Path(folder) / "seconds.json").read_text()).items()}
-    rows = [("a step of the bare loop, ZeRO-2", f"{seconds['bare 2']:.2f} s")]
+        seconds = json.loads((Path(folder) / "seconds.json").read_text())
+
+    def ratio(one: str, other: str) -> str:
+        """Of the medians, and the quartiles of the steps' own ratios."""
+        low, _, high = statistics.quantiles((a / b for a, b in zip(seconds[one], seconds[other], strict=True)), n=4)
+        return f"{statistics.median(seconds[one]) / statistics.median(seconds[other]):.3f} (steps {low:.2f} to {high:.2f})"
+
+    rows = [("a step of the bare loop, ZeRO-2", f"{statistics.median(seconds['bare 2']):.2f} s")]
     rows += [
-        (f"engine / bare DeepSpeed loop, ZeRO-{stage} (at most 1.05)", f"{seconds[f'engine {stage}'] / seconds[f'bare {stage}']:.3f}")
-        for stage in range(4)
+        (f"engine / bare DeepSpeed loop, ZeRO-{stage} (at most 1.05)", ratio(f"engine {stage}", f"bare {stage}")) for stage in range(4)
     ]
-    rows += [(f"bare DeepSpeed ZeRO-{stage} / DDP", f"{seconds[f'bare {stage}'] / seconds['ddp']:.3f}") for stage in range(4)]
-    stall = (seconds["saving"] - seconds["not saving"]) / seconds["not saving"]
+    rows += [(f"bare DeepSpeed ZeRO-{stage} / DDP", ratio(f"bare {stage}", f"ddp {stage}")) for stage in range(4)]
+    usual = statistics.median(seconds["not saving"])
+    stall = (statistics.median(seconds["saving"]) - usual) / usual
     return [*rows, ("stall of a checkpoint, in steps (at most 1)", f"{max(stall, 0.0):.2f}")]
 
 

@@ -132,3 +132,35 @@ def test_torchrun_starts_it_too(home, small, tmp_path):  # noqa: F811
     with safe_open(str(next((tmp_path / "export").glob("*.safetensors"))), framework="pt") as file:
         assert "vq.codebook" in set(file.keys())
     assert json.loads((tmp_path / "export" / "training.json").read_text())["step"] == 6
+
+
+def _gathers(rank, world, folder):
+    from deepspeed.runtime.zero import partition_parameters as parameters
+
+    from training import zero
+
+    zero.start_process_group(2)
+    engine = zero.initialise(nn.Sequential(*(nn.Linear(512, 512) for _ in range(4))), None, EngineConfig(zero_stage=3, global_batch=world))
+    apart, calls, gather = zero.HeldOutTrace(engine), [], parameters._dist_allgather_fn
+    parameters._dist_allgather_fn = lambda *given: calls.append(1) or gather(*given)
+    per_step = []
+    for step in range(8):
+        if step in (0, 4):
+            with apart(), torch.no_grad():
+                held_out = engine.module(torch.ones(2, 512))
+        calls.clear()
+        engine.backward(engine(torch.ones(2, 512)).square().mean())
+        engine.step()
+        per_step.append(len(calls))
+    with apart(), torch.no_grad():
+        assert not torch.equal(engine.module(torch.ones(2, 512)), held_out), "a held-out pass sees the weights of its time"
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(per_step))
+    ranks.leave()
+
+
+def test_a_held_out_pass_costs_later_steps_no_gathers(tmp_path):
+    """Measured without it: every weight is gathered twice a step, ever after."""
+    ranks.run(_gathers, 2, str(tmp_path))
+    for rank in range(2):
+        per_step = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert len(set(per_step[2:])) == 1 and per_step[2] < per_step[0], per_step  # the first step has no plan yet
