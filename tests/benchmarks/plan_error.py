@@ -15,7 +15,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,28 +69,25 @@ CASES = [
 FEW = [Case(1, 0), Case(2, 1), Case(2, 2), Case(2, 3), Case(2, 2, "bf16"), Case(2, 2, lora=True), Case(2, 2, checkpointing=True)]
 
 
-def rows(cases: list[Case] = CASES) -> list[dict[str, Any]]:
+def rows(cases: list[Case] = CASES) -> Iterator[dict[str, Any]]:
     """Of each case: ranks, ZeRO stage, settings; MB planned and measured between steps and at the peak, and the error in per cent of what was measured."""
-    made = []
     for case in cases:
         plan, measured = planned(case), measure(case)
-        made.append(
-            {
-                "ranks": case.ranks, "zero": case.zero, "settings": case.words,
-                "resting_plan": plan.resting / 1e6, "resting": measured["resting"] / 1e6, "resting_error": _error(plan.resting, measured["resting"]),
-                "peak_plan": plan.peak / 1e6, "peak": measured["peak"] / 1e6, "peak_error": _error(plan.peak, measured["peak"]),
-            }
-        )  # fmt: skip
-    return made
+        yield {
+            "ranks": case.ranks, "zero": case.zero, "settings": case.words,
+            "resting_plan": plan.resting / 1e6, "resting": measured["resting"] / 1e6, "resting_error": _error(plan.resting, measured["resting"]),
+            "peak_plan": plan.peak / 1e6, "peak": measured["peak"] / 1e6, "peak_error": _error(plan.peak, measured["peak"]),
+        }  # fmt: skip
 
 
-def table(made: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    head = "| ranks | ZeRO | | between steps: plan, measured (MB) | error | peak: plan, measured (MB) | error |\n|---|---|---|---|---|---|---|\n"
-    return head + "\n".join(
+HEAD = "| ranks | ZeRO | | between steps: plan, measured (MB) | error | peak: plan, measured (MB) | error |\n|---|---|---|---|---|---|---|"
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of a Markdown table."""
+    return (
         f"| {row['ranks']} | {row['zero']} | {row['settings']} | {row['resting_plan']:.0f}, {row['resting']:.0f} | {row['resting_error']:+.0f} % "
         f"| {row['peak_plan']:.0f}, {row['peak']:.0f} | {row['peak_error']:+.0f} % |"
-        for row in made
     )
 
 
@@ -222,4 +219,6 @@ if __name__ == "__main__":
     if len(sys.argv) > 1 and sys.argv[1].startswith("{"):
         print(json.dumps(_rank(Case(**json.loads(sys.argv[1])))))
     else:
-        print(table(rows(FEW if "--few" in sys.argv else CASES)))
+        print(HEAD, flush=True)
+        for found in rows(FEW if "--few" in sys.argv else CASES):
+            print(line(found), flush=True)

@@ -37,7 +37,7 @@ class Recipe:
     hidden_size: int = 96
     num_layers: int = 3
     eval_every: int = 100
-    judged: int = 48
+    judged: int = 240
     """Held-out samples that are decoded at the end, with the grammar and without."""
 
 

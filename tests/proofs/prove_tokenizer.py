@@ -32,7 +32,7 @@ class Recipe:
     widths: tuple[int, int] = (64, 128)
     code_dim: int = 64
     num_codes: int = 1024
-    steps: int = 12000
+    steps: int = 22000
     batch: int = 16
     lr: float = 1e-3
     until: int | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -31,6 +32,8 @@ from training.stage import Batch, StepLoss, device_of
 _ADAPTED = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 _BATCH = 8
 """Samples of a held-out batch."""
+_SHOWN = (256, 256)
+"""Pixels of a face in the stage's pictures."""
 
 
 class AdapterConfig(Config):
@@ -171,10 +174,9 @@ class PredictorStage:
         """A row a sample: the source with its landmarks, the target with its own, and the target with the predicted ones (none where the answer is invalid)."""
         rows = []
         for pair, points in zip(self._val, self._decode(module)):
-            source, target = pair.source_image(), pair.target_image()
+            source, target = (cv2.resize(image, _SHOWN, interpolation=cv2.INTER_AREA) for image in (pair.source_image(), pair.target_image()))
             predicted = target if points is None else draw_landmarks(points, target)
-            row = [draw_landmarks(pair.landmarks[0], source), draw_landmarks(pair.landmarks[1], target), predicted]
-            rows.append(np.concatenate([picture[::2, ::2] for picture in row], axis=1))
+            rows.append(np.concatenate([draw_landmarks(pair.landmarks[0], source), draw_landmarks(pair.landmarks[1], target), predicted], 1))
         return {"landmarks": np.concatenate(rows)} if rows else {}
 
     def export(self, module: nn.Module, folder: Path) -> None:
