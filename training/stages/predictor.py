@@ -174,9 +174,13 @@ class PredictorStage:
         """A row a sample: the source with its landmarks, the target with its own, and the target with the predicted ones (none where the answer is invalid)."""
         rows = []
         for pair, points in zip(self._val, self._decode(module)):
-            source, target = (cv2.resize(image, _SHOWN, interpolation=cv2.INTER_AREA) for image in (pair.source_image(), pair.target_image()))
+            source, target = (
+                cv2.resize(image, _SHOWN, interpolation=cv2.INTER_AREA) for image in (pair.source_image(), pair.target_image())
+            )
             predicted = target if points is None else draw_landmarks(points, target)
-            rows.append(np.concatenate([draw_landmarks(pair.landmarks[0], source), draw_landmarks(pair.landmarks[1], target), predicted], 1))
+            rows.append(
+                np.concatenate([draw_landmarks(pair.landmarks[0], source), draw_landmarks(pair.landmarks[1], target), predicted], 1)
+            )
         return {"landmarks": np.concatenate(rows)} if rows else {}
 
     def export(self, module: nn.Module, folder: Path) -> None:
