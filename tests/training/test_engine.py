@@ -13,7 +13,7 @@ import torch
 from tests.training import ranks
 from tests.training.ranks import leave
 from tests.training.toy import BASE, Toy, train_all
-from training import checkpoint, zero
+from training import checkpoint, engine, zero
 from training.config import EngineConfig
 from training.export import export
 from training.guards import Alarms
@@ -257,6 +257,35 @@ def test_a_model_filled_from_the_meta_device_trains_alike(tmp_path):
     assert state(tmp_path / "meta2")[0] == 5
 
 
+def _buckets(rank, world, jobs):
+    """Trains with DeepSpeed's own bucket, and with the run's; notes the largest buffer that each made."""
+    own = zero.zero_config
+    for folder, config, toy in jobs:
+        folder = Path(folder)
+        made = []
+
+        def look(*arguments, whole=folder.name.endswith("whole"), made=made):
+            made.append(own(*arguments))
+            if whole:
+                made[-1]["zero_optimization"]["reduce_bucket_size"] = zero.BUCKET
+            return made[-1]
+
+        zero.zero_config = look
+        engine.run(Toy(**toy), EngineConfig(**config), folder)
+        (folder / "bucket").write_text(str(made[-1]["zero_optimization"]["reduce_bucket_size"]))
+    leave()
+
+
+def test_gradients_are_reduced_in_a_buffer_no_larger_than_they_are(tmp_path):
+    """The toy trains 83 elements; the values are those of DeepSpeed's own buffer of 500 million."""
+    ways = {f"{stage}-{precision}": {"zero_stage": stage, "precision": precision} for stage in (1, 2, 3) for precision in ("fp32", "bf16")}
+    config = BASE | {"steps": 6, "accumulation": 2}
+    run([(tmp_path / f"{name}{end}", config | way) for name, way in ways.items() for end in ("", "-whole")], target=_buckets)
+    for name in ways:
+        assert (tmp_path / name / "bucket").read_text() == "83" != (tmp_path / f"{name}-whole" / "bucket").read_text()
+        equal(state(tmp_path / name)[1], state(tmp_path / f"{name}-whole")[1], name)
+
+
 def _full_disk(rank, world, jobs):
     """No file of rank 1 may be larger than its first metrics; until the last step, when there is room again."""
     import resource
@@ -290,7 +319,6 @@ def _never_room(rank, world, jobs):
     import resource
 
     from infra.errors import UserError
-    from training import engine
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))

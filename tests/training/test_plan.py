@@ -8,6 +8,7 @@ from training import meta, presets
 from training.config import EngineConfig
 from training.gpus import GPUS, gpu_of
 from training.plan import GB, Plan, Sizes, memory_of
+from training.zero import zero_config
 
 SIZES = Sizes(total=1000, trained=400, buffers=50, largest=100)
 
@@ -36,6 +37,14 @@ def test_without_zero_weights_in_fp32_are_the_masters():
     plain = memory_of(SIZES, EngineConfig(zero_stage=0), 1, 0.0)
     assert (plain.weights, plain.optimizer, plain.gradients) == (4000, 3200, 1600)
     assert memory_of(SIZES, EngineConfig(zero_stage=1), 1, 0.0).optimizer == 4800
+
+
+def test_the_buffer_of_gradients_is_the_one_that_deepspeed_is_told_of():
+    for trained, bucket in ((400, 400), (10**9, 500_000_000)):
+        sizes = Sizes(total=10**9, trained=trained, buffers=0, largest=100)
+        told = zero_config(EngineConfig(zero_stage=2), 4, trained)["zero_optimization"]["reduce_bucket_size"]
+        assert told == bucket
+        assert memory_of(sizes, EngineConfig(zero_stage=2), 4, 0.0).gathered == 4 * bucket
 
 
 def test_offload_moves_state_to_the_host():
