@@ -94,6 +94,8 @@ class _Training:
     def go(self, requests: Requests) -> None:
         """To the end, or to where it is asked to stop."""
         config = self._config
+        if self._stage.notes:
+            self._report({"step": self._step, "notes": self._stage.notes})
         if self._step == 0:
             self._report({"step": 0, **self._validate()})
         loader = Loader(self._stage.read, self.plan, self._step, config.steps, config.prefetch)

@@ -94,6 +94,11 @@ class Follower(threading.Thread):
 
     def _take(self, line: dict[str, Any], is_new: bool) -> None:
         step = line["step"]
+        if "notes" in line:
+            if is_new:
+                say("\n".join(f"  {self._stage}: {note}" for note in line["notes"]))
+            self._run.text("\n".join(line["notes"]) + "\n", "notes.txt", once=("notes", step))
+            return
         for alarm in line.get("alarms", []):
             name = hashlib.sha256(alarm.encode()).hexdigest()[:8]  # a step may have several lines
             if is_new:

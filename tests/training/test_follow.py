@@ -75,6 +75,8 @@ def test_everything_in_a_run_folder_is_logged_once_over_two_drivers(tmp_path, ur
 
     client, folder = MlflowClient(uri), tmp_path / "run"
     _write_metrics(folder, range(11))
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"time": 1, "step": 0, "notes": ["3 samples are left out"]}\n')
     _write_picture(folder, "edits", 5)
     _write_picture(folder, "edits", 10)
     _write_checkpoint(folder, 10)
@@ -108,6 +110,7 @@ def test_everything_in_a_run_folder_is_logged_once_over_two_drivers(tmp_path, ur
     assert len(checkpoint["sha256"]) == 64
     assert checkpoint["files"] == {"weights": "ab" * 32}
     assert "checkpoints/step-000020.json" in logged
+    assert (tmp_path / "mlartifacts" / run_id / "artifacts" / "notes.txt").read_text() == "3 samples are left out\n"
 
     versions = {alias: client.get_model_version_by_alias("lato-dit", alias) for alias in ("best", "last", "step-12")}
     assert {alias: (version.run_id, version.tags["step"]) for alias, version in versions.items()} == {

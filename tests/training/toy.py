@@ -18,6 +18,7 @@ BASE = {"global_batch": 4, "warmup": 2, "checkpoint_every": 5, "eval_every": 100
 class Toy:
     name = "toy"
     floors = {}
+    notes = []
     sources = ["toys"]
 
     def __init__(self, poison=None, width=8, meta=False, dropout=0.1):

@@ -58,6 +58,7 @@ class DitStage:
     def __init__(self, config: DitConfig, datasets: list[Dataset], mixture: Mixture, tokenizer: Path, encoded: Path) -> None:
         self._config, self._datasets, self.data = config, datasets, mixture
         self.sources = [dataset.name for dataset in datasets]
+        self.notes: list[str] = []
         self.floors: dict[str, tuple[float, str]] = {}
         self._weights: BaseWeights | None = None
         self._caches = [EncodedCache.open(encoded, dataset.digest) for dataset in datasets]

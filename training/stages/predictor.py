@@ -20,7 +20,7 @@ from infra.errors import UserError
 from lato.edits import mirror_instruction
 from lato.landmarks import Landmarks, draw_landmarks, mirror_landmarks
 from lato.pairs import FacePair
-from lato.predictor import LandmarkPredictor, PredictorSettings
+from lato.predictor import LandmarkPredictor, PredictorSettings, compact_reaches
 from lato.reasoning import write_reasoning
 from lato.tiny_tokenizer import MARKS, NUM_COORDINATES, coordinate_token
 from lato.tiny_vlm import build_tiny_processor, build_tiny_vlm
@@ -34,6 +34,8 @@ _BATCH = 8
 """Samples of a held-out batch."""
 _SHOWN = (256, 256)
 """Pixels of a face in the stage's pictures."""
+_NAMED = 5
+"""Samples that are left out and named; of more only the number is said."""
 
 
 class AdapterConfig(Config):
@@ -89,7 +91,7 @@ class PredictorStage:
     name = "predictor"
 
     def __init__(self, config: PredictorConfig, datasets: list[Dataset], mixture: Mixture) -> None:
-        self._config, self._datasets, self.data = config, datasets, mixture
+        self._config, self._datasets = config, datasets
         self.floors: dict[str, tuple[float, str]] = {}
         self.sources = [dataset.name for dataset in datasets]
         self._rows = [{row["key"]: row for row in dataset.rows} for dataset in datasets]
@@ -99,7 +101,7 @@ class PredictorStage:
             config.syntax, 512, config.image_size, config.max_new_tokens, max_reasoning=400 if config.syntax == "compact" else 1600
         )
         self._text = LandmarkPredictor(None, self._processor, settings)
-        held_out = [(dataset, row) for dataset in datasets for row in dataset.split("val")]
+        self.data, self.notes, held_out = _writable(config, datasets, mixture)
         held_out = held_out[:: max(1, len(held_out) // config.val_samples)][: config.val_samples]
         self._val = [dataset.read(row) for dataset, row in held_out]
 
@@ -254,3 +256,31 @@ class PredictorStage:
         )
         module.train(training)
         return [prediction.landmarks for prediction in found]
+
+
+def _writable(
+    config: PredictorConfig, datasets: list[Dataset], mixture: Mixture
+) -> tuple[Mixture, list[str], list[tuple[Dataset, dict[str, Any]]]]:
+    """The samples whose answer the syntax can write: of training, and (dataset, row) of the held-out ones; with a line on those left out, if any.
+
+    Raises:
+        UserError: A source has none in one of its splits.
+    """
+    held_out = [(dataset, row) for dataset in datasets for row in dataset.split("val")]
+    if config.syntax == "json":
+        return mixture, [], held_out
+    left_out: list[set[str]] = []
+    for dataset in datasets:
+        rows = dataset.split("train") + dataset.split("val")
+        reached = compact_reaches(dataset.read_landmarks(rows))
+        left_out.append({row["key"] for row, whole in zip(rows, reached, strict=True) if not whole})
+        for split in ("train", "val"):
+            if all(row["key"] in left_out[-1] for row in dataset.split(split)):
+                raise UserError(f"{dataset.uri}: in every sample of {split} a landmark moves by more than 255 px; use syntax=json")
+    names = sorted(key for out in left_out for key in out)
+    if not names:
+        return mixture, [], held_out
+    first = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    note = f"{len(names)} samples are left out: a landmark moves by more than 255 px, which the compact syntax cannot write ({first})"
+    outs = {dataset.uri: out for dataset, out in zip(datasets, left_out, strict=True)}
+    return mixture.without(left_out), [note], [(dataset, row) for dataset, row in held_out if row["key"] not in outs[dataset.uri]]

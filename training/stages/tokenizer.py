@@ -51,6 +51,7 @@ class TokenizerStage:
     def __init__(self, config: TokenizerConfig, datasets: list[Dataset], mixture: Mixture) -> None:
         self._config, self.data = config, mixture
         self.sources = [dataset.name for dataset in datasets]
+        self.notes: list[str] = []
         self.floors = {"codebook/perplexity": (0.02 * config.num_codes, "the codebook collapses; a lower rate or larger beta helps")}
         self._train = []
         for dataset in datasets:
