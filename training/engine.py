@@ -152,7 +152,7 @@ class _Training:
                 result = self._stage.loss(engine, to_device(batch, engine.device))
                 loss = result.per_sample.float().mean()
             stop_unless_finite([torch.isfinite(loss.detach())], "loss", self._step, [samples])
-            with meter.phase("backward"):
+            with meter.phase("backward"), meter.count_arithmetic(backward=True):
                 engine.backward(loss)
                 flags.append(self._watch.taken())
             if len(flags) == len(parts):

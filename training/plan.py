@@ -124,7 +124,7 @@ class Plan:
         config: Its settings.
         gpu: Kind, a key of `GPUS`.
         gpus: Ranks.
-        mfu: Share of the GPU's peak that training reaches.
+        mfu: Share of the GPU's peak that model FLOPs reach.
 
     Raises:
         ValueError: The global batch does not divide over ranks and micro-batches.
@@ -196,13 +196,19 @@ class Plan:
 
     @cached_property
     def flops_per_step(self) -> int:
-        """Of all samples, with what checkpointing computes twice."""
+        """Model FLOPs (`training.flops`) of all samples: without what checkpointing computes twice."""
         engine = self.config.engine
         return self.cost(self.micro_batch, engine.checkpoint_activations).flops * self.gpus * engine.accumulation
 
     @property
+    def computed_share(self) -> float:
+        """Share of the GPU's peak that is computed where model FLOPs reach `mfu` of it: more where checkpointing computes twice."""
+        cost = self.cost(self.micro_batch, self.config.engine.checkpoint_activations)
+        return self.mfu * (1 + cost.recomputed / cost.flops)
+
+    @property
     def hours(self) -> float:
-        """Of the whole run, at the share of peak that was given."""
+        """Of the whole run, where model FLOPs reach the share of the GPU's peak that was given (`mfu`)."""
         return self.config.engine.steps * self.flops_per_step / (self.gpus * GPUS[self.gpu].teraflops * 1e12 * self.mfu) / 3600
 
     @property

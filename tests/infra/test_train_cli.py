@@ -150,7 +150,7 @@ def test_a_plan_is_printed_and_one_that_cannot_fit_is_refused_with_the_nearest(c
     settings = presets.preset("dit", "tiny").model_copy(update={"num_double_blocks": 1, "num_single_blocks": 1})
     print_plan("dit", settings, "h100", 0.35, 1000)
     said = capsys.readouterr().out
-    for part in ("parameters    ", "ZeRO 2 (chosen)", "peak", "tokens", "hours at 35 % of peak", "a checkpoint", "for 1,000"):
+    for part in ("parameters    ", "ZeRO 2 (chosen)", "peak", "tokens", "hours at an MFU of 35 %", "a checkpoint", "for 1,000"):
         assert part in said
     monkeypatch.setitem(GPUS, "toy", Gpu((), 2.20, 1.0, "none"))  # 68 MB are left for a run
     wide = settings.model_copy(update={"engine": settings.engine.model_copy(update={"global_batch": 64})})
