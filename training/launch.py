@@ -137,11 +137,10 @@ def _passing_on_stops(folder: Path) -> Iterator[None]:
 
 
 def _fit_ray(job: Job, folder: Path) -> None:
-    import torch
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    gpu = torch.cuda.is_available()
+    gpu = resources.cluster_has_gpus()
     workers = job.engine.workers
     resources.check_ray(workers, {"CPU": 1.0, "GPU": float(gpu)})
     trainer = TorchTrainer(
