@@ -64,7 +64,7 @@ class Job(Config):
         if isinstance(self.config, PredictorConfig):
             return PredictorStage(self.config, datasets, mixed)
         assert self.tokenizer and self.encoded, "the dit stage needs a tokenizer and encoded samples"
-        return DitStage(self.config, datasets, mixed, Path(self.tokenizer), Path(self.encoded))
+        return DitStage(self.config, datasets, mixed, Path(self.tokenizer), self.encoded)
 
 
 def digest_of(folder: str) -> str:
