@@ -148,8 +148,9 @@ class Checkpoints:
 
 def markers(folder: str) -> dict[str, dict[str, Any]]:
     """Folder -> marker of every checkpoint that has one, the oldest first."""
-    found = [path for path in list_folders(folder) if path.rsplit("/", 1)[-1].startswith("step-") and exists(join(path, MARKER))]
-    return {path: json.loads(read_bytes(join(path, MARKER))) for path in found}
+    paths = [path for path in list_folders(folder) if path.rsplit("/", 1)[-1].startswith("step-") and exists(join(path, MARKER))]
+    found = {path: json.loads(read_bytes(join(path, MARKER))) for path in paths}
+    return dict(sorted(found.items(), key=lambda entry: entry[1]["step"]))  # by name, a millionth step comes before the second
 
 
 def newest(folder: str) -> str | None:
@@ -158,6 +159,19 @@ def newest(folder: str) -> str | None:
         if all(_is_whole(join(path, name), entry) for name, entry in marker["files"].items()):
             return path
     return None
+
+
+def drop_torn(folder: str, whole: str | None) -> list[str]:
+    """Deletes the checkpoints behind the newest whole one (`newest`): they are torn, and must not count as kept or as best. Called by one rank, before training.
+
+    Returns:
+        Their names.
+    """
+    found = list(markers(folder))
+    torn = found[found.index(whole) + 1 :] if whole else found
+    for path in torn:
+        delete_folder(path)
+    return [path.rsplit("/", 1)[-1] for path in torn]
 
 
 def best(folder: str) -> str | None:

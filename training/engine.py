@@ -240,6 +240,10 @@ class _Training:
         if self._rank == 0:
             checkpoint.sweep(checkpoints)
             own = checkpoint.newest(checkpoints)
+            torn = checkpoint.drop_torn(checkpoints, own)
+            if torn:
+                where = f"goes on from {own.rsplit('/', 1)[-1]}" if own else "begins anew"
+                self._report({"step": 0, "alarms": [f"{', '.join(torn)}: files of it are missing or changed; training {where}"]})
             chosen = [own, None if own else start_weights(self._folder)]
         dist.broadcast_object_list(chosen, 0)
         own, fork = chosen

@@ -315,6 +315,28 @@ def test_a_full_disk_is_told_and_training_goes_on(tmp_path):
     assert steps[-1] == 2000  # it went on, and saved again when there was room
 
 
+def test_a_torn_checkpoint_is_told_and_does_not_take_the_place_of_a_whole_one(tmp_path):
+    """Kept is one: were the torn one counted, the next would be thinned for it, and nothing be left when the run stops before it comes that far again."""
+    config = BASE | {"checkpoint_every": 2, "steps": 8}
+    run([(tmp_path, config | {"keep": 2})])
+    torn = tmp_path / "checkpoints" / "step-000008" / "shared.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-1])
+    assert checkpoint.newest(str(tmp_path / "checkpoints")).endswith("step-000006")
+    key = ({sample.key for sample in Toy().data.batch(7, 4)} - {sample.key for sample in Toy().data.batch(6, 4)}).pop()
+    run([(tmp_path, config | {"keep": 1, "checkpoint_every": 1}, {"poison": key})])  # saves step 7 and stops in step 8
+    said = [alarm for line in lines(tmp_path) for alarm in line.get("alarms", [])]
+    assert said == ["step-000008: files of it are missing or changed; training goes on from step-000006"]
+    assert checkpoint.newest(str(tmp_path / "checkpoints")).endswith("step-000007")
+
+
+def test_checkpoints_are_in_order_of_their_steps_also_beyond_a_million(tmp_path):
+    for step in (999_999, 1_000_000, 998_000):
+        (tmp_path / f"step-{step:06d}").mkdir()
+        (tmp_path / f"step-{step:06d}" / "COMPLETE").write_text(json.dumps({"step": step, "held_out": None, "files": {}}))
+    assert [marker["step"] for marker in checkpoint.markers(str(tmp_path)).values()] == [998_000, 999_999, 1_000_000]
+    assert checkpoint.newest(str(tmp_path)).endswith("step-1000000")
+
+
 def _never_room(rank, world, jobs):
     import resource
 
