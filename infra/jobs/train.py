@@ -281,7 +281,7 @@ def _digests(mistakes: _Mistakes, paths: dict[str, str], datasets: list[Any]) ->
     if "encoded" in paths:
         for dataset in datasets:
             mistakes.catch(partial(EncodedCache.open, paths["encoded"], dataset.digest))
-    return {name: digest_of(folder) for name, folder in paths.items()}
+    return {name: digest_of(folder, [dataset.digest for dataset in datasets]) for name, folder in paths.items()}
 
 
 def _is_model(option: str, folder: str) -> None:
