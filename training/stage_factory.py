@@ -58,7 +58,11 @@ class Job(Config):
         return self.checkpoints or str(Path(self.folder) / "checkpoints")
 
     def make(self) -> Stage:
-        """The stage object."""
+        """The stage object.
+
+        Raises:
+            UserError: Its settings, data and folders do not fit each other.
+        """
         datasets = open_sources(list(self.data))
         mixed = mixture(datasets, list(self.data), self.engine.seed)
         if isinstance(self.config, TokenizerConfig):

@@ -176,9 +176,10 @@ def _train(
 ) -> None:
     from infra.jobs.common import hold_work
     from infra.runtime import RuntimeConfig, start_ray, stop_ray
-    from infra.storage import folder_uri
+    from infra.storage import folder_uri, is_local
     from infra.tracking import default_uri
     from training import resume_rules
+    from training.data import check_splits, mixture
     from training.launch import made_of, train
     from training.stage_factory import Job
 
@@ -195,10 +196,17 @@ def _train(
             mistakes.add(line)
     paths = {name: folder_uri(folder) for name, folder in paths.items()}
     digests = {dataset.uri: dataset.digest for dataset in datasets} | _digests(mistakes, paths, datasets)
+    if not is_local(work_dir):
+        mistakes.add(f"--work-dir {work_dir}: expected a folder that every machine sees, not an object store")
+    if len(datasets) == len(sources):
+        mistakes.catch(lambda: check_splits(datasets))
+        if settings is not None:
+            mistakes.catch(lambda: mixture(datasets, sources, settings.engine.seed))
     mistakes.stop()
-
     run = Path(folder_uri(work_dir)) / "runs" / stage
     job = Job(stage=stage, config=settings, data=tuple(sources), folder=str(run), **paths)
+    if stage != "tokenizer":  # which fits every dataset, and reads all of it when it is made
+        job.make()  # what a stage refuses is told here, not by ranks
     if fork:
         job = job.model_copy(update={"folder": str(resume_rules.fork(run, fork, made_of(job, digests)))})
     else:

@@ -77,6 +77,42 @@ def test_settings_that_do_not_fit_together_are_told(version, tmp_path):
         train(version, tmp_path, "engine.offload=all")
 
 
+def test_mistakes_in_the_mixture_are_told_before_the_start(version, tmp_path):
+    publish(tmp_path / "v2", {"train": 8, "val": 4}, first=4)  # trains on what is held out in the other
+    with pytest.raises(UserError) as told:
+        train(version, "s3://bucket/run", data=[f"{version}:2", str(tmp_path / "v2")])
+    for part in (
+        "4 samples that ",
+        "are in the val split of",
+        "give one to every dataset or to none. Without one: ",
+        "--work-dir s3://bucket/run: expected a folder that every machine sees",
+    ):
+        assert part in str(told.value)
+
+
+def test_what_a_stage_refuses_is_told_before_the_start(version, tmp_path):
+    with pytest.raises(UserError, match="image_size: this model sees multiples of 28 pixels, given 50; take 28 or 56"):
+        train(version, tmp_path / "w", "image_size=50", stage="predictor")
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "said"),
+    [
+        ("tokenizer", "val_samples=0", "val_samples: given 0"),
+        ("tokenizer", "widths=[32,40]", "widths.1: given 40"),
+        ("tokenizer", "engine.decay_from=-1", "engine.decay_from: given -1"),
+        ("predictor", "val_samples=0", "val_samples: given 0"),
+        ("predictor", "hidden_size=31", "hidden_size: given 31"),
+        ("dit", "hidden_size=100", "hidden_size: 100 channels do not divide over 3 heads"),
+        ("dit", "axes_dims_rope=[8,8,8]", "axes_dims_rope: expected even numbers with a sum of 32"),
+    ],
+)
+def test_sizes_that_no_model_has_are_told(stage, override, said):
+    with pytest.raises(UserError, match=said):
+        job._settings(stage, "tiny", None, [override])
+
+
 def made(folder, **engine):
     start = presets.preset("tokenizer", "tiny")
     config = start.model_copy(update={"engine": start.engine.model_copy(update=engine)})

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from infra.config import Config
@@ -41,9 +42,9 @@ _NAMED = 5
 class AdapterConfig(Config):
     """LoRA on the language model's Linears."""
 
-    rank: int = 64
+    rank: int = Field(default=64, gt=0)
     """Rank of the updates."""
-    alpha: int = 64
+    alpha: int = Field(default=64, gt=0)
     """Their scale is alpha / rank."""
 
 
@@ -56,19 +57,19 @@ class PredictorConfig(Config):
     """Trains LoRA on the base; None trains all of it."""
     syntax: Literal["json", "compact"] = "json"
     """How coordinates are written; `compact` for a model from scratch."""
-    image_size: int = 504
+    image_size: int = Field(default=504, gt=0)
     """Side in pixels of the picture that the VLM sees."""
     mirror: bool = False
     """Shows every other sample in a mirror: picture, landmarks, pose, and left and right in the instruction."""
-    hidden_size: int = 96
-    """Width of a model from scratch."""
-    num_layers: int = 3
+    hidden_size: int = Field(default=96, gt=0, multiple_of=32)
+    """Width of a model from scratch, a multiple of 32 (a head's)."""
+    num_layers: int = Field(default=3, gt=0)
     """Depth of a model from scratch."""
-    max_new_tokens: int = 1600
+    max_new_tokens: int = Field(default=1600, gt=0)
     """Longest answer."""
-    val_samples: int = 24
+    val_samples: int = Field(default=24, gt=0)
     """Samples of the held-out loss."""
-    decoded_samples: int = 4
+    decoded_samples: int = Field(default=4, ge=0)
     """Held-out samples that are decoded freely at every evaluation, and drawn."""
     engine: EngineConfig = EngineConfig(lr=1e-5, global_batch=64, steps=2000)
     """Training."""
@@ -198,16 +199,14 @@ class PredictorStage:
         if c.base is None:
             if c.adapter is not None:
                 raise UserError("adapter: LoRA needs a pretrained model; set `base`, or leave `adapter` out to train a small one in full")
+            _check_size(c.image_size, 28)
             return build_tiny_processor(c.image_size)
         from transformers import AutoProcessor
 
         if not Path(c.base).is_dir():
             raise UserError(f"base: {c.base} is no folder; give one of a pretrained Qwen2.5-VL or Qwen3-VL")
         processor = AutoProcessor.from_pretrained(c.base)
-        unit = processor.image_processor.patch_size * processor.image_processor.merge_size
-        if c.image_size % unit:
-            near = c.image_size // unit * unit
-            raise UserError(f"image_size: this model sees multiples of {unit} pixels, given {c.image_size}; take {near} or {near + unit}")
+        _check_size(c.image_size, processor.image_processor.patch_size * processor.image_processor.merge_size)
         if c.syntax == "compact" and c.adapter is not None:
             raise UserError("syntax: `compact` adds tokens, which LoRA does not train; use `json`, or leave `adapter` out")
         if c.syntax == "compact":
@@ -256,6 +255,13 @@ class PredictorStage:
         )
         module.train(training)
         return [prediction.landmarks for prediction in found]
+
+
+def _check_size(given: int, unit: int) -> None:
+    near = given // unit * unit
+    if given % unit:
+        sizes = " or ".join(str(size) for size in (near, near + unit) if size)
+        raise UserError(f"image_size: this model sees multiples of {unit} pixels, given {given}; take {sizes}")
 
 
 def _writable(
