@@ -123,8 +123,34 @@ def test_what_may_change_is_a_setting_of_the_engine():
     assert set(EngineConfig.model_fields) > MAY_CHANGE
 
 
+def begun(folder):
+    (folder / "metrics.jsonl").write_text('{"step": 0, "held_out": 1.0}\n')
+
+
+def test_a_run_that_stopped_before_its_first_number_takes_other_settings(tmp_path):
+    """As when a mistake was only found by the ranks, and is mended."""
+    resume_rules.prepare(tmp_path, made(tmp_path))
+    (tmp_path / "state.json").write_text('{"run_id": "of other parameters"}')
+    resume_rules.prepare(tmp_path, made(tmp_path, lr=0.5))
+    assert not (tmp_path / "state.json").exists()
+    begun(tmp_path)
+    with pytest.raises(UserError, match=r"engine\.lr: 0\.5 there, 0\.7 now"):
+        resume_rules.prepare(tmp_path, made(tmp_path, lr=0.7))
+
+
+def test_of_several_datasets_the_one_that_differs_is_told(tmp_path):
+    data = [{"digest": "a" * 64, "weight": 1.0}, {"digest": "b" * 64, "weight": 3.0}]
+    resume_rules.prepare(tmp_path, made(tmp_path) | {"data": data})
+    begun(tmp_path)
+    with pytest.raises(UserError) as told:
+        resume_rules.check(tmp_path, made(tmp_path) | {"data": [data[0], data[1] | {"weight": 2.0}]})
+    assert "data.1.weight: 3.0 there, 2.0 now" in str(told.value)
+    assert "data.0" not in str(told.value)
+
+
 def test_a_run_goes_on_with_what_may_change_and_no_more(tmp_path):
     resume_rules.prepare(tmp_path, made(tmp_path))
+    begun(tmp_path)
     resume_rules.prepare(tmp_path, made(tmp_path, steps=900, workers=4, zero_stage=3, keep=9))
     assert json.loads((tmp_path / resume_rules.MADE_OF).read_text())["config"]["engine"]["steps"] == 900
     with pytest.raises(UserError) as told:
@@ -148,6 +174,7 @@ def _checkpoint(folder, step):
 def test_a_fork_starts_from_the_newest_checkpoint_and_is_taken_up_again(tmp_path):
     run = tmp_path / "runs" / "dit"
     resume_rules.prepare(run, made(run))
+    begun(run)
     with pytest.raises(UserError, match="no complete checkpoint to start from"):
         resume_rules.fork(run, "warm", made(run, lr=0.5))
     _checkpoint(run, 5)
@@ -156,6 +183,7 @@ def test_a_fork_starts_from_the_newest_checkpoint_and_is_taken_up_again(tmp_path
         resume_rules.check(run, made(run, lr=0.5))
     fork = resume_rules.fork(run, "warm", made(run, lr=0.5))
     assert fork == tmp_path / "runs" / "dit-warm"
+    begun(fork)
     _checkpoint(run, 15)
     assert resume_rules.fork(run, "warm", made(run, lr=0.5)) == fork  # the same command goes on with it
     assert resume_rules.start_weights(fork) == newest
