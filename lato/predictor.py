@@ -233,7 +233,7 @@ class LandmarkPredictor:
 
 def compact_reaches(landmarks: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
     """Whether the compact syntax can write the way from source to target landmarks (..., 2, 68, 2): (...), the same for a pair and its mirror image."""
-    return (np.abs(_moved(landmarks[..., 0, :, :], landmarks[..., 1, :, :])) < _ZERO).all((-2, -1))
+    return np.asarray((np.abs(_moved(landmarks[..., 0, :, :], landmarks[..., 1, :, :])) < _ZERO).all((-2, -1)))
 
 
 def _moved(source: npt.NDArray[np.floating], target: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:

@@ -169,7 +169,7 @@ class _Training:
             changed = self._stage.after_step(engine.module, self._step + 1, self._config.steps)
         meter.step(waited)
         metrics = self._mean_losses(torch.cat(losses), [sample.source for samples, _ in parts for sample in samples])
-        metrics |= {name: float(torch.stack(values).float().mean()) for name, values in shown.items()} | changed
+        metrics |= self._mean_shown(shown) | changed
         metrics["lr"] = float(engine.get_lr()[0])
         norm = engine.get_global_grad_norm()
         if norm is not None:
@@ -189,6 +189,14 @@ class _Training:
         if len(names) > 1:
             metrics |= {f"loss/{name}": total / count for name, total, count in zip(names, totals, counts, strict=True) if count}
         return metrics
+
+    def _mean_shown(self, shown: dict[str, list[Tensor]]) -> dict[str, float]:
+        """Means of what a stage shows, over micro-batches and ranks: all are of one size."""
+        if not shown:
+            return {}
+        means = torch.stack([torch.stack(values).double().mean() for values in shown.values()])
+        dist.all_reduce(means)
+        return dict(zip(shown, (means / self._world).tolist(), strict=True))
 
     def _averaged(self) -> Any:
         return self._ema.in_place(self._engine) if self._ema is not None else contextlib.nullcontext()

@@ -25,7 +25,9 @@ class FlopCount(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if func._overloadpacket in flop_registry:
             count = int(flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out))
-            if self.backward and torch.is_grad_enabled():  # in a backward pass only a checkpointed block that runs again records for autograd
+            if (
+                self.backward and torch.is_grad_enabled()
+            ):  # in a backward pass only a checkpointed block that runs again records for autograd
                 self.recomputed += count
             else:
                 self.model += count

@@ -51,7 +51,9 @@ def work(job: Job, preempted: Callable[[], bool] = lambda: False) -> None:
             export_all(job, folder)
     except Exception as error:
         text = {"kind": type(error).__name__, "text": str(error), "traceback": traceback.format_exc()}
-        with contextlib.suppress(UserError, OSError):  # on a full disk what stopped this rank is in its output alone; it must not be hidden behind the disk
+        with contextlib.suppress(
+            UserError, OSError
+        ):  # on a full disk what stopped this rank is in its output alone; it must not be hidden behind the disk
             commit(str(folder / "failures" / f"rank-{rank:05d}.json"), json.dumps(text).encode())
         raise
 

@@ -114,7 +114,10 @@ def register(app: typer.Typer) -> None:
         gpu: str = typer.Option("h100", help="Kind of GPU."),
         gpus: int = typer.Option(None, help="How many; the preset's engine.workers if not given."),
         zero: int = typer.Option(None, help="ZeRO stage, as engine.zero_stage."),
-        mfu: float = typer.Option(0.35, help="Share of the GPU's peak that the model's FLOPs reach, for the hours; what checkpointing computes twice does not count."),
+        mfu: float = typer.Option(
+            0.35,
+            help="Share of the GPU's peak that the model's FLOPs reach, for the hours; what checkpointing computes twice does not count.",
+        ),
         samples: int = typer.Option(150_000, help="Size of the dataset, for the size of the encoded cache."),
     ) -> None:
         """What a run would take: memory by ZeRO stage, FLOPs, hours, sizes on disk. Exit 2 where it cannot fit, with the nearest plan that does."""

@@ -222,7 +222,11 @@ def test_what_a_training_depends_on_is_the_same_after_another_dataset_or_run_of_
     encode(two, parts[0], tmp_path / "states", settings)
     encode(one, parts[0], tmp_path / "states", settings)
     assert digest_of(str(tmp_path / "states"), [one.digest]) == before
-    assert digest_of(str(tmp_path / "states"), [two.digest, one.digest]) == digest_of(str(tmp_path / "states"), [one.digest, two.digest]) != before
+    assert (
+        digest_of(str(tmp_path / "states"), [two.digest, one.digest])
+        == digest_of(str(tmp_path / "states"), [one.digest, two.digest])
+        != before
+    )
     encode(one, parts[0], tmp_path / "mirrored", settings.model_copy(update={"mirror": True}))
     assert digest_of(str(tmp_path / "mirrored"), [one.digest]) != before
 

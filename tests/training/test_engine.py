@@ -98,8 +98,8 @@ def test_ranks_accumulation_stages_and_prefetch_change_how_not_what(tmp_path):
         for key, tensor in state(tmp_path / name)[1].items():
             assert torch.allclose(tensor, plain[key], atol=1e-5), (name, key)
         for one, other in zip(lines(tmp_path / "plain"), lines(tmp_path / name), strict=True):
-            assert {name: one[name] for name in ("loss", "held_out") if name in one} == pytest.approx(
-                {name: other[name] for name in ("loss", "held_out") if name in other}, rel=1e-4
+            assert {name: one[name] for name in ("loss", "held_out", "seen") if name in one} == pytest.approx(
+                {name: other[name] for name in ("loss", "held_out", "seen") if name in other}, rel=1e-4
             )
 
 

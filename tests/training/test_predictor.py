@@ -185,7 +185,9 @@ def test_what_the_compact_syntax_cannot_write_is_left_out_and_told(tmp_path, bas
     publish(tmp_path / "v1", {"train": 8, "val": 4}, far=(2, 5, 9))
     version = Dataset.open(str(tmp_path / "v1"))
     stage = make(version, decoded_samples=0, val_samples=8)
-    assert stage.notes == ["3 samples are left out: a landmark moves by more than 255 px, which the compact syntax cannot write (k0002, k0005, k0009)"]
+    assert stage.notes == [
+        "3 samples are left out: a landmark moves by more than 255 px, which the compact syntax cannot write (k0002, k0005, k0009)"
+    ]
     seen = {sample.key for step in range(6) for sample in stage.data.batch(step, 2)}
     assert seen == {"k0000", "k0001", "k0003", "k0004", "k0006", "k0007"}
     assert [pair.key for pair in stage._val] == ["k0008", "k0010", "k0011"]

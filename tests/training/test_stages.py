@@ -230,7 +230,9 @@ def test_a_checkpoint_of_another_architecture_is_refused(home, small, tmp_path):
     said = json.loads((tmp_path / "failures" / "rank-00000.json").read_text())["text"]
     assert "this checkpoint is of another model" in said
     assert "encoder.conv_out" in said
-    processes = ranks.start(train_one, 1, changed(given, num_codes=24).model_dump_json())  # the codebook is a buffer, not trained by gradients
+    processes = ranks.start(
+        train_one, 1, changed(given, num_codes=24).model_dump_json()
+    )  # the codebook is a buffer, not trained by gradients
     processes[0].join(60)
     said = json.loads((tmp_path / "failures" / "rank-00000.json").read_text())["text"]
     assert "this checkpoint is of another model" in said

@@ -54,7 +54,7 @@ class Toy:
         if self._poison and self._poison.strip("~") in batch["keys"]:
             hidden = self._poison.startswith("~")  # the loss stays finite, its gradient does not
             losses = losses + (0 * output.sum()).abs().sqrt() if hidden else losses * float("nan")
-        return StepLoss(losses, len(draws), {})
+        return StepLoss(losses, len(draws), {"seen": draws.mean().detach()})
 
     def after_step(self, module, step, steps):
         module.moved += step

@@ -90,11 +90,15 @@ class DitConfig(Config):
     def _check_heads(self) -> None:
         for name in ("hidden_size", "context_dim"):
             if getattr(self, name) % self.num_attention_heads:
-                raise ValueError(f"{name}: {getattr(self, name)} channels do not divide over {self.num_attention_heads} heads (num_attention_heads)")
+                raise ValueError(
+                    f"{name}: {getattr(self, name)} channels do not divide over {self.num_attention_heads} heads (num_attention_heads)"
+                )
         head = self.hidden_size // self.num_attention_heads
         if sum(self.axes_dims_rope) != head or any(dim <= 0 or dim % 2 for dim in self.axes_dims_rope):
             given = tuple(self.axes_dims_rope)
-            raise ValueError(f"axes_dims_rope: expected even numbers with a sum of {head} (hidden_size / num_attention_heads), given {given}")
+            raise ValueError(
+                f"axes_dims_rope: expected even numbers with a sum of {head} (hidden_size / num_attention_heads), given {given}"
+            )
 
 
 def new_transformer(config: DitConfig, channels: int, text_dim: int, codebook: Tensor) -> LaToTransformer:

@@ -22,7 +22,6 @@ from training.data import Dataset
 from training.mixture import Mixture, Sample, sample_generator
 from training.stage import Batch, StepLoss, device_of
 
-
 Width = Annotated[int, Field(gt=0, multiple_of=32)]  # channels are normed in 32 groups
 
 
