@@ -6,6 +6,7 @@ COMPLETE marker with every file's hash, written last. Without a marker it is no 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -22,6 +23,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
+from infra.errors import UserError
 from infra.storage import commit, commit_file, delete_folder, exists, is_local, join, list_folders, read_bytes, sha256_file, size_of
 from training.ema import Ema
 from training.shards import optimizer_step, shards
@@ -97,7 +99,10 @@ class Checkpoints:
         if error is None:
             return None
         if failed and dist.get_rank() == 0:
-            delete_folder(folder)
+            with contextlib.suppress(
+                Exception
+            ):  # a store that is down does not delete either, and rank 0 must not stop alone: `sweep` does it then
+                delete_folder(folder)
         return f"the checkpoint of step {current.step} could not be written ({error}); the last one stands"
 
     def finish(self) -> str | None:
@@ -166,9 +171,17 @@ def drop_torn(folder: str, whole: str | None) -> list[str]:
 
     Returns:
         Their names.
+
+    Raises:
+        UserError: There are only torn ones: to begin anew in their place is not for a program to decide.
     """
     found = list(markers(folder))
-    torn = found[found.index(whole) + 1 :] if whole else found
+    if found and whole is None:
+        names = ", ".join(path.rsplit("/", 1)[-1] for path in found)
+        raise UserError(
+            f"{folder}: no checkpoint is whole (files of {names} are missing or changed). Copy one back, or move them away to begin anew."
+        )
+    torn = found[found.index(whole) + 1 :] if whole else []
     for path in torn:
         delete_folder(path)
     return [path.rsplit("/", 1)[-1] for path in torn]

@@ -218,7 +218,7 @@ class _Training:
                 png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
                 try:
                     commit(str(self._folder / "pictures" / f"{name}-{self._step:06d}.png"), png)
-                except UserError as error:  # a full disk: told, and training goes on
+                except (UserError, OSError) as error:  # a full disk, a file system that hiccups: told, and training goes on
                     self._tell(str(error))
 
     def _save(self, held_out: float | None) -> None:
@@ -249,9 +249,11 @@ class _Training:
             checkpoint.sweep(checkpoints)
             own = checkpoint.newest(checkpoints)
             torn = checkpoint.drop_torn(checkpoints, own)
-            if torn:
-                where = f"goes on from {own.rsplit('/', 1)[-1]}" if own else "begins anew"
-                self._report({"step": 0, "alarms": [f"{', '.join(torn)}: files of it are missing or changed; training {where}"]})
+            if torn and own:
+                where = own.rsplit("/", 1)[-1]
+                self._report(
+                    {"step": 0, "alarms": [f"{', '.join(torn)}: files of it are missing or changed; training goes on from {where}"]}
+                )
             chosen = [own, None if own else start_weights(self._folder)]
         dist.broadcast_object_list(chosen, 0)
         own, fork = chosen

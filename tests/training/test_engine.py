@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from infra.errors import UserError
 from tests.training import ranks
 from tests.training.ranks import leave
 from tests.training.toy import BASE, Toy, train_all
@@ -340,8 +341,6 @@ def test_checkpoints_are_in_order_of_their_steps_also_beyond_a_million(tmp_path)
 def _never_room(rank, world, jobs):
     import resource
 
-    from infra.errors import UserError
-
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     for folder, config, toy in jobs:
@@ -367,6 +366,50 @@ def _no_marker(rank, world, jobs):
 
     checkpoint.commit = commit
     train_all(rank, world, jobs)
+
+
+def _store_down(rank, world, jobs):
+    """When the first checkpoint is to be written the store takes nothing, and answers no deletion."""
+    before = checkpoint._write_tensors
+
+    def fail(*_):
+        raise ConnectionError("the store is down")
+
+    def write(tensors, uri):
+        if "step-000005" in uri:
+            fail()
+        return before(tensors, uri)
+
+    checkpoint._write_tensors = write
+    delete, checkpoint.delete_folder = checkpoint.delete_folder, lambda uri: fail() if "step-000005" in uri else delete(uri)
+    train_all(rank, world, jobs)
+
+
+def test_a_store_that_is_down_stops_no_rank(tmp_path):
+    run([(tmp_path, BASE | {"steps": 12})], target=_store_down)
+    said = [alarm for line in lines(tmp_path) for alarm in line.get("alarms", [])]
+    assert said == ["the checkpoint of step 5 could not be written (the store is down); the last one stands"]
+    assert state(tmp_path)[0] == 12
+
+
+def test_where_no_checkpoint_is_whole_training_does_not_begin_anew(tmp_path):
+    at = tmp_path / "step-000005"
+    at.mkdir()
+    (at / "COMPLETE").write_text(json.dumps({"step": 5, "held_out": None, "files": {"shared.safetensors": {"bytes": 3, "sha256": ""}}}))
+    with pytest.raises(UserError, match=r"no checkpoint is whole \(files of step-000005 are missing"):
+        checkpoint.drop_torn(str(tmp_path), checkpoint.newest(str(tmp_path)))
+    assert at.exists()
+    assert checkpoint.drop_torn(str(tmp_path / "none"), None) == []
+
+
+def test_a_file_system_that_hiccups_stops_no_heart(tmp_path, monkeypatch):
+    from training import guards
+
+    def stale(*_):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(guards, "commit", stale)
+    guards.Heartbeat(tmp_path, 0).beat(3, "step")
 
 
 def test_a_marker_that_cannot_be_written_is_told_and_training_goes_on_on_all_ranks(tmp_path):
