@@ -272,21 +272,19 @@ def _writable(
     Raises:
         UserError: A source has none in one of its splits.
     """
-    held_out = [(dataset, row) for dataset in datasets for row in dataset.split("val")]
-    if config.syntax == "json":
-        return mixture, [], held_out
     left_out: list[set[str]] = []
     for dataset in datasets:
-        rows = dataset.split("train") + dataset.split("val")
-        reached = compact_reaches(dataset.read_landmarks(rows))
+        rows = dataset.split("train") + dataset.split("val") if config.syntax == "compact" else []
+        reached = compact_reaches(dataset.read_landmarks(rows)) if rows else np.zeros(0, bool)
         left_out.append({row["key"] for row, whole in zip(rows, reached, strict=True) if not whole})
         for split in ("train", "val"):
             if all(row["key"] in left_out[-1] for row in dataset.split(split)):
-                raise UserError(f"{dataset.uri}: in every sample of {split} a landmark moves by more than 255 px; use syntax=json")
+                raise UserError(f"{dataset.name}: in every sample of {split} a landmark moves by more than 255 px; use syntax=json")
+    both = zip(datasets, left_out, strict=True)
+    held_out = [(dataset, row) for dataset, out in both for row in dataset.split("val") if row["key"] not in out]
     names = sorted(key for out in left_out for key in out)
     if not names:
         return mixture, [], held_out
     first = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
     note = f"{len(names)} samples are left out: a landmark moves by more than 255 px, which the compact syntax cannot write ({first})"
-    outs = {dataset.uri: out for dataset, out in zip(datasets, left_out, strict=True)}
-    return mixture.without(left_out), [note], [(dataset, row) for dataset, row in held_out if row["key"] not in outs[dataset.uri]]
+    return mixture.without(left_out), [note], held_out
