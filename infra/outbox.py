@@ -6,6 +6,7 @@ killed at any moment loses nothing, and a step that is reported twice is put in 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra.errors import UserError
 from infra.storage import commit
 
 _EVERY = 5.0
@@ -86,12 +88,22 @@ class Outbox:
         line = json.dumps([kind, value, dict(marks or {})]).encode() + b"\n"
         with self._changed:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("ab") as file:
-                file.write(line)
+            self._append(line)
             self._size += len(line)
             self._raise_marks(self._marks, marks or {})
             self._start()
             self._changed.notify()
+
+    def _append(self, line: bytes) -> None:
+        """Writes a line whole or not at all: half of one would make the next one unreadable, and all that follow would never be sent."""
+        with self._path.open("ab", buffering=0) as file:
+            try:
+                written = 0
+                while written < len(line):  # a disk that fills takes a part first, and refuses the rest
+                    written += file.write(line[written:])
+            except OSError:
+                file.truncate(self._size)
+                raise
 
     def close(self, seconds: float) -> int:
         """Sends what is left, for as long as the server takes it and at most so many seconds; returns the bytes that stay on disk."""
@@ -150,7 +162,8 @@ class Outbox:
             self._offset += sum(entry.length for entry in entries)
             for entry in entries:
                 self._raise_marks(self._sent, entry.marks)
-            self._remember()
+            with contextlib.suppress(UserError):  # a full disk: a later round remembers it, and until then what was sent may be sent again
+                self._remember()
             empty = self._offset == self._size
             if empty and (self._closing or self._size > _BATCH_BYTES):  # under the lock: nothing is put into a file that goes
                 self._path.unlink(missing_ok=True)

@@ -185,10 +185,10 @@ class LandmarkPredictor:
     def _write(self, source: Landmarks, target: Landmarks) -> str:
         if self.settings.syntax == "json":
             return self._write_absolute(target)
-        moved = (np.rint(np.asarray(target) - np.rint(source)) + _ZERO).astype(int)
-        if moved.min() < 0 or moved.max() >= NUM_COORDINATES:
-            raise ValueError(f"a landmark moves by {np.abs(moved - _ZERO).max()} px; compact coordinates reach {_ZERO - 1}")
-        return "".join(coordinate_token(int(value)) for value in moved.reshape(-1))
+        moved = _moved(source, target)
+        if not compact_reaches(np.stack([source, target])):
+            raise ValueError(f"a landmark moves by {np.abs(moved).max()} px; compact coordinates reach {_ZERO - 1}")
+        return "".join(coordinate_token(int(value) + _ZERO) for value in moved.reshape(-1))
 
     def _read(self, text: str, source: Landmarks) -> Landmarks:
         if self.settings.syntax == "compact":
@@ -229,6 +229,16 @@ class LandmarkPredictor:
         groups = [f'"\\"{name}\\":[" pair ("," pair){{{len(group) - 1}}} "]"' for name, group in _JSON_GROUPS.items()]
         number = 'number ::= [0-9] | [1-9] [0-9] | [1-4] [0-9] [0-9] | "50" [0-9] | "51" [01]\n'
         return root + 'answer ::= "{" ' + ' "," '.join(groups) + ' "}"\npair ::= "[" number "," number "]"\n' + number
+
+
+def compact_reaches(landmarks: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+    """Whether the compact syntax can write the way from source to target landmarks (..., 2, 68, 2): (...), the same for a pair and its mirror image."""
+    return np.asarray((np.abs(_moved(landmarks[..., 0, :, :], landmarks[..., 1, :, :])) < _ZERO).all((-2, -1)))
+
+
+def _moved(source: npt.NDArray[np.floating], target: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+    """Whole canvas px from source to target; what the compact syntax writes."""
+    return np.rint(np.asarray(target) - np.rint(source)).astype(np.int64)
 
 
 def check_geometry(source: Landmarks, target: Landmarks) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ COMPLETE marker with every file's hash, written last. Without a marker it is no 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -22,6 +23,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
+from infra.errors import UserError
 from infra.storage import commit, commit_file, delete_folder, exists, is_local, join, list_folders, read_bytes, sha256_file, size_of
 from training.ema import Ema
 from training.shards import optimizer_step, shards
@@ -97,7 +99,10 @@ class Checkpoints:
         if error is None:
             return None
         if failed and dist.get_rank() == 0:
-            delete_folder(folder)
+            with contextlib.suppress(
+                Exception
+            ):  # a store that is down does not delete either, and rank 0 must not stop alone: `sweep` does it then
+                delete_folder(folder)
         return f"the checkpoint of step {current.step} could not be written ({error}); the last one stands"
 
     def finish(self) -> str | None:
@@ -148,8 +153,9 @@ class Checkpoints:
 
 def markers(folder: str) -> dict[str, dict[str, Any]]:
     """Folder -> marker of every checkpoint that has one, the oldest first."""
-    found = [path for path in list_folders(folder) if path.rsplit("/", 1)[-1].startswith("step-") and exists(join(path, MARKER))]
-    return {path: json.loads(read_bytes(join(path, MARKER))) for path in found}
+    paths = [path for path in list_folders(folder) if path.rsplit("/", 1)[-1].startswith("step-") and exists(join(path, MARKER))]
+    found = {path: json.loads(read_bytes(join(path, MARKER))) for path in paths}
+    return dict(sorted(found.items(), key=lambda entry: entry[1]["step"]))  # by name, a millionth step comes before the second
 
 
 def newest(folder: str) -> str | None:
@@ -158,6 +164,27 @@ def newest(folder: str) -> str | None:
         if all(_is_whole(join(path, name), entry) for name, entry in marker["files"].items()):
             return path
     return None
+
+
+def drop_torn(folder: str, whole: str | None) -> list[str]:
+    """Deletes the checkpoints behind the newest whole one (`newest`): they are torn, and must not count as kept or as best. Called by one rank, before training.
+
+    Returns:
+        Their names.
+
+    Raises:
+        UserError: There are only torn ones: to begin anew in their place is not for a program to decide.
+    """
+    found = list(markers(folder))
+    if found and whole is None:
+        names = ", ".join(path.rsplit("/", 1)[-1] for path in found)
+        raise UserError(
+            f"{folder}: no checkpoint is whole (files of {names} are missing or changed). Copy one back, or move them away to begin anew."
+        )
+    torn = found[found.index(whole) + 1 :] if whole else []
+    for path in torn:
+        delete_folder(path)
+    return [path.rsplit("/", 1)[-1] for path in torn]
 
 
 def best(folder: str) -> str | None:

@@ -31,11 +31,11 @@ class EngineConfig(Config):
     """Learning rate after warm-up."""
     warmup: int = Field(default=20, ge=0)
     """Steps of linear warm-up."""
-    decay_from: float = 0.7
+    decay_from: float = Field(default=0.7, ge=0)
     """Share of the steps after which the rate falls, linearly, to a tenth; 1 holds it."""
-    weight_decay: float = 0.01
+    weight_decay: float = Field(default=0.01, ge=0)
     """On matrices; not on norms, biases and null tokens."""
-    clip: float = 1.0
+    clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of the moving average of the weights, which is then what is exported; None keeps none."""

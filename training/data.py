@@ -174,6 +174,12 @@ def open_sources(sources: Sequence[DataSource]) -> list[Dataset]:
     if not sources:
         raise UserError("no dataset is given: name at least one published version or view")
     datasets = [Dataset.open(source.uri) for source in sources]
+    check_splits(datasets)
+    return datasets
+
+
+def check_splits(datasets: Sequence[Dataset]) -> None:
+    """Raises UserError where a sample that one trains on is held out in another."""
     splits = [
         {split: {row["key"] for row in dataset.rows if row["split"] == split} for split in ("train", "val", "test")} for dataset in datasets
     ]
@@ -185,7 +191,6 @@ def open_sources(sources: Sequence[DataSource]) -> list[Dataset]:
                         f"{len(leaked)} samples that {one.uri} trains on are in the {split} split of {other.uri} (first: {min(leaked)}). "
                         "Held-out numbers would mean nothing. Leave one of the two out, or make a view without these samples."
                     )
-    return datasets
 
 
 def mixture(datasets: Sequence[Dataset], sources: Sequence[DataSource], seed: int) -> Mixture:

@@ -94,6 +94,8 @@ class _Training:
     def go(self, requests: Requests) -> None:
         """To the end, or to where it is asked to stop."""
         config = self._config
+        if self._stage.notes:
+            self._report({"step": self._step, "notes": self._stage.notes})
         if self._step == 0:
             self._report({"step": 0, **self._validate()})
         loader = Loader(self._stage.read, self.plan, self._step, config.steps, config.prefetch)
@@ -150,7 +152,7 @@ class _Training:
                 result = self._stage.loss(engine, to_device(batch, engine.device))
                 loss = result.per_sample.float().mean()
             stop_unless_finite([torch.isfinite(loss.detach())], "loss", self._step, [samples])
-            with meter.phase("backward"):
+            with meter.phase("backward"), meter.count_arithmetic(backward=True):
                 engine.backward(loss)
                 flags.append(self._watch.taken())
             if len(flags) == len(parts):
@@ -167,7 +169,7 @@ class _Training:
             changed = self._stage.after_step(engine.module, self._step + 1, self._config.steps)
         meter.step(waited)
         metrics = self._mean_losses(torch.cat(losses), [sample.source for samples, _ in parts for sample in samples])
-        metrics |= {name: float(torch.stack(values).float().mean()) for name, values in shown.items()} | changed
+        metrics |= self._mean_shown(shown) | changed
         metrics["lr"] = float(engine.get_lr()[0])
         norm = engine.get_global_grad_norm()
         if norm is not None:
@@ -187,6 +189,14 @@ class _Training:
         if len(names) > 1:
             metrics |= {f"loss/{name}": total / count for name, total, count in zip(names, totals, counts, strict=True) if count}
         return metrics
+
+    def _mean_shown(self, shown: dict[str, list[Tensor]]) -> dict[str, float]:
+        """Means of what a stage shows, over micro-batches and ranks: all are of one size."""
+        if not shown:
+            return {}
+        means = torch.stack([torch.stack(values).double().mean() for values in shown.values()])
+        dist.all_reduce(means)
+        return dict(zip(shown, (means / self._world).tolist(), strict=True))
 
     def _averaged(self) -> Any:
         return self._ema.in_place(self._engine) if self._ema is not None else contextlib.nullcontext()
@@ -208,7 +218,7 @@ class _Training:
                 png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
                 try:
                     commit(str(self._folder / "pictures" / f"{name}-{self._step:06d}.png"), png)
-                except UserError as error:  # a full disk: told, and training goes on
+                except (UserError, OSError) as error:  # a full disk, a file system that hiccups: told, and training goes on
                     self._tell(str(error))
 
     def _save(self, held_out: float | None) -> None:
@@ -238,6 +248,12 @@ class _Training:
         if self._rank == 0:
             checkpoint.sweep(checkpoints)
             own = checkpoint.newest(checkpoints)
+            torn = checkpoint.drop_torn(checkpoints, own)
+            if torn and own:
+                where = own.rsplit("/", 1)[-1]
+                self._report(
+                    {"step": 0, "alarms": [f"{', '.join(torn)}: files of it are missing or changed; training goes on from {where}"]}
+                )
             chosen = [own, None if own else start_weights(self._folder)]
         dist.broadcast_object_list(chosen, 0)
         own, fork = chosen

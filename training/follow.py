@@ -18,7 +18,7 @@ from typing import Any
 from infra.console import duration, say
 from infra.storage import exists, join, list_folders, read_bytes, sha256_bytes
 from infra.tracking import Run
-from training.checkpoint import MARKER
+from training.checkpoint import MARKER, best
 from training.export import CARD
 
 _EVERY = 1.0
@@ -33,7 +33,8 @@ class Follower(threading.Thread):
     - `metrics.jsonl`: a line a step, from its beginning: what an earlier driver had logged is left out by the run.
     - `pictures/<name>-<step>.png`: images by name and step.
     - `checkpoints/step-*/COMPLETE`: a JSON with URI and hashes.
-    - `export`, `export-best`, `export-<name>`: registered as versions of the model `lato-<stage>`, with the alias `last`, `best` or the name.
+    - `export`, `export-best`, `export-<name>`: registered as versions of the model `lato-<stage>`, with the alias `last`, `best` or the name; `best` too is
+      `export` where no earlier checkpoint was better.
 
     Args:
         stage: The stage's name.
@@ -72,7 +73,7 @@ class Follower(threading.Thread):
             self._read_pictures()
             self._read_checkpoints()
             self._read_exports(settled)
-        except OSError as error:  # a full disk, a network file system that hiccups: the next look takes what this one missed
+        except Exception as error:  # a full disk, a network file system that hiccups, whatever a store's library raises: the next look takes what this one missed
             logging.getLogger("lato.tracking").warning("%s could not be read: %s", self._folder, error)
 
     def _read_metrics(self) -> None:
@@ -94,6 +95,11 @@ class Follower(threading.Thread):
 
     def _take(self, line: dict[str, Any], is_new: bool) -> None:
         step = line["step"]
+        if "notes" in line:
+            if is_new:
+                say("\n".join(f"  {self._stage}: {note}" for note in line["notes"]))
+            self._run.text("\n".join(line["notes"]) + "\n", "notes.txt", once=("notes", step))
+            return
         for alarm in line.get("alarms", []):
             name = hashlib.sha256(alarm.encode()).hexdigest()[:8]  # a step may have several lines
             if is_new:
@@ -144,6 +150,8 @@ class Follower(threading.Thread):
             card = json.loads((folder / CARD).read_text())
             tags = {name: str(card[name]) for name in ("step", "held_out", "weights", "checkpoint") if card[name] is not None}
             self._run.model(f"lato-{self._stage}", str(folder), _alias(folder.name), tags, once=(f"export {folder.name}", written))
+            if settled and folder.name == "export" and card["checkpoint"] == best(self._checkpoints):
+                self._run.model(f"lato-{self._stage}", str(folder), "best", tags, once=("export export-best", written))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

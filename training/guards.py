@@ -150,7 +150,9 @@ class Heartbeat:
                 "phase": phase,
                 "time": time.time(),
             }
-            with contextlib.suppress(UserError):  # a full disk does not end a training; what must be written there tells of it
+            with contextlib.suppress(
+                UserError, OSError
+            ):  # a full disk or a hiccup of it does not end a training; what must be written there tells of it
                 commit(str(self._folder / f"rank-{self._rank:05d}.json"), json.dumps(about).encode())
 
     def missing(self) -> str:

@@ -26,6 +26,7 @@ from infra.storage import commit, sha256_json
 from infra.tracking import open_run, send_left
 from training import resources, resume_rules
 from training.follow import Follower, read_metrics
+from training.rank import DRIVER
 from training.requests import STOP
 from training.stage_factory import Job
 
@@ -84,6 +85,7 @@ def train(
     resume_rules.prepare(folder, made, job.checkpoints)
     for left in ("failures", "ranks"):
         shutil.rmtree(folder / left, ignore_errors=True)
+    (folder / STOP).unlink(missing_ok=True)  # what was asked of a run that has ended is not asked of this one
     state = json.loads((folder / "state.json").read_text()) if (folder / "state.json").is_file() else {}
     commit(str(folder / "job.json"), job.model_dump_json().encode())
     run = open_run(tracking_uri, experiment, job.stage, backlog, parent_run_id, state.get("run_id"))
@@ -137,11 +139,10 @@ def _passing_on_stops(folder: Path) -> Iterator[None]:
 
 
 def _fit_ray(job: Job, folder: Path) -> None:
-    import torch
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    gpu = torch.cuda.is_available()
+    gpu = resources.cluster_has_gpus()
     workers = job.engine.workers
     resources.check_ray(workers, {"CPU": 1.0, "GPU": float(gpu)})
     trainer = TorchTrainer(
@@ -179,6 +180,7 @@ def _fit_plain(job: Job, folder: Path) -> None:
     ranks = []
     for rank in range(world):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        place[DRIVER] = str(os.getpid())
         command = [sys.executable, "-m", "training.rank", str(job_file)]
         with _said_by(folder, rank).open("w") as said:
             ranks.append(subprocess.Popen(command, env=os.environ | place, stdout=said, stderr=said))

@@ -1,7 +1,7 @@
 """What a stage's step takes, measured on the meta device: tensors have shapes and no values, so a model of any size is looked at in megabytes.
 
 Every operator's outputs are seen as they are made and let go (`_Live`), which counts unique storages: views are free, what autograd keeps is counted for as
-long as it is kept, and the recomputation of checkpointed blocks is counted where it happens. The operators' multiplications are counted by torch.
+long as it is kept, and the recomputation of checkpointed blocks is counted where it happens. FLOPs are counted as a run counts them (`training.flops`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from lato.landmarks import NUM_LANDMARKS
+from training.flops import FlopCount
 from training.presets import StageName
 from training.stages.dit_config import DitConfig
 from training.stages.predictor import PredictorConfig
@@ -74,7 +73,9 @@ class StepCost:
     peak: int
     """Most bytes alive at once beside weights, buffers and what was kept of gradients."""
     flops: int
-    """Floating-point operations, two to a multiplication and addition; recomputation counts."""
+    """Model FLOPs (`training.flops`)."""
+    recomputed: int
+    """Those that checkpointing computes a second time, beside them."""
 
 
 def build(stage: StageName, config: Any) -> StageModel:
@@ -105,29 +106,28 @@ def measure(model: StageModel, micro_batch: int, checkpointing: bool = False, ke
     with _fused_attention(), live:
         loss = model.loss(micro_batch)
         saved = live.now
+        live.backward = True
         torch.autograd.backward(loss)
     for handle in handles:
         handle.remove()
     model.module.zero_grad()
-    return StepCost(saved, live.peak, live.flops)
+    return StepCost(saved, live.peak, live.model, live.recomputed)
 
 
 def _let_go(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-class _Live(TorchDispatchMode):
-    """Counts the bytes of all storages that operators made and that are still alive, and the operators' multiplications."""
+class _Live(FlopCount):
+    """Counts the bytes of all storages that operators made and that are still alive, and FLOPs."""
 
     def __init__(self, standing: list[Tensor]) -> None:
         super().__init__()
-        self.now = self.peak = self.flops = 0
+        self.now = self.peak = 0
         self._known: dict[int, Any] = {tensor.untyped_storage()._cdata: None for tensor in standing}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.flops += int(flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out))
+        out = super().__torch_dispatch__(func, types, args, kwargs)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()

@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from training.flops import FlopCount
 from training.gpus import gpu_of
 
 
@@ -20,7 +20,8 @@ class Meter:
 
     def __init__(self) -> None:
         self._process = psutil.Process()
-        self._flops_per_batch: float | None = None
+        self._counting: FlopCount | None = FlopCount()
+        self._flops_per_batch = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -47,14 +48,16 @@ class Meter:
         self._seconds["read"] += waited
 
     @contextmanager
-    def count_arithmetic(self) -> Iterator[None]:
-        """Counts the FLOPs of the first micro-batch's forward pass; a training pass is three of them (with frozen weights somewhat less)."""
-        if self._flops_per_batch is not None:
+    def count_arithmetic(self, backward: bool = False) -> Iterator[None]:
+        """Counts the model FLOPs (`training.flops`) of the first micro-batch: of its forward pass, and then of its backward pass."""
+        if self._counting is None:
             yield
             return
-        with FlopCounterMode(display=False) as counter:
+        self._counting.backward = backward
+        with self._counting:
             yield
-        self._flops_per_batch = 3.0 * counter.get_total_flops()
+        if backward:
+            self._flops_per_batch, self._counting = self._counting.model, None
 
     @property
     def own_seconds(self) -> float:
@@ -62,14 +65,17 @@ class Meter:
         return self._seconds["read"] + self._seconds["forward"]
 
     def read(self, world: int) -> dict[str, float]:
-        """Rates of all ranks together, shares and memory since the last call."""
+        """Rates of all ranks together, shares and memory since the last call.
+
+        `tflops` are model FLOPs, and `mfu` is their share of the GPUs' peak: what checkpointing computes twice is in neither.
+        """
         passed = time.monotonic() - self._started
         if not self._steps:
             return {}
         values: dict[str, float] = {
             "samples_per_second": self._samples * world / passed,
             "tokens_per_second": self._tokens * world / passed,
-            "tflops": (self._flops_per_batch or 0.0) * self._batches * world / passed / 1e12,
+            "tflops": self._flops_per_batch * self._batches * world / passed / 1e12,
             "data_wait_share": self._seconds["read"] / passed,
         }
         values |= {f"time/{name}": self._seconds[name] / self._steps for name in ("read", "forward", "backward", "optimizer")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +46,7 @@ class Mixture:
             )
         if min(weights) <= 0:
             raise ValueError(f"mixture: expected weights above 0, given {list(weights)}")
-        self.keys, self._seed = [list(own) for own in keys], seed
+        self.keys, self._weights, self._seed = [list(own) for own in keys], list(weights), seed
         shares = np.asarray(weights, np.float64) / np.sum(weights) * _BLOCK
         self._counts = np.floor(shares).astype(np.int64)
         missing = _BLOCK - int(self._counts.sum())
@@ -60,6 +60,15 @@ class Mixture:
 
     def __len__(self) -> int:
         return sum(len(own) for own in self.keys)
+
+    def without(self, left_out: Sequence[Set[str]]) -> Mixture:
+        """The same mixture without some keys of each source.
+
+        Raises:
+            ValueError: Nothing is left of a source.
+        """
+        keys = [[key for key in own if key not in out] for own, out in zip(self.keys, left_out, strict=True)]
+        return Mixture(keys, self._weights, self._seed)
 
     def batch(self, step: int, size: int) -> list[Sample]:
         """The `size` samples of a step (0 is the first), in order; batches run on over the ends of epochs."""

@@ -16,9 +16,8 @@ from training.config import EngineConfig
 from training.gpus import GPUS, Gpu
 from training.presets import StageName
 from training.stages.predictor import AdapterConfig
+from training.zero import BUCKET, reduce_bucket
 
-BUCKET = 500_000_000
-"""Elements of the buffer that gradients are reduced in (DeepSpeed's `reduce_bucket_size`), at ZeRO 1 to 3."""
 LIVE = 1_000_000_000
 """Elements of weights that ZeRO-3 keeps gathered (`stage3_max_live_parameters`), and takes a step on at once (`sub_group_size`)."""
 PREFETCH = 50_000_000
@@ -88,7 +87,7 @@ def memory_of(sizes: Sizes, engine: EngineConfig, ranks: int, activations: float
         engine: ZeRO stage, precision, offload, average, accumulation.
         ranks: N.
         activations: Peak bytes of a forward and backward pass beside weights (`Plan.activations`).
-        bucket: Elements of the buffer that gradients are reduced in.
+        bucket: Most elements of the buffer that gradients are reduced in.
     """
     zero, trained, total = engine.zero_stage, sizes.trained, sizes.total
     width = 2 if engine.precision == "bf16" else 4
@@ -101,7 +100,7 @@ def memory_of(sizes: Sizes, engine: EngineConfig, ranks: int, activations: float
     waiting = 0.0
     if engine.accumulation > 1:  # ZeRO 1 keeps them whole to the last micro-batch
         waiting = width * trained * (share if zero >= 2 else 1.0)
-    gathered = width * min(bucket, trained) if zero else 0.0
+    gathered = width * reduce_bucket(trained, bucket) if zero else 0.0
     gathered += width * min(LIVE + PREFETCH, total) if zero == 3 else 0.0
     part = min(trained * share, LIVE) if zero else sizes.largest
     step = (4 * part if masters else 0) + 8 * part
@@ -125,7 +124,7 @@ class Plan:
         config: Its settings.
         gpu: Kind, a key of `GPUS`.
         gpus: Ranks.
-        mfu: Share of the GPU's peak that training reaches.
+        mfu: Share of the GPU's peak that model FLOPs reach.
 
     Raises:
         ValueError: The global batch does not divide over ranks and micro-batches.
@@ -197,13 +196,19 @@ class Plan:
 
     @cached_property
     def flops_per_step(self) -> int:
-        """Of all samples, with what checkpointing computes twice."""
+        """Model FLOPs (`training.flops`) of all samples: without what checkpointing computes twice."""
         engine = self.config.engine
         return self.cost(self.micro_batch, engine.checkpoint_activations).flops * self.gpus * engine.accumulation
 
     @property
+    def computed_share(self) -> float:
+        """Share of the GPU's peak that is computed where model FLOPs reach `mfu` of it: more where checkpointing computes twice."""
+        cost = self.cost(self.micro_batch, self.config.engine.checkpoint_activations)
+        return self.mfu * (1 + cost.recomputed / cost.flops)
+
+    @property
     def hours(self) -> float:
-        """Of the whole run, at the share of peak that was given."""
+        """Of the whole run, where model FLOPs reach the share of the GPU's peak that was given (`mfu`)."""
         return self.config.engine.steps * self.flops_per_step / (self.gpus * GPUS[self.gpu].teraflops * 1e12 * self.mfu) / 3600
 
     @property

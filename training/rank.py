@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
+import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -26,6 +30,10 @@ PREEMPTED = 75
 """Exit status of a rank that saved and ended because it was asked to (the `try again` of sysexits)."""
 
 
+DRIVER = "LATO_DRIVER"
+"""The variable in which a driver that starts ranks as its own processes tells them its process id."""
+
+
 def work(job: Job, preempted: Callable[[], bool] = lambda: False) -> None:
     """Trains, then rank 0 exports the last model, and the best where that is another; called on every rank.
 
@@ -43,17 +51,22 @@ def work(job: Job, preempted: Callable[[], bool] = lambda: False) -> None:
             export_all(job, folder)
     except Exception as error:
         text = {"kind": type(error).__name__, "text": str(error), "traceback": traceback.format_exc()}
-        commit(str(folder / "failures" / f"rank-{rank:05d}.json"), json.dumps(text).encode())
+        with contextlib.suppress(
+            UserError, OSError
+        ):  # on a full disk what stopped this rank is in its output alone; it must not be hidden behind the disk
+            commit(str(folder / "failures" / f"rank-{rank:05d}.json"), json.dumps(text).encode())
         raise
 
 
 def export_all(job: Job, folder: Path) -> None:
-    """Exports of the newest and of the best checkpoint: `export`, and `export-best` where that is another."""
+    """Exports of the newest and of the best checkpoint: `export`, and `export-best` where that is another; one of an earlier best is deleted."""
     newest, best = checkpoint.newest(job.checkpoint_folder), checkpoint.best(job.checkpoint_folder)
     assert newest is not None, "a training ends with a checkpoint"
     export(job.make(), newest, folder / "export")
     if best is not None and best != newest:
         export(job.make(), best, folder / "export-best")
+    else:
+        shutil.rmtree(folder / "export-best", ignore_errors=True)
 
 
 def export_one(run: Path, which: str) -> dict[str, Any]:
@@ -83,6 +96,7 @@ def main() -> int:
     from infra.runtime import quieten
 
     quieten()
+    _end_with_driver()
     job = Job.model_validate_json(Path(sys.argv[1]).read_bytes())
     try:
         work(job)
@@ -90,6 +104,18 @@ def main() -> int:
         print(error, file=sys.stderr)
         return PREEMPTED
     return 0
+
+
+def _end_with_driver() -> None:
+    """Ranks of a driver that is killed end with it: else they would write into the same run as those of the next one."""
+    driver = os.environ.get(DRIVER)
+    if driver is None:
+        return
+    set_death_signal, option = getattr(ctypes.CDLL(None), "prctl", None), 1  # PR_SET_PDEATHSIG; Linux alone has it
+    if set_death_signal is not None:
+        set_death_signal(option, signal.SIGKILL)
+    if os.getppid() != int(driver):  # it died before that
+        sys.exit(f"the driver (process {driver}) has ended")
 
 
 if __name__ == "__main__":

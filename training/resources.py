@@ -25,10 +25,8 @@ def check_ray(workers: int, each: Mapping[str, float], patience: float = _PATIEN
         UserError: It cannot, ever or now; says what is missing.
     """
     import ray
-    from ray._private.state import state
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    grown = state.get_max_resources_from_cluster_config()  # where nodes are started on demand; Ray Train asks it too
+    nodes, grown = _cluster()
     places = _places([grown], each) if grown else _places(nodes, each)
     if places < workers:
         raise UserError(_missing(workers, each, places, [grown] if grown else nodes))
@@ -48,6 +46,12 @@ def check_ray(workers: int, each: Mapping[str, float], patience: float = _PATIEN
         time.sleep(1.0)
 
 
+def cluster_has_gpus() -> bool:
+    """Whether Ray's nodes have GPUs, or will where they are started on demand. Not whether this machine has: the head, which a job is driven from, often has none."""
+    nodes, grown = _cluster()
+    return any(node.get("GPU", 0.0) > 0 for node in [*nodes, grown])
+
+
 def check_here(workers: int) -> None:
     """The same for ranks that are processes of this machine.
 
@@ -61,6 +65,15 @@ def check_here(workers: int) -> None:
     there = {"GPU": float(torch.cuda.device_count())} if gpu else {"CPU": float(os.cpu_count() or 1)}
     if _places([there], each) < workers:
         raise UserError(_missing(workers, each, _places([there], each), [there]))
+
+
+def _cluster() -> tuple[list[Mapping[str, float]], Mapping[str, float]]:
+    """Resources of the nodes that are there, and the most that there can be where nodes are started on demand (else nothing)."""
+    import ray
+    from ray._private.state import state
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return nodes, state.get_max_resources_from_cluster_config() or {}  # Ray Train asks it too
 
 
 def _places(nodes: Sequence[Mapping[str, float]], each: Mapping[str, float]) -> int:

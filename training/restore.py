@@ -135,14 +135,16 @@ def _set_counters(engine: Any, counters: dict[str, Any]) -> None:
 def _check_names(files: ShardFiles, engine: Any, folder: str) -> None:
     trained = ((name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad)
     mine = {name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in trained}
+    mine |= {name: tuple(buffer.shape) for name, buffer in engine.module.named_buffers()}
+    there = files.shapes | {name.removeprefix("buffer/"): tuple(tensor.shape) for name, tensor in files.shared().items()}
     wrong = [
-        f"{name}: {files.shapes.get(name, 'not in it')}, here {mine.get(name, 'unknown')}"
-        for name in sorted(mine.keys() | files.shapes.keys())
-        if files.shapes.get(name) != mine.get(name)
+        f"{name}: {there.get(name, 'not in it')}, here {mine.get(name, 'unknown')}"
+        for name in sorted(mine.keys() | there.keys())
+        if there.get(name) != mine.get(name)
     ]
     if wrong:
         raise UserError(
-            f"{folder}: this checkpoint is of another model. {len(wrong)} of {len(mine)} parameters differ, the first: {'; '.join(wrong[:3])}"
+            f"{folder}: this checkpoint is of another model. {len(wrong)} of {len(mine)} parameters and buffers differ, the first: {'; '.join(wrong[:3])}"
         )
 
 

@@ -41,7 +41,7 @@ def check(folder: Path, made_of: Mapping[str, Any], checkpoints: str | None = No
         checkpoints: Folder of its checkpoints, where it is not in the run's.
     """
     file = folder / MADE_OF
-    if not file.is_file():
+    if not file.is_file() or not has_begun(folder, checkpoints):
         return
     wrong = forbidden(json.loads(file.read_text()), json.loads(json.dumps(made_of)))
     if not wrong:
@@ -55,6 +55,11 @@ def check(folder: Path, made_of: Mapping[str, Any], checkpoints: str | None = No
     )
 
 
+def has_begun(folder: Path, checkpoints: str | None = None) -> bool:
+    """Whether a run in the folder has measured or kept anything: one that stopped before has nothing that other settings could mix with."""
+    return (folder / "metrics.jsonl").is_file() or bool(checkpoint.markers(checkpoints or str(folder / "checkpoints")))
+
+
 def prepare(folder: Path, made_of: Mapping[str, Any], checkpoints: str | None = None) -> None:
     """Makes a run's folder, or takes one that stands; what may change is noted.
 
@@ -63,6 +68,8 @@ def prepare(folder: Path, made_of: Mapping[str, Any], checkpoints: str | None = 
     """
     check(folder, made_of, checkpoints)
     folder.mkdir(parents=True, exist_ok=True)
+    if not has_begun(folder, checkpoints):
+        (folder / "state.json").unlink(missing_ok=True)  # an MLflow run keeps the first parameters that it is given
     commit(str(folder / MADE_OF), json.dumps(made_of, indent=1).encode())
 
 
@@ -111,6 +118,8 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, An
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{before}{key}.")
+        elif isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
+            yield from _flat({str(place): inner for place, inner in enumerate(value)}, f"{before}{key}.")
         else:
             yield f"{before}{key}", value
 

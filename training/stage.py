@@ -39,6 +39,8 @@ class Stage(Protocol):
     """Training samples."""
     sources: list[str]
     """A short name of each of the mixture's sources, for the log."""
+    notes: list[str]
+    """What a person should know before the first step."""
     floors: dict[str, tuple[float, str]]
     """Metrics that should not fall below a limit after warm-up, with what to say when they do."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from infra.config import Config
 from infra.storage import list_files, sha256_file, sha256_json
 from training.config import DataSource, EngineConfig
 from training.data import mixture, open_sources
+from training.encoded import read_indexes
 from training.stage import Stage
 from training.stages.dit import DitConfig, DitStage
 from training.stages.predictor import PredictorConfig, PredictorStage
@@ -56,7 +58,11 @@ class Job(Config):
         return self.checkpoints or str(Path(self.folder) / "checkpoints")
 
     def make(self) -> Stage:
-        """The stage object."""
+        """The stage object.
+
+        Raises:
+            UserError: Its settings, data and folders do not fit each other.
+        """
         datasets = open_sources(list(self.data))
         mixed = mixture(datasets, list(self.data), self.engine.seed)
         if isinstance(self.config, TokenizerConfig):
@@ -64,11 +70,17 @@ class Job(Config):
         if isinstance(self.config, PredictorConfig):
             return PredictorStage(self.config, datasets, mixed)
         assert self.tokenizer and self.encoded, "the dit stage needs a tokenizer and encoded samples"
-        return DitStage(self.config, datasets, mixed, Path(self.tokenizer), Path(self.encoded))
+        return DitStage(self.config, datasets, mixed, Path(self.tokenizer), self.encoded)
 
 
-def digest_of(folder: str) -> str:
-    """Digest of a model's or cache's folder that a training depends on: of its weight files, or of the indexes of what is encoded."""
-    indexes = [file for file in list_files(folder, ".json") if file.rsplit("/", 1)[-1].startswith("index-")]
-    files = indexes or list_files(folder, ".safetensors")
-    return sha256_json([sha256_file(file) for file in files])
+def digest_of(folder: str, datasets: Iterable[str] = ()) -> str:
+    """Digest of a folder that a training depends on.
+
+    Args:
+        folder: A model's: its weight files count. Or one of encoded samples: what decides their content does, and not what else was encoded there since.
+        datasets: Digests of those whose encoded samples are read.
+    """
+    indexes = {index["dataset"]: index["settings"] for index in read_indexes(folder)}
+    if indexes:
+        return sha256_json([[dataset, indexes.get(dataset)] for dataset in sorted(datasets)])
+    return sha256_json([sha256_file(file) for file in list_files(folder, ".safetensors")])

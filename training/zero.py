@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from training.config import EngineConfig
 
+BUCKET = 500_000_000
+"""Most elements of the buffer that gradients are reduced in (DeepSpeed's own `reduce_bucket_size`)."""
+
 
 def start_process_group(timeout_minutes: float) -> None:
     """Joins the process group whose five variables are set (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
@@ -46,9 +49,14 @@ def reducible(values: list[float], dtype: torch.dtype = torch.float64) -> Tensor
     return torch.tensor(values, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
-def zero_config(config: EngineConfig, world: int) -> dict[str, Any]:
-    """DeepSpeed's configuration of a run."""
-    zero: dict[str, Any] = {"stage": config.zero_stage}
+def reduce_bucket(trained: int, most: int = BUCKET) -> int:
+    """Elements of the buffer that gradients are reduced in at ZeRO 1 to 3: no more than there are gradients, for DeepSpeed makes it whole at once."""
+    return min(most, trained)
+
+
+def zero_config(config: EngineConfig, world: int, trained: int) -> dict[str, Any]:
+    """DeepSpeed's configuration of a run that trains so many elements."""
+    zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": reduce_bucket(trained)}
     if config.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if config.offload == "all":
@@ -92,13 +100,14 @@ def initialise(module: nn.Module, weights: Mapping[str, Tensor] | None, config: 
     names = {parameter: name for name, parameter in module.named_parameters() if parameter.requires_grad}
     if not names:
         raise ValueError("no parameter requires a gradient: there is nothing to train")
+    trained = sum(_numel(parameter) for parameter in names)
     shapes = {parameter: getattr(parameter, "ds_shape", parameter.shape) for parameter in names}
     decayed = [p for p, name in names.items() if len(shapes[p]) >= 2 and not name.startswith("null_landmarks")]
     others = [p for p, name in names.items() if len(shapes[p]) < 2 or name.startswith("null_landmarks")]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, config))
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, lr_scheduler=schedule, config=zero_config(config, world))
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, lr_scheduler=schedule, config=zero_config(config, world, trained))
     return engine
 
 
@@ -146,7 +155,8 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], config: EngineConfig)
     if config.zero_stage < 3:
         materialise(module, weights, dtype)
         return
-    cutter = deepspeed.zero.Init(config_dict_or_path=zero_config(config, dist.get_world_size()), dtype=dtype)
+    trained = sum(_numel(parameter) for parameter in module.parameters() if parameter.requires_grad)
+    cutter = deepspeed.zero.Init(config_dict_or_path=zero_config(config, dist.get_world_size(), trained), dtype=dtype)
     with _tensors_given_back_at_once():
         materialise(module, weights, dtype, lambda parameter: cutter._convert_to_zero_parameters([parameter]))
 
@@ -203,6 +213,11 @@ def materialise(
         for own, buffer in list(part.named_buffers(recurse=False)):
             if buffer.is_meta:
                 part._buffers[own] = _value(weights, f"{prefix}.{own}".lstrip("."), buffer.shape).to(buffer.dtype)
+
+
+def _numel(parameter: Any) -> int:
+    """Elements of a parameter, also of one that ZeRO-3 has cut."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _value(weights: Mapping[str, Tensor], name: str, shape: torch.Size) -> Tensor:

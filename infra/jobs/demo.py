@@ -98,7 +98,7 @@ def run_quickstart(config: QuickstartConfig, work: str) -> None:
         data = (DataSource(uri=version.uri),)
 
         def stage(name: str, settings: Any, **paths: str) -> Any:
-            inputs = {version.uri: version.digest} | {name: digest_of(path) for name, path in paths.items()}
+            inputs = {version.uri: version.digest} | {name: digest_of(path, [version.digest]) for name, path in paths.items()}
             job = Job(stage=name, config=settings, data=data, folder="", **paths)
             # a demo that is changed trains anew, beside what it trained before
             folder = Path(work) / "runs" / f"{name}-{sha256_json(made_of(job, inputs))[:8]}"

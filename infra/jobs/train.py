@@ -114,7 +114,10 @@ def register(app: typer.Typer) -> None:
         gpu: str = typer.Option("h100", help="Kind of GPU."),
         gpus: int = typer.Option(None, help="How many; the preset's engine.workers if not given."),
         zero: int = typer.Option(None, help="ZeRO stage, as engine.zero_stage."),
-        mfu: float = typer.Option(0.35, help="Share of the GPU's peak that is reached, for the hours."),
+        mfu: float = typer.Option(
+            0.35,
+            help="Share of the GPU's peak that the model's FLOPs reach, for the hours; what checkpointing computes twice does not count.",
+        ),
         samples: int = typer.Option(150_000, help="Size of the dataset, for the size of the encoded cache."),
     ) -> None:
         """What a run would take: memory by ZeRO stage, FLOPs, hours, sizes on disk. Exit 2 where it cannot fit, with the nearest plan that does."""
@@ -176,9 +179,10 @@ def _train(
 ) -> None:
     from infra.jobs.common import hold_work
     from infra.runtime import RuntimeConfig, start_ray, stop_ray
-    from infra.storage import folder_uri
+    from infra.storage import folder_uri, is_local
     from infra.tracking import default_uri
     from training import resume_rules
+    from training.data import check_splits, mixture
     from training.launch import made_of, train
     from training.stage_factory import Job
 
@@ -195,10 +199,17 @@ def _train(
             mistakes.add(line)
     paths = {name: folder_uri(folder) for name, folder in paths.items()}
     digests = {dataset.uri: dataset.digest for dataset in datasets} | _digests(mistakes, paths, datasets)
+    if not is_local(work_dir):
+        mistakes.add(f"--work-dir {work_dir}: expected a folder that every machine sees, not an object store")
+    if len(datasets) == len(sources):
+        mistakes.catch(lambda: check_splits(datasets))
+        if settings is not None:
+            mistakes.catch(lambda: mixture(datasets, sources, settings.engine.seed))
     mistakes.stop()
-
     run = Path(folder_uri(work_dir)) / "runs" / stage
     job = Job(stage=stage, config=settings, data=tuple(sources), folder=str(run), **paths)
+    if stage != "tokenizer":  # which fits every dataset, and reads all of it when it is made
+        job.make()  # what a stage refuses is told here, not by ranks
     if fork:
         job = job.model_copy(update={"folder": str(resume_rules.fork(run, fork, made_of(job, digests)))})
     else:
@@ -281,7 +292,7 @@ def _digests(mistakes: _Mistakes, paths: dict[str, str], datasets: list[Any]) ->
     if "encoded" in paths:
         for dataset in datasets:
             mistakes.catch(partial(EncodedCache.open, paths["encoded"], dataset.digest))
-    return {name: digest_of(folder) for name, folder in paths.items()}
+    return {name: digest_of(folder, [dataset.digest for dataset in datasets]) for name, folder in paths.items()}
 
 
 def _is_model(option: str, folder: str) -> None:

@@ -39,10 +39,9 @@ def print_plan(stage: Any, settings: Any, gpu: str, mfu: float, samples: int) ->
     )
     if plan.memory().host:
         say(f"offloaded     {_size(plan.memory().host)} of the machine's memory for each rank")
-    say(
-        f"a step        {engine.global_batch} samples, {plan.tokens_per_step:,} tokens, {plan.flops_per_step:.3g} FLOPs (what is computed twice included)"
-    )
-    say(f"the run       {engine.steps:,} steps: {plan.hours:.1f} hours at {100 * mfu:g} % of peak (an assumption: --mfu)")
+    say(f"a step        {engine.global_batch} samples, {plan.tokens_per_step:,} tokens, {plan.flops_per_step:.3g} FLOPs of the model")
+    again = f"; with what checkpointing computes twice, {100 * plan.computed_share:.0f} % of peak" if plan.computed_share > mfu else ""
+    say(f"the run       {engine.steps:,} steps: {plan.hours:.1f} hours at an MFU of {100 * mfu:g} % (an assumption: --mfu{again})")
     say(f"a checkpoint  {_size(plan.checkpoint_bytes)}")
     if plan.cached_bytes:
         say(f"encoded       {_size(plan.cached_bytes)} a sample, {_size(plan.cached_bytes * samples)} for {samples:,}")

@@ -31,7 +31,7 @@ Row = tuple[str, str]
 class Wide:
     """A stage of known cost: an MLP on rows that are drawn."""
 
-    name, floors, sources = "wide", dict[str, tuple[float, str]](), ["rows"]
+    name, floors, notes, sources = "wide", dict[str, tuple[float, str]](), list[str](), ["rows"]
 
     def __init__(self) -> None:
         self.data = Mixture([[f"k{number}" for number in range(64)]], [1.0], 0)

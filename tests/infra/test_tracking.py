@@ -14,6 +14,7 @@ import pytest
 
 from infra.environment import describe_environment
 from infra.errors import UserError
+from infra.outbox import Outbox
 from infra.registry import models_of
 from infra.tracking import default_uri, delete_pictures, open_run, register_model, runs_that_read, send_left
 from tests.infra.servers import SlowWay, free_port, start_server, stop_server
@@ -117,6 +118,31 @@ def test_what_is_refused_is_put_aside_and_what_follows_is_sent(tmp_path, uri):
     assert _history(uri, run.run_id, "good") == [(2, 2.0), (3, 3.0)]
     refused = [json.loads(line)[0] for line in (backlog / f"{run.run_id}.refused.jsonl").read_text().splitlines()]
     assert refused == ["metrics", "picture"]
+
+
+def test_half_a_line_on_a_full_disk_does_not_hide_what_follows(tmp_path):
+    import resource
+
+    sent: list[int] = []
+
+    def send(entries):
+        sent.extend(entry.value for entry in entries)
+        return len(entries)
+
+    outbox = Outbox(tmp_path / "box.jsonl", send)
+    before, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    outbox.put("n", 1)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(outbox_line := b'["n", 1, {}]\n') + 5, limits[1]))
+        with pytest.raises(OSError, match="File too large"):
+            outbox.put("n", 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    outbox.put("n", 3)
+    assert (tmp_path / "box.jsonl").read_bytes() == outbox_line + b'["n", 3, {}]\n'
+    assert outbox.close(30) == 0
+    assert sent == [1, 3]
 
 
 def test_a_deleted_database_gets_a_new_run(tmp_path, uri, empty_database):

@@ -77,6 +77,42 @@ def test_settings_that_do_not_fit_together_are_told(version, tmp_path):
         train(version, tmp_path, "engine.offload=all")
 
 
+def test_mistakes_in_the_mixture_are_told_before_the_start(version, tmp_path):
+    publish(tmp_path / "v2", {"train": 8, "val": 4}, first=4)  # trains on what is held out in the other
+    with pytest.raises(UserError) as told:
+        train(version, "s3://bucket/run", data=[f"{version}:2", str(tmp_path / "v2")])
+    for part in (
+        "4 samples that ",
+        "are in the val split of",
+        "give one to every dataset or to none. Without one: ",
+        "--work-dir s3://bucket/run: expected a folder that every machine sees",
+    ):
+        assert part in str(told.value)
+
+
+def test_what_a_stage_refuses_is_told_before_the_start(version, tmp_path):
+    with pytest.raises(UserError, match="image_size: this model sees multiples of 28 pixels, given 50; take 28 or 56"):
+        train(version, tmp_path / "w", "image_size=50", stage="predictor")
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "said"),
+    [
+        ("tokenizer", "val_samples=0", "val_samples: given 0"),
+        ("tokenizer", "widths=[32,40]", "widths.1: given 40"),
+        ("tokenizer", "engine.decay_from=-1", "engine.decay_from: given -1"),
+        ("predictor", "val_samples=0", "val_samples: given 0"),
+        ("predictor", "hidden_size=31", "hidden_size: given 31"),
+        ("dit", "hidden_size=100", "hidden_size: 100 channels do not divide over 3 heads"),
+        ("dit", "axes_dims_rope=[8,8,8]", "axes_dims_rope: expected even numbers with a sum of 32"),
+    ],
+)
+def test_sizes_that_no_model_has_are_told(stage, override, said):
+    with pytest.raises(UserError, match=said):
+        job._settings(stage, "tiny", None, [override])
+
+
 def made(folder, **engine):
     start = presets.preset("tokenizer", "tiny")
     config = start.model_copy(update={"engine": start.engine.model_copy(update=engine)})
@@ -87,8 +123,34 @@ def test_what_may_change_is_a_setting_of_the_engine():
     assert set(EngineConfig.model_fields) > MAY_CHANGE
 
 
+def begun(folder):
+    (folder / "metrics.jsonl").write_text('{"step": 0, "held_out": 1.0}\n')
+
+
+def test_a_run_that_stopped_before_its_first_number_takes_other_settings(tmp_path):
+    """As when a mistake was only found by the ranks, and is mended."""
+    resume_rules.prepare(tmp_path, made(tmp_path))
+    (tmp_path / "state.json").write_text('{"run_id": "of other parameters"}')
+    resume_rules.prepare(tmp_path, made(tmp_path, lr=0.5))
+    assert not (tmp_path / "state.json").exists()
+    begun(tmp_path)
+    with pytest.raises(UserError, match=r"engine\.lr: 0\.5 there, 0\.7 now"):
+        resume_rules.prepare(tmp_path, made(tmp_path, lr=0.7))
+
+
+def test_of_several_datasets_the_one_that_differs_is_told(tmp_path):
+    data = [{"digest": "a" * 64, "weight": 1.0}, {"digest": "b" * 64, "weight": 3.0}]
+    resume_rules.prepare(tmp_path, made(tmp_path) | {"data": data})
+    begun(tmp_path)
+    with pytest.raises(UserError) as told:
+        resume_rules.check(tmp_path, made(tmp_path) | {"data": [data[0], data[1] | {"weight": 2.0}]})
+    assert "data.1.weight: 3.0 there, 2.0 now" in str(told.value)
+    assert "data.0" not in str(told.value)
+
+
 def test_a_run_goes_on_with_what_may_change_and_no_more(tmp_path):
     resume_rules.prepare(tmp_path, made(tmp_path))
+    begun(tmp_path)
     resume_rules.prepare(tmp_path, made(tmp_path, steps=900, workers=4, zero_stage=3, keep=9))
     assert json.loads((tmp_path / resume_rules.MADE_OF).read_text())["config"]["engine"]["steps"] == 900
     with pytest.raises(UserError) as told:
@@ -112,6 +174,7 @@ def _checkpoint(folder, step):
 def test_a_fork_starts_from_the_newest_checkpoint_and_is_taken_up_again(tmp_path):
     run = tmp_path / "runs" / "dit"
     resume_rules.prepare(run, made(run))
+    begun(run)
     with pytest.raises(UserError, match="no complete checkpoint to start from"):
         resume_rules.fork(run, "warm", made(run, lr=0.5))
     _checkpoint(run, 5)
@@ -120,6 +183,7 @@ def test_a_fork_starts_from_the_newest_checkpoint_and_is_taken_up_again(tmp_path
         resume_rules.check(run, made(run, lr=0.5))
     fork = resume_rules.fork(run, "warm", made(run, lr=0.5))
     assert fork == tmp_path / "runs" / "dit-warm"
+    begun(fork)
     _checkpoint(run, 15)
     assert resume_rules.fork(run, "warm", made(run, lr=0.5)) == fork  # the same command goes on with it
     assert resume_rules.start_weights(fork) == newest
@@ -150,7 +214,7 @@ def test_a_plan_is_printed_and_one_that_cannot_fit_is_refused_with_the_nearest(c
     settings = presets.preset("dit", "tiny").model_copy(update={"num_double_blocks": 1, "num_single_blocks": 1})
     print_plan("dit", settings, "h100", 0.35, 1000)
     said = capsys.readouterr().out
-    for part in ("parameters    ", "ZeRO 2 (chosen)", "peak", "tokens", "hours at 35 % of peak", "a checkpoint", "for 1,000"):
+    for part in ("parameters    ", "ZeRO 2 (chosen)", "peak", "tokens", "hours at an MFU of 35 %", "a checkpoint", "for 1,000"):
         assert part in said
     monkeypatch.setitem(GPUS, "toy", Gpu((), 2.20, 1.0, "none"))  # 68 MB are left for a run
     wide = settings.model_copy(update={"engine": settings.engine.model_copy(update={"global_batch": 64})})

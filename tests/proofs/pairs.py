@@ -45,6 +45,10 @@ class People:
         """One sample."""
         return self.pairs[row["key"]]
 
+    def read_landmarks(self, rows: list[dict[str, Any]]) -> np.ndarray:
+        """(N, 2, 68, 2) source and target landmarks."""
+        return np.stack([self.pairs[row["key"]].landmarks for row in rows])
+
     def _person(self, number: int, split: str) -> list[FacePair]:
         pictures, declared = draw_set(self._config, number)
         ways = [(i, j) for i in range(_IMAGES) for j in range(_IMAGES) if edit_between(declared[i], declared[j]) is not None]

@@ -22,6 +22,7 @@ from tests.training.test_data import upload, withdraw
 from tests.training.versions import publish
 from training.data import Dataset
 from training.encode import EncodeConfig, EncodedCache, encode, revision_of
+from training.stage_factory import digest_of
 
 HERE = EncodeConfig(image_size=32, mirror=True, workers=0)
 
@@ -208,6 +209,26 @@ def test_several_datasets_share_a_folder(mine, parts, tmp_path):
     encode(other, parts[0], folder, HERE, parts[1])
     assert EncodedCache.open(folder, other.digest).text("k0061", False).shape[1] == 32
     assert EncodedCache.open(folder, Dataset.open(str(version)).digest).text("k0003", False).shape[1] == 32
+
+
+def test_what_a_training_depends_on_is_the_same_after_another_dataset_or_run_of_encode(parts, tmp_path):
+    """Else a training could not go on once anything else was encoded into its folder."""
+    publish(tmp_path / "one", {"train": 18, "val": 4})
+    publish(tmp_path / "two", {"train": 4, "val": 2}, first=50)
+    one, two = (Dataset.open(str(tmp_path / name)) for name in ("one", "two"))
+    settings = EncodeConfig(image_size=16, workers=0)
+    encode(one, parts[0], tmp_path / "states", settings)
+    before = digest_of(str(tmp_path / "states"), [one.digest])
+    encode(two, parts[0], tmp_path / "states", settings)
+    encode(one, parts[0], tmp_path / "states", settings)
+    assert digest_of(str(tmp_path / "states"), [one.digest]) == before
+    assert (
+        digest_of(str(tmp_path / "states"), [two.digest, one.digest])
+        == digest_of(str(tmp_path / "states"), [one.digest, two.digest])
+        != before
+    )
+    encode(one, parts[0], tmp_path / "mirrored", settings.model_copy(update={"mirror": True}))
+    assert digest_of(str(tmp_path / "mirrored"), [one.digest]) != before
 
 
 def test_a_cache_that_does_not_fit_is_refused_and_says_what_differs(mine, parts, tmp_path):

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from infra.errors import UserError
 from tests.training import ranks
 from tests.training.ranks import leave
 from tests.training.toy import BASE, Toy, train_all
-from training import checkpoint, zero
+from training import checkpoint, engine, zero
 from training.config import EngineConfig
 from training.export import export
 from training.guards import Alarms
@@ -98,8 +99,8 @@ def test_ranks_accumulation_stages_and_prefetch_change_how_not_what(tmp_path):
         for key, tensor in state(tmp_path / name)[1].items():
             assert torch.allclose(tensor, plain[key], atol=1e-5), (name, key)
         for one, other in zip(lines(tmp_path / "plain"), lines(tmp_path / name), strict=True):
-            assert {name: one[name] for name in ("loss", "held_out") if name in one} == pytest.approx(
-                {name: other[name] for name in ("loss", "held_out") if name in other}, rel=1e-4
+            assert {name: one[name] for name in ("loss", "held_out", "seen") if name in one} == pytest.approx(
+                {name: other[name] for name in ("loss", "held_out", "seen") if name in other}, rel=1e-4
             )
 
 
@@ -257,6 +258,35 @@ def test_a_model_filled_from_the_meta_device_trains_alike(tmp_path):
     assert state(tmp_path / "meta2")[0] == 5
 
 
+def _buckets(rank, world, jobs):
+    """Trains with DeepSpeed's own bucket, and with the run's; notes the largest buffer that each made."""
+    own = zero.zero_config
+    for folder, config, toy in jobs:
+        folder = Path(folder)
+        made = []
+
+        def look(*arguments, whole=folder.name.endswith("whole"), made=made):
+            made.append(own(*arguments))
+            if whole:
+                made[-1]["zero_optimization"]["reduce_bucket_size"] = zero.BUCKET
+            return made[-1]
+
+        zero.zero_config = look
+        engine.run(Toy(**toy), EngineConfig(**config), folder)
+        (folder / "bucket").write_text(str(made[-1]["zero_optimization"]["reduce_bucket_size"]))
+    leave()
+
+
+def test_gradients_are_reduced_in_a_buffer_no_larger_than_they_are(tmp_path):
+    """The toy trains 83 elements; the values are those of DeepSpeed's own buffer of 500 million."""
+    ways = {f"{stage}-{precision}": {"zero_stage": stage, "precision": precision} for stage in (1, 2, 3) for precision in ("fp32", "bf16")}
+    config = BASE | {"steps": 6, "accumulation": 2}
+    run([(tmp_path / f"{name}{end}", config | way) for name, way in ways.items() for end in ("", "-whole")], target=_buckets)
+    for name in ways:
+        assert (tmp_path / name / "bucket").read_text() == "83" != (tmp_path / f"{name}-whole" / "bucket").read_text()
+        equal(state(tmp_path / name)[1], state(tmp_path / f"{name}-whole")[1], name)
+
+
 def _full_disk(rank, world, jobs):
     """No file of rank 1 may be larger than its first metrics; until the last step, when there is room again."""
     import resource
@@ -286,11 +316,30 @@ def test_a_full_disk_is_told_and_training_goes_on(tmp_path):
     assert steps[-1] == 2000  # it went on, and saved again when there was room
 
 
+def test_a_torn_checkpoint_is_told_and_does_not_take_the_place_of_a_whole_one(tmp_path):
+    """Kept is one: were the torn one counted, the next would be thinned for it, and nothing be left when the run stops before it comes that far again."""
+    config = BASE | {"checkpoint_every": 2, "steps": 8}
+    run([(tmp_path, config | {"keep": 2})])
+    torn = tmp_path / "checkpoints" / "step-000008" / "shared.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-1])
+    assert checkpoint.newest(str(tmp_path / "checkpoints")).endswith("step-000006")
+    key = ({sample.key for sample in Toy().data.batch(7, 4)} - {sample.key for sample in Toy().data.batch(6, 4)}).pop()
+    run([(tmp_path, config | {"keep": 1, "checkpoint_every": 1}, {"poison": key})])  # saves step 7 and stops in step 8
+    said = [alarm for line in lines(tmp_path) for alarm in line.get("alarms", [])]
+    assert said == ["step-000008: files of it are missing or changed; training goes on from step-000006"]
+    assert checkpoint.newest(str(tmp_path / "checkpoints")).endswith("step-000007")
+
+
+def test_checkpoints_are_in_order_of_their_steps_also_beyond_a_million(tmp_path):
+    for step in (999_999, 1_000_000, 998_000):
+        (tmp_path / f"step-{step:06d}").mkdir()
+        (tmp_path / f"step-{step:06d}" / "COMPLETE").write_text(json.dumps({"step": step, "held_out": None, "files": {}}))
+    assert [marker["step"] for marker in checkpoint.markers(str(tmp_path)).values()] == [998_000, 999_999, 1_000_000]
+    assert checkpoint.newest(str(tmp_path)).endswith("step-1000000")
+
+
 def _never_room(rank, world, jobs):
     import resource
-
-    from infra.errors import UserError
-    from training import engine
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -317,6 +366,50 @@ def _no_marker(rank, world, jobs):
 
     checkpoint.commit = commit
     train_all(rank, world, jobs)
+
+
+def _store_down(rank, world, jobs):
+    """When the first checkpoint is to be written the store takes nothing, and answers no deletion."""
+    before = checkpoint._write_tensors
+
+    def fail(*_):
+        raise ConnectionError("the store is down")
+
+    def write(tensors, uri):
+        if "step-000005" in uri:
+            fail()
+        return before(tensors, uri)
+
+    checkpoint._write_tensors = write
+    delete, checkpoint.delete_folder = checkpoint.delete_folder, lambda uri: fail() if "step-000005" in uri else delete(uri)
+    train_all(rank, world, jobs)
+
+
+def test_a_store_that_is_down_stops_no_rank(tmp_path):
+    run([(tmp_path, BASE | {"steps": 12})], target=_store_down)
+    said = [alarm for line in lines(tmp_path) for alarm in line.get("alarms", [])]
+    assert said == ["the checkpoint of step 5 could not be written (the store is down); the last one stands"]
+    assert state(tmp_path)[0] == 12
+
+
+def test_where_no_checkpoint_is_whole_training_does_not_begin_anew(tmp_path):
+    at = tmp_path / "step-000005"
+    at.mkdir()
+    (at / "COMPLETE").write_text(json.dumps({"step": 5, "held_out": None, "files": {"shared.safetensors": {"bytes": 3, "sha256": ""}}}))
+    with pytest.raises(UserError, match=r"no checkpoint is whole \(files of step-000005 are missing"):
+        checkpoint.drop_torn(str(tmp_path), checkpoint.newest(str(tmp_path)))
+    assert at.exists()
+    assert checkpoint.drop_torn(str(tmp_path / "none"), None) == []
+
+
+def test_a_file_system_that_hiccups_stops_no_heart(tmp_path, monkeypatch):
+    from training import guards
+
+    def stale(*_):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(guards, "commit", stale)
+    guards.Heartbeat(tmp_path, 0).beat(3, "step")
 
 
 def test_a_marker_that_cannot_be_written_is_told_and_training_goes_on_on_all_ranks(tmp_path):

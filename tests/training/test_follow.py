@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from infra.tracking import default_uri, delete_pictures, open_run
+from training import presets
 from training.follow import Follower
 
 
@@ -40,10 +41,10 @@ def _write_picture(folder, name, step):
     Image.fromarray(np.full((40, 60, 3), step, np.uint8)).save(folder / "pictures" / f"{name}-{step}.png")
 
 
-def _write_checkpoint(folder, step):
+def _write_checkpoint(folder, step, held_out=0.5):
     at = folder / "checkpoints" / f"step-{step:06d}"
     at.mkdir(parents=True)
-    (at / "COMPLETE").write_text(json.dumps({"step": step, "world_size": 2, "held_out": 0.5, "files": {"weights": "ab" * 32}}))
+    (at / "COMPLETE").write_text(json.dumps({"step": step, "world_size": 2, "held_out": held_out, "files": {"weights": "ab" * 32}}))
 
 
 def _write_export(folder, name, content, step=10, held_out=0.5):
@@ -75,6 +76,8 @@ def test_everything_in_a_run_folder_is_logged_once_over_two_drivers(tmp_path, ur
 
     client, folder = MlflowClient(uri), tmp_path / "run"
     _write_metrics(folder, range(11))
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"time": 1, "step": 0, "notes": ["3 samples are left out"]}\n')
     _write_picture(folder, "edits", 5)
     _write_picture(folder, "edits", 10)
     _write_checkpoint(folder, 10)
@@ -108,6 +111,7 @@ def test_everything_in_a_run_folder_is_logged_once_over_two_drivers(tmp_path, ur
     assert len(checkpoint["sha256"]) == 64
     assert checkpoint["files"] == {"weights": "ab" * 32}
     assert "checkpoints/step-000020.json" in logged
+    assert (tmp_path / "mlartifacts" / run_id / "artifacts" / "notes.txt").read_text() == "3 samples are left out\n"
 
     versions = {alias: client.get_model_version_by_alias("lato-dit", alias) for alias in ("best", "last", "step-12")}
     assert {alias: (version.run_id, version.tags["step"]) for alias, version in versions.items()} == {
@@ -120,6 +124,55 @@ def test_everything_in_a_run_folder_is_logged_once_over_two_drivers(tmp_path, ur
     assert delete_pictures(uri, f"lato / dit ({run_id})") == 9  # three, each also in small, and three in the folder
     assert not [name for name in _artifacts(client, run_id) if name.endswith((".png", ".webp"))]
     assert not list((folder / "pictures").iterdir())
+
+
+def test_the_last_model_is_the_best_too_where_none_before_was_better(tmp_path, uri):
+    from mlflow import MlflowClient
+
+    client, folder = MlflowClient(uri), tmp_path / "run"
+    _write_metrics(folder, range(3))
+    _write_checkpoint(folder, 5, 0.4)
+    _write_checkpoint(folder, 10, 0.6)
+    _write_export(folder, "export-best", "earlier", 5)
+    _write_export(folder, "export", "last", 10)
+    run_id = _follow(uri, folder)
+    assert [client.get_model_version_by_alias("lato-dit", alias).tags["step"] for alias in ("best", "last")] == ["5", "10"]
+    _write_checkpoint(folder, 15, 0.3)  # the run goes on, and becomes better
+    shutil.rmtree(folder / "export-best")
+    _write_export(folder, "export", "later", 15)
+    _follow(uri, folder, run_id)
+    assert [client.get_model_version_by_alias("lato-dit", alias).tags["step"] for alias in ("best", "last")] == ["15", "15"]
+
+
+def test_a_store_that_fails_for_a_moment_ends_no_follower(tmp_path, uri, monkeypatch):
+    from mlflow import MlflowClient
+
+    folder, asked = tmp_path / "run", []
+    _write_metrics(folder, range(3))
+
+    def list_folders(uri):
+        asked.append(uri)
+        if len(asked) < 3:
+            raise RuntimeError("what a store's library raises")
+        return []
+
+    monkeypatch.setattr("training.follow.list_folders", list_folders)
+    _write_export(folder, "export", "last")
+    run_id = _follow(uri, folder, during=lambda: time.sleep(4))
+    assert MlflowClient(uri).get_model_version_by_alias("lato-dit", "last").run_id == run_id
+
+
+def test_what_stopped_a_rank_is_not_hidden_behind_a_disk_that_takes_no_note(tmp_path, monkeypatch):
+    from infra.errors import UserError
+    from training.config import DataSource
+    from training.rank import work
+    from training.stage_factory import Job
+
+    monkeypatch.setenv("RANK", "0")
+    (tmp_path / "failures").touch()  # no folder can be made here
+    config = presets.preset("tokenizer", "tiny")
+    with pytest.raises(UserError, match="no published dataset version here"):
+        work(Job(stage="tokenizer", config=config, data=(DataSource(uri=str(tmp_path / "gone")),), folder=str(tmp_path)))
 
 
 def test_a_database_that_fails_stops_nobody(tmp_path, uri):
@@ -138,3 +191,20 @@ def test_a_database_that_fails_stops_nobody(tmp_path, uri):
     run.close("FAILED", seconds=300)
     kinds = [json.loads(line)[0] for line in (folder / "mlflow_backlog" / f"{run.run_id}.jsonl").read_text().splitlines()]
     assert kinds == ["tags", "metrics", "metrics", "metrics", "model", "status"]
+
+
+def test_a_stop_that_was_asked_of_a_run_that_has_ended_does_not_stop_the_next(tmp_path, uri, monkeypatch):
+    from training import launch
+    from training.stage_factory import Job
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "stop-now").touch()
+
+    def fit(job, folder):
+        assert not (folder / "stop-now").exists()
+        _write_metrics(folder, range(6))
+
+    monkeypatch.setattr(launch, "_fit_plain", fit)
+    config = presets.preset("tokenizer", "tiny")
+    launch.train(Job(stage="tokenizer", config=config, data=(), folder=str(folder)), {}, uri, "lato", launcher="plain")

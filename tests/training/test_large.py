@@ -14,10 +14,11 @@ from torch import nn
 from lato.conversion import read_released
 from lato.transformer import LaToTransformer
 from tests.training import ranks
+from tests.training.test_data import upload
 from tests.training.test_engine import equal, state
 from tests.training.test_stages import changed, home, job, train_all, train_one  # noqa: F401 - a fixture
 from training import checkpoint
-from training.config import EngineConfig
+from training.config import DataSource, EngineConfig
 from training.restore import ShardFiles
 
 pytestmark = pytest.mark.slow
@@ -111,6 +112,17 @@ def test_checkpoints_on_an_object_store_are_committed_resumed_and_thinned(home, 
         mine = {f"weight/{name}": files.whole("weight", name) for name in files.shapes} | files.shared()
     there = {name: tensor for name, tensor in state(tmp_path / "whole")[1].items() if name in mine}
     equal(there, mine, "object store")
+
+
+def test_a_dit_reads_pairs_and_states_from_an_object_store(home, small, bucket, tmp_path):  # noqa: F811
+    here = job("dit", tmp_path, home, small)
+    upload(small, f"{bucket}/v1")
+    upload(home / "encoded", f"{bucket}/encoded")
+    there = here.model_copy(update={"data": (DataSource(uri=f"{bucket}/v1"),), "encoded": f"{bucket}/encoded"})
+    one, other = (given.make() for given in (here, there))
+    batches = [stage.read(stage.data.batch(0, 4)) for stage in (one, other)]
+    for name in ("source", "target", "text", "noise"):
+        assert torch.equal(batches[0][name], batches[1][name])
 
 
 def test_torchrun_starts_it_too(home, small, tmp_path):  # noqa: F811

@@ -11,8 +11,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from infra.errors import UserError
 from lato.edits import parse_instruction
 from lato.landmarks import mirror_landmarks
-from lato.predictor import LandmarkPredictor
+from lato.predictor import LandmarkPredictor, compact_reaches
 from lato.tiny_vlm import build_tiny_vlm
+from tests.training.versions import publish
 from training.data import Dataset
 from training.mixture import Mixture
 from training.stages.predictor import AdapterConfig, PredictorConfig, PredictorStage
@@ -178,6 +179,31 @@ def test_lora_trains_the_adapter_and_exports_merged_and_alone(dataset, bases, tm
     adapted = stage.loss(PeftModel.from_pretrained(base, tmp_path / "adapter").eval(), batch).per_sample
     assert torch.allclose(adapted, expected, atol=1e-5) and not torch.allclose(before, expected, atol=1e-4)
     assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["r"] == 4
+
+
+def test_what_the_compact_syntax_cannot_write_is_left_out_and_told(tmp_path, bases):
+    publish(tmp_path / "v1", {"train": 8, "val": 4}, far=(2, 5, 9))
+    version = Dataset.open(str(tmp_path / "v1"))
+    stage = make(version, decoded_samples=0, val_samples=8)
+    assert stage.notes == [
+        "3 samples are left out: a landmark moves by more than 255 px, which the compact syntax cannot write (k0002, k0005, k0009)"
+    ]
+    seen = {sample.key for step in range(6) for sample in stage.data.batch(step, 2)}
+    assert seen == {"k0000", "k0001", "k0003", "k0004", "k0006", "k0007"}
+    assert [pair.key for pair in stage._val] == ["k0008", "k0010", "k0011"]
+    assert np.isfinite(stage.validate(stage.build().eval())["held_out"])
+    whole = make(version, base=str(bases / "qwen2_5"), syntax="json")
+    assert whole.notes == [] and len(whole.data) == 8
+    publish(tmp_path / "v2", {"train": 2, "val": 2}, far=(2, 3))
+    with pytest.raises(UserError, match="in every sample of val a landmark moves by more than 255 px; use syntax=json"):
+        make(Dataset.open(str(tmp_path / "v2")))
+
+
+def test_how_far_compact_coordinates_reach_is_the_same_in_a_mirror():
+    for move, reached in ((255, True), (-255, True), (256, False), (-256, False), (255.4, True)):
+        pair = np.full((2, 68, 2), 256, np.float32)
+        pair[1, 3, 0] += move
+        assert compact_reaches(pair) == reached == compact_reaches(mirror_landmarks(pair))
 
 
 def test_wrong_settings_say_what_to_do(dataset, bases):

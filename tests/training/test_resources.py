@@ -22,6 +22,32 @@ def test_more_ranks_than_this_machine_has_places_are_refused():
         resources.check_here(100_000)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "grown", "has"),
+    [
+        ([{"CPU": 4.0}], {}, False),
+        ([{"CPU": 0.0}, {"CPU": 96.0, "GPU": 8.0}], {}, True),
+        ([{"CPU": 0.0}], {"CPU": 96.0, "GPU": 8.0}, True),  # nodes with GPUs are started when they are asked for
+        ([{"CPU": 0.0}], {"CPU": 96.0}, False),
+    ],
+)
+def test_gpus_are_those_of_the_cluster_not_of_the_machine_that_drives_it(monkeypatch, nodes, grown, has):
+    monkeypatch.setattr(resources, "_cluster", lambda: (nodes, grown))
+    assert resources.cluster_has_gpus() == has
+
+
+def test_a_ray_that_runs_is_asked_for_its_gpus(monkeypatch):
+    import ray
+    from ray._private.state import state
+
+    alive = {"Alive": True, "Resources": {"CPU": 96.0, "GPU": 8.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 0.0}}, alive])
+    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: None)
+    assert resources.cluster_has_gpus()
+    alive["Alive"] = False
+    assert not resources.cluster_has_gpus()
+
+
 @pytest.mark.slow
 def test_places_that_other_jobs_hold_are_waited_for_and_then_told(ray_session):
     import ray

@@ -3,9 +3,12 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -73,7 +76,7 @@ def make_home(folder, version):
 def inputs_of(given):
     """Digests of what a job's result depends on."""
     own = {source.uri: Dataset.open(source.uri).digest for source in given.data}
-    return own | {name: digest_of(getattr(given, name)) for name in ("tokenizer", "encoded") if getattr(given, name)}
+    return own | {name: digest_of(getattr(given, name), own.values()) for name in ("tokenizer", "encoded") if getattr(given, name)}
 
 
 def job(stage, folder, home, small, **engine):
@@ -190,6 +193,25 @@ def test_a_launched_training_is_exported_registered_and_recognised(stage, launch
         export_one(tmp_path / "run", "5")
 
 
+def test_a_rank_ends_with_a_driver_that_is_killed():
+    """Else it would train on beside those that the same command starts next."""
+    rank = "import time; from training.rank import _end_with_driver; _end_with_driver(); print('ready', flush=True); time.sleep(600)"
+    driver = (
+        "import os, subprocess, sys; from training.rank import DRIVER;"
+        "subprocess.Popen([sys.executable, '-c', sys.argv[1]], env=os.environ | {DRIVER: str(os.getpid())}).wait()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", driver, rank], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    children = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    for child in alive:
+        child.kill()
+    assert not alive
+
+
 def test_more_ranks_than_the_cluster_has_are_refused_before_the_start(home, small, tmp_path, ray_session):
     from training.launch import train
 
@@ -208,3 +230,10 @@ def test_a_checkpoint_of_another_architecture_is_refused(home, small, tmp_path):
     said = json.loads((tmp_path / "failures" / "rank-00000.json").read_text())["text"]
     assert "this checkpoint is of another model" in said
     assert "encoder.conv_out" in said
+    processes = ranks.start(
+        train_one, 1, changed(given, num_codes=24).model_dump_json()
+    )  # the codebook is a buffer, not trained by gradients
+    processes[0].join(60)
+    said = json.loads((tmp_path / "failures" / "rank-00000.json").read_text())["text"]
+    assert "this checkpoint is of another model" in said
+    assert "vq.codebook: (32, 16), here (24, 16)" in said

@@ -18,6 +18,7 @@ BASE = {"global_batch": 4, "warmup": 2, "checkpoint_every": 5, "eval_every": 100
 class Toy:
     name = "toy"
     floors = {}
+    notes = []
     sources = ["toys"]
 
     def __init__(self, poison=None, width=8, meta=False, dropout=0.1):
@@ -53,7 +54,7 @@ class Toy:
         if self._poison and self._poison.strip("~") in batch["keys"]:
             hidden = self._poison.startswith("~")  # the loss stays finite, its gradient does not
             losses = losses + (0 * output.sum()).abs().sqrt() if hidden else losses * float("nan")
-        return StepLoss(losses, len(draws), {})
+        return StepLoss(losses, len(draws), {"seen": draws.mean().detach()})
 
     def after_step(self, module, step, steps):
         module.moved += step

@@ -10,8 +10,8 @@ from lato.pairs import FacePair, FaceState, PairMeta, Provenance
 EDITS = (Edit(expression=Expression.HAPPY), Edit(yaw=30), Edit(yaw=-30, expression=Expression.SAD), Edit(roll=30), Edit(pitch=-30))
 
 
-def make_pair(number, split, side=64, name="k"):
-    """A pair of noise that is a function of its number; smooth, so that a JPEG keeps its size small."""
+def make_pair(number, split, side=64, name="k", far=()):
+    """A pair of noise that is a function of its number; smooth, so that a JPEG keeps its size small. In those of `far` a landmark moves by 256 px."""
     rng = np.random.default_rng(number)
     key = f"{name}{number:04d}"
     small = side // 8
@@ -28,17 +28,19 @@ def make_pair(number, split, side=64, name="k"):
         crop=(0, 0, 512), split=split, provenance=Provenance(**origin, scope="same_person", models={}),
     )  # fmt: skip
     landmarks = rng.uniform(120, 380, (1, 68, 2)) + rng.normal(0, 15, (2, 68, 2))
+    if number in far:
+        landmarks[:, 8, 0] = (400, 144)
     return FacePair(key, *jpegs, landmarks.astype(np.float32), meta)
 
 
-def publish(folder, counts, per_shard=8, first=0, side=64, name="k"):
+def publish(folder, counts, per_shard=8, first=0, side=64, name="k", far=()):
     """Packs a version: `counts` samples by split, numbered from `first`; returns its digest."""
     planned, number = [], first
     for split, count in counts.items():
         for _ in range(count):
             columns = {"source_id": f"s{number}", "identity": f"p{number}", "licence": "test", "kind": "synthetic"}
             columns["instruction"] = make_pair(number, split, side, name).meta.instruction
-            load = lambda number=number, split=split: make_pair(number, split, side, name)  # noqa: E731
+            load = lambda number=number, split=split: make_pair(number, split, side, name, far)  # noqa: E731
             planned.append(Planned(f"{name}{number:04d}", split, columns, load))
             number += 1
     return pack(planned, PackConfig(samples_per_shard=per_shard), str(folder), str(folder).rsplit("/", 1)[-1], "test")

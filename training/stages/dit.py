@@ -47,7 +47,7 @@ class DitStage:
         datasets: The sources.
         mixture: Of their train splits.
         tokenizer: Folder of the LandmarkTokenizer.
-        encoded: Folder of the datasets' text states, and latents where they were encoded.
+        encoded: Folder of the datasets' text states, and latents where they were encoded; on disk or an object store.
 
     Raises:
         UserError: Something does not fit: says what and what to do.
@@ -55,9 +55,10 @@ class DitStage:
 
     name = "dit"
 
-    def __init__(self, config: DitConfig, datasets: list[Dataset], mixture: Mixture, tokenizer: Path, encoded: Path) -> None:
+    def __init__(self, config: DitConfig, datasets: list[Dataset], mixture: Mixture, tokenizer: Path, encoded: str | Path) -> None:
         self._config, self._datasets, self.data = config, datasets, mixture
         self.sources = [dataset.name for dataset in datasets]
+        self.notes: list[str] = []
         self.floors: dict[str, tuple[float, str]] = {}
         self._weights: BaseWeights | None = None
         self._caches = [EncodedCache.open(encoded, dataset.digest) for dataset in datasets]

@@ -32,21 +32,21 @@ class DitConfig(Config):
     """(height, width) in pixels at which pictures are seen; all samples of a step share one of them, cut to its aspect ratio around the face."""
     codec: str | None = None
     """Folder of the image codec (AutoencoderKL, SpaceToDepthCodec); None is the lossless space-to-depth codec."""
-    codec_factor: int = 2
+    codec_factor: int = Field(default=2, gt=0)
     """Of the lossless codec; a token is 2 x 2 of its places."""
-    hidden_size: int = 96
+    hidden_size: int = Field(default=96, gt=0)
     """Width."""
-    num_attention_heads: int = 3
+    num_attention_heads: int = Field(default=3, gt=0)
     """Heads."""
     axes_dims_rope: tuple[int, int, int] = (8, 12, 12)
     """Channels of a head for the three axes."""
-    num_double_blocks: int = 2
+    num_double_blocks: int = Field(default=2, ge=0)
     """Blocks with two streams."""
-    num_single_blocks: int = 3
+    num_single_blocks: int = Field(default=3, ge=0)
     """Blocks with one stream."""
-    context_dim: int = 96
+    context_dim: int = Field(default=96, gt=0)
     """Width of the connector."""
-    connector_depth: int = 1
+    connector_depth: int = Field(default=1, ge=0)
     """Blocks of the connector."""
     conditioning: Conditioning = "tokens"
     """Form in which landmarks reach the model."""
@@ -83,7 +83,22 @@ class DitConfig(Config):
             raise ValueError("adapter: a LoRA changes a trained model; give its folder as `base`, or train in full")
         if self.drop_landmarks + self.drop_text + self.drop_both >= 1:
             raise ValueError("drop_landmarks, drop_text, drop_both: their sum must leave samples with both conditions")
+        if self.base is None:
+            self._check_heads()
         return self
+
+    def _check_heads(self) -> None:
+        for name in ("hidden_size", "context_dim"):
+            if getattr(self, name) % self.num_attention_heads:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)} channels do not divide over {self.num_attention_heads} heads (num_attention_heads)"
+                )
+        head = self.hidden_size // self.num_attention_heads
+        if sum(self.axes_dims_rope) != head or any(dim <= 0 or dim % 2 for dim in self.axes_dims_rope):
+            given = tuple(self.axes_dims_rope)
+            raise ValueError(
+                f"axes_dims_rope: expected even numbers with a sum of {head} (hidden_size / num_attention_heads), given {given}"
+            )
 
 
 def new_transformer(config: DitConfig, channels: int, text_dim: int, codebook: Tensor) -> LaToTransformer:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from infra.config import Config
@@ -20,7 +21,7 @@ from infra.errors import UserError
 from lato.edits import mirror_instruction
 from lato.landmarks import Landmarks, draw_landmarks, mirror_landmarks
 from lato.pairs import FacePair
-from lato.predictor import LandmarkPredictor, PredictorSettings
+from lato.predictor import LandmarkPredictor, PredictorSettings, compact_reaches
 from lato.reasoning import write_reasoning
 from lato.tiny_tokenizer import MARKS, NUM_COORDINATES, coordinate_token
 from lato.tiny_vlm import build_tiny_processor, build_tiny_vlm
@@ -34,14 +35,16 @@ _BATCH = 8
 """Samples of a held-out batch."""
 _SHOWN = (256, 256)
 """Pixels of a face in the stage's pictures."""
+_NAMED = 5
+"""Samples that are left out and named; of more only the number is said."""
 
 
 class AdapterConfig(Config):
     """LoRA on the language model's Linears."""
 
-    rank: int = 64
+    rank: int = Field(default=64, gt=0)
     """Rank of the updates."""
-    alpha: int = 64
+    alpha: int = Field(default=64, gt=0)
     """Their scale is alpha / rank."""
 
 
@@ -54,19 +57,19 @@ class PredictorConfig(Config):
     """Trains LoRA on the base; None trains all of it."""
     syntax: Literal["json", "compact"] = "json"
     """How coordinates are written; `compact` for a model from scratch."""
-    image_size: int = 504
+    image_size: int = Field(default=504, gt=0)
     """Side in pixels of the picture that the VLM sees."""
     mirror: bool = False
     """Shows every other sample in a mirror: picture, landmarks, pose, and left and right in the instruction."""
-    hidden_size: int = 96
-    """Width of a model from scratch."""
-    num_layers: int = 3
+    hidden_size: int = Field(default=96, gt=0, multiple_of=32)
+    """Width of a model from scratch, a multiple of 32 (a head's)."""
+    num_layers: int = Field(default=3, gt=0)
     """Depth of a model from scratch."""
-    max_new_tokens: int = 1600
+    max_new_tokens: int = Field(default=1600, gt=0)
     """Longest answer."""
-    val_samples: int = 24
+    val_samples: int = Field(default=24, gt=0)
     """Samples of the held-out loss."""
-    decoded_samples: int = 4
+    decoded_samples: int = Field(default=4, ge=0)
     """Held-out samples that are decoded freely at every evaluation, and drawn."""
     engine: EngineConfig = EngineConfig(lr=1e-5, global_batch=64, steps=2000)
     """Training."""
@@ -89,7 +92,7 @@ class PredictorStage:
     name = "predictor"
 
     def __init__(self, config: PredictorConfig, datasets: list[Dataset], mixture: Mixture) -> None:
-        self._config, self._datasets, self.data = config, datasets, mixture
+        self._config, self._datasets = config, datasets
         self.floors: dict[str, tuple[float, str]] = {}
         self.sources = [dataset.name for dataset in datasets]
         self._rows = [{row["key"]: row for row in dataset.rows} for dataset in datasets]
@@ -99,7 +102,7 @@ class PredictorStage:
             config.syntax, 512, config.image_size, config.max_new_tokens, max_reasoning=400 if config.syntax == "compact" else 1600
         )
         self._text = LandmarkPredictor(None, self._processor, settings)
-        held_out = [(dataset, row) for dataset in datasets for row in dataset.split("val")]
+        self.data, self.notes, held_out = _writable(config, datasets, mixture)
         held_out = held_out[:: max(1, len(held_out) // config.val_samples)][: config.val_samples]
         self._val = [dataset.read(row) for dataset, row in held_out]
 
@@ -196,16 +199,14 @@ class PredictorStage:
         if c.base is None:
             if c.adapter is not None:
                 raise UserError("adapter: LoRA needs a pretrained model; set `base`, or leave `adapter` out to train a small one in full")
+            _check_size(c.image_size, 28)
             return build_tiny_processor(c.image_size)
         from transformers import AutoProcessor
 
         if not Path(c.base).is_dir():
             raise UserError(f"base: {c.base} is no folder; give one of a pretrained Qwen2.5-VL or Qwen3-VL")
         processor = AutoProcessor.from_pretrained(c.base)
-        unit = processor.image_processor.patch_size * processor.image_processor.merge_size
-        if c.image_size % unit:
-            near = c.image_size // unit * unit
-            raise UserError(f"image_size: this model sees multiples of {unit} pixels, given {c.image_size}; take {near} or {near + unit}")
+        _check_size(c.image_size, processor.image_processor.patch_size * processor.image_processor.merge_size)
         if c.syntax == "compact" and c.adapter is not None:
             raise UserError("syntax: `compact` adds tokens, which LoRA does not train; use `json`, or leave `adapter` out")
         if c.syntax == "compact":
@@ -254,3 +255,36 @@ class PredictorStage:
         )
         module.train(training)
         return [prediction.landmarks for prediction in found]
+
+
+def _check_size(given: int, unit: int) -> None:
+    near = given // unit * unit
+    if given % unit:
+        sizes = " or ".join(str(size) for size in (near, near + unit) if size)
+        raise UserError(f"image_size: this model sees multiples of {unit} pixels, given {given}; take {sizes}")
+
+
+def _writable(
+    config: PredictorConfig, datasets: list[Dataset], mixture: Mixture
+) -> tuple[Mixture, list[str], list[tuple[Dataset, dict[str, Any]]]]:
+    """The samples whose answer the syntax can write: of training, and (dataset, row) of the held-out ones; with a line on those left out, if any.
+
+    Raises:
+        UserError: A source has none in one of its splits.
+    """
+    left_out: list[set[str]] = []
+    for dataset in datasets:
+        rows = dataset.split("train") + dataset.split("val") if config.syntax == "compact" else []
+        reached = compact_reaches(dataset.read_landmarks(rows)) if rows else np.zeros(0, bool)
+        left_out.append({row["key"] for row, whole in zip(rows, reached, strict=True) if not whole})
+        for split in ("train", "val"):
+            if all(row["key"] in left_out[-1] for row in dataset.split(split)):
+                raise UserError(f"{dataset.name}: in every sample of {split} a landmark moves by more than 255 px; use syntax=json")
+    both = zip(datasets, left_out, strict=True)
+    held_out = [(dataset, row) for dataset, out in both for row in dataset.split("val") if row["key"] not in out]
+    names = sorted(key for out in left_out for key in out)
+    if not names:
+        return mixture, [], held_out
+    first = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    note = f"{len(names)} samples are left out: a landmark moves by more than 255 px, which the compact syntax cannot write ({first})"
+    return mixture.without(left_out), [note], held_out

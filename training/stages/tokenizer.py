@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,23 +22,25 @@ from training.data import Dataset
 from training.mixture import Mixture, Sample, sample_generator
 from training.stage import Batch, StepLoss, device_of
 
+Width = Annotated[int, Field(gt=0, multiple_of=32)]  # channels are normed in 32 groups
+
 
 class TokenizerConfig(Config):
     """The tokenizer and its training."""
 
-    widths: tuple[int, int] = (128, 512)
-    """Channels of the encoder's two stages."""
-    code_dim: int = 3072
+    widths: tuple[Width, Width] = (128, 512)
+    """Channels of the encoder's two stages, multiples of 32."""
+    code_dim: int = Field(default=3072, gt=0)
     """Width of a code."""
-    num_codes: int = 8192
+    num_codes: int = Field(default=8192, gt=0)
     """Size of the codebook."""
-    beta: float = 0.25
+    beta: float = Field(default=0.25, ge=0)
     """Weight of the commitment loss."""
-    jitter: float = 0.1
+    jitter: float = Field(default=0.1, ge=0, lt=1)
     """Largest change of scale, and of place in shares of the canvas, that a training sample gets."""
-    val_samples: int = 2048
+    val_samples: int = Field(default=2048, gt=0)
     """Most samples of the held-out numbers, evenly spaced."""
-    no_reset_after: float = 0.8
+    no_reset_after: float = Field(default=0.8, ge=0, le=1)
     """Share of the steps after which unused codes are left alone."""
     engine: EngineConfig = EngineConfig(lr=1e-4, global_batch=256, steps=20000)
     """Training."""
@@ -51,6 +54,7 @@ class TokenizerStage:
     def __init__(self, config: TokenizerConfig, datasets: list[Dataset], mixture: Mixture) -> None:
         self._config, self.data = config, mixture
         self.sources = [dataset.name for dataset in datasets]
+        self.notes: list[str] = []
         self.floors = {"codebook/perplexity": (0.02 * config.num_codes, "the codebook collapses; a lower rate or larger beta helps")}
         self._train = []
         for dataset in datasets:
