@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import UserError
-from infra.storage import commit
+from infra.storage import commit, exists, join, read_bytes
 from training import checkpoint
 from training.config import MAY_CHANGE
 
@@ -40,19 +40,28 @@ def check(folder: Path, made_of: Mapping[str, Any], checkpoints: str | None = No
         made_of: What it is to go on with.
         checkpoints: Folder of its checkpoints, where it is not in the run's.
     """
-    file = folder / MADE_OF
-    if not file.is_file() or not has_begun(folder, checkpoints):
+    known = [uri for uri in _places(folder, checkpoints) if exists(uri)]
+    if not known or not has_begun(folder, checkpoints):
         return
-    wrong = forbidden(json.loads(file.read_text()), json.loads(json.dumps(made_of)))
+    wrong = forbidden(json.loads(read_bytes(known[0])), json.loads(json.dumps(_noted(made_of, checkpoints))))
     if not wrong:
         return
     lines = "\n".join(f"  {key}: {_shown(old)} there, {_shown(new)} now" for key, (old, new) in wrong.items())
-    known = checkpoint.newest(checkpoints or str(folder / "checkpoints"))
-    fork = f"; or start a new run from its weights ({known.rsplit('/', 1)[-1]}): --fork NAME" if known else ""
+    newest = checkpoint.newest(checkpoints or str(folder / "checkpoints"))
+    fork = f"; or start a new run from its weights ({newest.rsplit('/', 1)[-1]}): --fork NAME" if newest else ""
     raise UserError(
         f"{folder}: a run stands here that was started with other settings, and these may not change when it goes on:\n{lines}\n"
-        f"Give the settings it has{fork}; or begin anew with another --work-dir."
+        f"Give the settings it has{fork}; or begin anew with another --work-dir{' and another --checkpoints' if checkpoints else ''}."
     )
+
+
+def _places(folder: Path, checkpoints: str | None) -> list[str]:
+    """Where a run's settings are noted: in its folder, and beside checkpoints elsewhere, so that a run whose folder is lost goes on from them."""
+    return [str(folder / MADE_OF), *([join(checkpoints, MADE_OF)] if checkpoints else [])]
+
+
+def _noted(made_of: Mapping[str, Any], checkpoints: str | None) -> dict[str, Any]:
+    return {**made_of, "checkpoints": checkpoints} if checkpoints else dict(made_of)
 
 
 def has_begun(folder: Path, checkpoints: str | None = None) -> bool:
@@ -70,16 +79,18 @@ def prepare(folder: Path, made_of: Mapping[str, Any], checkpoints: str | None = 
     folder.mkdir(parents=True, exist_ok=True)
     if not has_begun(folder, checkpoints):
         (folder / "state.json").unlink(missing_ok=True)  # an MLflow run keeps the first parameters that it is given
-    commit(str(folder / MADE_OF), json.dumps(made_of, indent=1).encode())
+    for uri in _places(folder, checkpoints):
+        commit(uri, json.dumps(_noted(made_of, checkpoints), indent=1).encode())
 
 
-def fork(folder: Path, name: str, made_of: Mapping[str, Any]) -> Path:
+def fork(folder: Path, name: str, made_of: Mapping[str, Any], checkpoints: str | None = None) -> Path:
     """Makes a run that starts from the weights of another's newest checkpoint; one that stands already is taken as it is.
 
     Args:
         folder: Of the run that is forked.
         name: The new run's folder is called as the old one's, a hyphen, and this.
         made_of: What the new run is started with.
+        checkpoints: Folder of the old run's checkpoints, where it is not in the run's; the new run's are beside it, under its own name.
 
     Returns:
         The new run's folder.
@@ -91,12 +102,12 @@ def fork(folder: Path, name: str, made_of: Mapping[str, Any]) -> Path:
         raise UserError(f"--fork {name!r}: expected a name of letters, digits, - and _")
     new = folder.parent / f"{folder.name}-{name}"
     if not (new / FORK).is_file():
-        known = checkpoint.newest(str(folder / "checkpoints"))
+        known = checkpoint.newest(checkpoints or str(folder / "checkpoints"))
         if known is None:
             raise UserError(f"--fork {name}: {folder} has no complete checkpoint to start from")
         new.mkdir(parents=True, exist_ok=True)
         commit(str(new / FORK), json.dumps({"checkpoint": known}).encode())
-    prepare(new, made_of)
+    prepare(new, made_of, checkpoints and join(checkpoints.rsplit("/", 1)[0], new.name))
     return new
 
 

@@ -20,6 +20,9 @@ _WORK = typer.Option("work/train", help="Where runs go.")
 _CONFIG = typer.Option(None, help="A YAML file.")
 _LAUNCHER = typer.Option("ray", help="ray: Ray Train. plain: processes of this machine, without Ray.")
 _FORK = typer.Option(None, help="Start a new run of this name from the newest checkpoint's weights of the run that stands.")
+_CHECKPOINTS = typer.Option(
+    None, help="Where checkpoints go, a folder a run: an object store, for example. If not given, into the run's folder."
+)
 _OVERRIDES = typer.Argument(None, help="key=value, for example engine.steps=500 engine.zero_stage=3")
 
 
@@ -37,9 +40,10 @@ def register(app: typer.Typer) -> None:
         work_dir: str = _WORK,
         launcher: str = _LAUNCHER,
         fork: str = _FORK,
+        checkpoints: str = _CHECKPOINTS,
     ) -> None:
         """Stage 1: the landmark tokenizer."""
-        _train("tokenizer", overrides, data, preset, config, work_dir, launcher, fork, {})
+        _train("tokenizer", overrides, data, preset, config, work_dir, launcher, fork, checkpoints, {})
 
     @group.command()
     def predictor(
@@ -50,9 +54,10 @@ def register(app: typer.Typer) -> None:
         work_dir: str = _WORK,
         launcher: str = _LAUNCHER,
         fork: str = _FORK,
+        checkpoints: str = _CHECKPOINTS,
     ) -> None:
         """Stage 2: the landmark predictor."""
-        _train("predictor", overrides, data, preset, config, work_dir, launcher, fork, {})
+        _train("predictor", overrides, data, preset, config, work_dir, launcher, fork, checkpoints, {})
 
     @group.command()
     def dit(
@@ -65,9 +70,10 @@ def register(app: typer.Typer) -> None:
         work_dir: str = _WORK,
         launcher: str = _LAUNCHER,
         fork: str = _FORK,
+        checkpoints: str = _CHECKPOINTS,
     ) -> None:
         """Stage 3: the DiT with landmark tokens."""
-        _train("dit", overrides, data, preset, config, work_dir, launcher, fork, {"tokenizer": tokenizer, "encoded": encoded})
+        _train("dit", overrides, data, preset, config, work_dir, launcher, fork, checkpoints, {"tokenizer": tokenizer, "encoded": encoded})
 
     @group.command()
     def encode(
@@ -175,11 +181,12 @@ def _train(
     work_dir: str,
     launcher: str,
     fork: str | None,
+    checkpoints: str | None,
     paths: dict[str, str],
 ) -> None:
     from infra.jobs.common import hold_work
     from infra.runtime import RuntimeConfig, start_ray, stop_ray
-    from infra.storage import folder_uri, is_local
+    from infra.storage import folder_uri, is_local, join
     from infra.tracking import default_uri
     from training import resume_rules
     from training.data import check_splits, mixture
@@ -207,13 +214,15 @@ def _train(
             mistakes.catch(lambda: mixture(datasets, sources, settings.engine.seed))
     mistakes.stop()
     run = Path(folder_uri(work_dir)) / "runs" / stage
-    job = Job(stage=stage, config=settings, data=tuple(sources), folder=str(run), **paths)
+    kept = folder_uri(checkpoints) if checkpoints else None
+    job = Job(stage=stage, config=settings, data=tuple(sources), folder=str(run), checkpoints=kept and join(kept, run.name), **paths)
     if stage != "tokenizer":  # which fits every dataset, and reads all of it when it is made
         job.make()  # what a stage refuses is told here, not by ranks
     if fork:
-        job = job.model_copy(update={"folder": str(resume_rules.fork(run, fork, made_of(job, digests)))})
+        new = resume_rules.fork(run, fork, made_of(job, digests), job.checkpoints)
+        job = job.model_copy(update={"folder": str(new), "checkpoints": kept and join(kept, new.name)})
     else:
-        resume_rules.check(run, made_of(job, digests))
+        resume_rules.check(run, made_of(job, digests), job.checkpoints)
     with hold_work(settings, work_dir, f"lato train {stage}") as work:
         for dataset in datasets:
             dataset.check()  # every byte, once, here: ranks compare sizes only

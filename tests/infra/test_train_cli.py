@@ -194,6 +194,23 @@ def test_a_fork_starts_from_the_newest_checkpoint_and_is_taken_up_again(tmp_path
         resume_rules.fork(run, "../x", made(run))
 
 
+def test_a_run_whose_folder_is_lost_goes_on_from_checkpoints_kept_elsewhere_and_only_with_its_settings(tmp_path):
+    run, kept = tmp_path / "runs" / "dit", tmp_path / "store" / "dit"
+    resume_rules.prepare(run, made(run), str(kept))
+    _checkpoint(kept.parent, 10)
+    (kept.parent / "checkpoints" / "step-000010").rename(kept / "step-000010")
+    lost = tmp_path / "elsewhere" / "dit"
+    resume_rules.check(lost, made(lost), str(kept))
+    with pytest.raises(UserError, match=r"(?s)lr: 0\.003 there, 0\.5 now.*another --work-dir and another --checkpoints"):
+        resume_rules.check(lost, made(lost, lr=0.5), str(kept))
+    begun(run)
+    with pytest.raises(UserError, match="checkpoints: .*store/dit.* there, null now"):
+        resume_rules.check(run, made(run))
+    fork = resume_rules.fork(run, "warm", made(run, lr=0.5), str(kept))
+    assert resume_rules.start_weights(fork) == str(kept / "step-000010")
+    assert (tmp_path / "store" / "dit-warm" / resume_rules.MADE_OF).is_file()
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
