@@ -289,6 +289,21 @@ def test_card_and_croissant_name_every_file_by_hash(built):
     assert {field["name"] for field in croissant["recordSet"][0]["field"]} >= {"key", "split", "instruction", "licence"}
 
 
+def test_the_reference_reader_of_croissant_takes_the_file_and_reads_the_samples_by_it(built):
+    import mlcroissant
+
+    _, version = built
+    dataset = mlcroissant.Dataset(str(Path(version.uri) / "croissant.json"))
+    assert dataset.metadata.ctx.issues.errors == set()
+    said = sorted(dataset.metadata.ctx.issues.warnings)  # whom to cite is not ours to say, and a date would make equal builds differ
+    assert [re.search(r"/(\w+)\" is recommended, but does not exist", line)[1] for line in said] == ["citeAs", "datePublished"]
+    read = [
+        {name.removeprefix("samples/"): value.decode() if isinstance(value, bytes) else value for name, value in record.items()}
+        for record in dataset.records("samples")
+    ]
+    assert read == read_manifest(version.uri)
+
+
 def test_failures_are_reopened_by_reason(ray_session, models, tmp_path):
     (tmp_path / "src").mkdir()
     (tmp_path / "src/broken.mp4").write_bytes(b"no video")
