@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipeline import observations
 from data_pipeline.attempts import clear_attempts, count_attempts, mark
-from data_pipeline.decode import DecodeError, Decoder, Frame, check_is_video, sample_frames
+from data_pipeline.decode import PERHAPS_THE_MACHINE, DecodeError, Decoder, Frame, check_is_video, sample_frames
 from data_pipeline.groups import GroupsConfig
 from data_pipeline.image_set import content_sha256, read_image_set
 from data_pipeline.ledger import Ledger
@@ -209,8 +209,8 @@ class _Worker:
         except Exception:  # the machine's fault: told, and not counted against the source (a death is, as nothing can take it back)
             delete(str(own))
             raise
-        if outcome["reason"] in ("crash", "hang") and not one.attempts:
-            return  # once may be the machine's doing (no memory, a kill): the next round looks again, and a second time is a verdict
+        if outcome["reason"] in PERHAPS_THE_MACHINE and not one.attempts:
+            return  # once may be the machine's doing (a kill, no memory left): the next round looks again, and a second time is a verdict
         self._commit(segment, rows, outcome)
 
     def _commit(self, segment: Segment, rows: list[dict[str, Any]], outcome: dict[str, Any]) -> None:

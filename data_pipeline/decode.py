@@ -7,6 +7,7 @@ PyAV reads in order; that choice and the one of `seek` are measured: docs/benchm
 from __future__ import annotations
 
 import multiprocessing
+import resource
 import sys
 import time
 import types
@@ -21,6 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 NO_PROGRESS_SECONDS = 60.0
+MEMORY_BYTES = 2 * 1024**3
+"""What a child may hold. An 8K frame in 10 bits is 100 MB, and no standard lets a decoder keep more than 16; more than this the kernel refuses."""
+PERHAPS_THE_MACHINE = ("crash", "hang", "memory")
+"""Ends of a child that may be the machine's doing: the source is looked at again, and the second time is a verdict."""
 _CUT = 27.0
 """PySceneDetect's own threshold for a cut."""
 _PRELOADED = ["av", "scenedetect", __name__, "data_pipeline.seek"]
@@ -40,7 +45,7 @@ class Frame:
 
 
 class DecodeError(Exception):
-    """A source that cannot be decoded: `kind` is decode, truncated (what came before is good), crash or hang."""
+    """A source that cannot be decoded: `kind` is decode, truncated (what came before is good), crash, hang or memory."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -48,7 +53,7 @@ class DecodeError(Exception):
 
 
 class MachineError(RuntimeError):
-    """The machine, not the source, kept a video from being decoded (a missing library, no memory): never a verdict on the source."""
+    """The machine, not the source, kept a video from being decoded (a missing library): never a verdict on the source."""
 
 
 def sample_frames(path: str, fps: float, start: float = 0.0, end: float | None = None, decoder: Decoder | None = None) -> Iterator[Frame]:
@@ -155,7 +160,7 @@ class Decoder:
 def _start(context: Any, pipe: Connection) -> Any:
     """A child of the fork server; where the server itself was killed, the next start makes a new one."""
     for last in (False, False, True):
-        child = context.Process(target=_serve, args=(pipe,), daemon=True)
+        child = context.Process(target=_serve, args=(pipe, MEMORY_BYTES), daemon=True)
         try:
             with _without_main():
                 child.start()
@@ -178,8 +183,10 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _serve(pipe: Connection) -> None:
-    """The child's life: until its parent is gone, or a video fails."""
+def _serve(pipe: Connection, memory: int) -> None:
+    """The child's life, in so many bytes of memory: until its parent is gone, or a video fails."""
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (memory if hard == resource.RLIM_INFINITY else min(memory, hard), hard))
     while True:
         try:
             request = pipe.recv()
@@ -196,8 +203,11 @@ def _run(pipe: Connection, work: object, path: str, argument: object) -> bool:
         return True
     except DecodeError as error:
         pipe.send((error.kind, str(error)))
-    except (ImportError, MemoryError) as error:
+    except ImportError as error:
         pipe.send(("machine", f"{type(error).__name__}: {error}"))
+    except MemoryError:
+        limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
+        pipe.send(("memory", f"decoding it takes more memory than the {limit / 1024**2:,.0f} MB that a decoder may have"))
     except ConnectionError:  # nobody reads any more
         return False
     except Exception as error:  # whatever the decoder raises is this source's verdict, told to the parent
