@@ -86,6 +86,7 @@ def write_data_report(work: str, version: str = "v1") -> str:
         rejected=[(verdict, _picture(sheet)) for verdict, sheet in _rejected_sheets(folder, work)],
         failures=Counter(f"{row['status']}: {row['reason']}" for row in ledger if row.get("reason")).most_common(),
         failed=[row for row in ledger if row["status"] == "failed"][:20],
+        warned=[row for row in ledger if row.get("warnings")],
         people=Counter(Counter(str(row["identity"]) for row in manifest).values()),
         licences=Counter(str(row["licence"]) for row in manifest).most_common(),
         audit=summarize(work),

@@ -104,7 +104,7 @@ def test_a_torn_stream_gives_what_came_before(tmp_path):
     torn = tmp_path / "torn.mp4"
     torn.write_bytes(whole[: len(whole) * 2 // 3])
     torn_by: list[DecodeError] = []
-    frames = list(until_torn(sample_frames(str(torn), 5.0), torn_by))
+    frames = list(until_torn(sample_frames(str(torn), 5.0), torn_by, []))
     assert torn_by[0].kind == "truncated"
     assert "s of 5.0 s" in str(torn_by[0])
     assert 5 < len(frames) < 25
@@ -116,7 +116,7 @@ def test_a_tear_at_the_very_end_is_told_too(tmp_path):
     path = tmp_path / "torn.mp4"
     path.write_bytes(whole[:-40])
     torn_by: list[DecodeError] = []
-    frames = list(until_torn(sample_frames(str(path), 5.0), torn_by))
+    frames = list(until_torn(sample_frames(str(path), 5.0), torn_by, []))
     assert len(frames) >= 24
     assert "cannot be decoded" in str(torn_by[0])
 

@@ -205,6 +205,7 @@ def test_a_long_video_is_cut_at_keyframes_and_its_tracks_go_on(models, clip, tmp
     row = ledger.rows[0]
     assert row["status"] == "ok"
     assert len(row["parts"]) == len(pieces)
+    assert row["stated_frames"] == row["decoded_frames"] == 72 and "warnings" not in row  # the pieces together
     times = [pts for part in row["parts"] for pts in read_part(str(tmp_path / "work"), part)["pts"].to_pylist()]
     assert times == sorted(times)
     assert len(set(times)) == len(times)

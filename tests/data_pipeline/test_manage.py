@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -302,6 +304,53 @@ def test_the_reference_reader_of_croissant_takes_the_file_and_reads_the_samples_
         for record in dataset.records("samples")
     ]
     assert read == read_manifest(version.uri)
+
+
+def lying(clip, target, states):
+    """The clip in another container, which says of itself that it has so many frames."""
+    with av.open(clip) as given, av.open(str(target), "w") as made:
+        if target.suffix == ".mkv":  # Matroska's writers leave it in a tag
+            stream = made.add_stream_from_template(given.streams.video[0])
+            stream.metadata["NUMBER_OF_FRAMES"] = str(states)
+            for packet in given.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    made.mux(packet)
+            return
+        stream = made.add_stream("mpeg4", rate=30)
+        stream.width, stream.height, stream.bit_rate = given.streams.video[0].width, given.streams.video[0].height, 4_000_000
+        for frame in given.decode(video=0):
+            made.mux(stream.encode(frame))
+        made.mux(stream.encode())
+    content = bytearray(target.read_bytes())
+    at = content.index(b"strh") + 8 + 32
+    content[at : at + 4] = states.to_bytes(4, "little")
+    target.write_bytes(content)
+
+
+def test_another_number_of_frames_than_stated_is_a_warning_and_no_verdict(models, clip, tmp_path):
+    (tmp_path / "src").mkdir()
+    states = {"tagged.mkv": 999, "header.avi": 50}
+    for name, count in states.items():
+        lying(clip("single_face"), tmp_path / "src" / name, count)
+    shutil.copyfile(clip("single_face"), tmp_path / "src/honest.mp4")
+    alone = AnalyzeConfig(workers=0)
+    config = DataConfig(
+        folder=str(tmp_path / "src"), analyze=alone, synthetic=SyntheticConfig(anny=AnnyConfig(people=3, images=3, workers=0))
+    )
+    work = str(tmp_path / "w")
+    build_dataset(config, work, models, [])
+    page = Path(write_data_report(work)).read_text()
+    rows = {row["source_id"]: row for row in map(json.loads, (tmp_path / "w/ledger.jsonl").read_text().splitlines())}
+    for name, count in states.items():
+        source = name.split(".")[0]
+        said = f"its container states {count} frames, it has 72"
+        assert (rows[source]["status"], rows[source]["warnings"]) == ("ok", [said])
+        assert rows[source]["faces"]
+        assert f"warning: {said}" in why(source, work)
+        assert f"<td>{source}</td><td>{said}</td>" in page
+    assert rows["honest"]["status"] == "ok" and "warnings" not in rows["honest"]
+    assert not [line for line in why("honest", work) if "warning" in line]
 
 
 def test_failures_are_reopened_by_reason(ray_session, models, tmp_path):
