@@ -25,6 +25,7 @@ from data_pipeline.divide import COMPONENTS
 from data_pipeline.judge import LIMITS, PASSED, PairingConfig
 from data_pipeline.pack import read_index, read_manifest
 from data_pipeline.pairing import AXES, SCORES
+from data_pipeline.second_opinion import NAMES, second_opinion
 from data_pipeline.sheet import draw_candidate, draw_sheet, read_samples
 from data_pipeline.why import pairing_config
 from data_pipeline.worklist import read_worklist
@@ -90,6 +91,8 @@ def write_data_report(work: str, version: str = "v1") -> str:
         people=Counter(Counter(str(row["identity"]) for row in manifest).values()),
         licences=Counter(str(row["licence"]) for row in manifest).most_common(),
         audit=summarize(work),
+        opinion=second_opinion(ledger, work),
+        expressions=NAMES,
         components=_components(folder, manifest),
     )
     uri = join(folder, "report.html")

@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+from collections import Counter
 
 import av
 import cv2
@@ -20,8 +21,10 @@ from data_pipeline.judge import PairingConfig
 from data_pipeline.observations import read_chips, read_part
 from data_pipeline.pack import read_manifest, read_members
 from data_pipeline.score import find_borders, read_faces
+from data_pipeline.second_opinion import NAMES, second_opinion
 from data_pipeline.sources import plan_segments
 from data_pipeline.worklist import item_for
+from infra import assets
 from infra.errors import UserError
 from lato.faces.identity import open_session
 from lato.faces.writing import writing_share
@@ -134,6 +137,27 @@ def test_backfill_opens_no_source_and_does_only_what_is_missing(models, clip, tm
     assert all(abs(np.linalg.norm(row["embedding"]) - 1) < 1e-5 for row in rows.values())
     with pytest.raises(UserError, match="unknown mouth"):
         group_digests(models, GroupsConfig(names=("mouth",)))
+
+
+def test_fer_is_a_stored_second_opinion(models, clip, tmp_path):
+    """From chips alone, raw, with its model's hash and licence; both see the clip's smile."""
+    work = str(tmp_path / "work")
+    ledger = analyze([item_for(clip("single_face"))], LONE, models, work)
+    part, config = ledger.rows[0]["parts"][0], GroupsConfig(names=("fer",))
+    assert "fer" not in GroupsConfig().names  # who does not ask for it pays nothing
+    assert second_opinion(ledger.rows, work) is None
+    digest = group_digests(models, config)["fer"]
+    assert backfill([part], {"fer": digest}, config, models, work, 0) == 1
+    scores = {number: np.array(row["fer_scores"]) for number, row in read_columns(work, "fer", part, digest).items()}
+    assert all(len(found) == 7 and found.min() >= 0 and found.sum() == pytest.approx(1, abs=1e-3) for found in scores.values())
+    verifier = read_part(work, part)["expression"].to_pylist()
+    opinion = second_opinion(ledger.rows, work)
+    expected = Counter((verifier[number], NAMES[int(found.argmax())]) for number, found in scores.items())
+    assert {(NAMES[i], NAMES[j]): count for (i, j), count in np.ndenumerate(opinion.counts) if count} == expected
+    assert expected["happy", "happy"], expected
+    assert opinion.parts == (1, 1)
+    asset = assets.load_catalog()["fer"]
+    assert opinion.models == {asset.file: {"sha256": asset.sha256, "licence": asset.licence}}
 
 
 def test_an_insightface_pack_is_another_fingerprint_and_runs(models, clip, tmp_path):

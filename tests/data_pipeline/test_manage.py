@@ -20,6 +20,7 @@ from data_pipeline.candidates import read_candidates
 from data_pipeline.decode import sample_frames
 from data_pipeline.diff import diff_versions
 from data_pipeline.forget import Removals, apply_removals, forget
+from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.holdout import HoldoutConfig
 from data_pipeline.judge import LIMITS, PairingConfig
 from data_pipeline.pack import read_manifest
@@ -142,6 +143,25 @@ def test_the_report_shows_every_part(built, models):
     assert 'alt="just rejected: expression verifier"' in page and "of sources that share a person" in page
     assert [name for name in pages if 'alt="just rejected: blurred"' in pages[name]] == ["strict"]
     assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_second_opinion_is_told_in_the_report_and_changes_no_verdict(built, models):
+    """The two often differ on drawn people: used as a filter, it would show."""
+    work, version = built
+    assert "second opinion" not in Path(write_data_report(str(work))).read_text()
+    config = GroupsConfig(names=("fer",))
+    ledger = [json.loads(line) for line in (work / "ledger.jsonl").read_text().splitlines()]
+    backfill([part for row in ledger for part in row["parts"]], group_digests(models, config), config, models, str(work), 0)
+    page = Path(write_data_report(str(work))).read_text()
+    said = re.search(r"they agree on (\d+) of (\d+)\. No pair is judged by it\. Computed for (\d+) of (\d+) parts; (\S+), sha256", page)
+    assert int(said[2]) == sum(row["representatives"] for row in ledger) > int(said[1])
+    assert int(said[3]) == int(said[4]) and said[5] == "emotion_model_quantized.tflite"
+    assert build(work, models).digest == version.digest
+    with_it = CONFIG.analyze.model_copy(update={"groups": GroupsConfig(names=(*GroupsConfig().names, "fer"))})
+    asked = build(work, models, name="asked", analyze=with_it)
+    verdicts = [{row["key"]: row["verdict"] for row in read_candidates(found.uri)} for found in (version, asked)]
+    assert verdicts[0] == verdicts[1]
+    assert "model fer/emotion_model_quantized.tflite" in "\n".join(why(read_manifest(asked.uri)[0]["key"], str(work), "asked"))
 
 
 def test_wilson():
