@@ -9,7 +9,7 @@ error of Ray's is never a verdict.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,10 @@ import numpy as np
 
 from data_pipeline import observations
 from data_pipeline.attempts import clear_attempts, count_attempts, mark
-from data_pipeline.decode import DecodeError, Decoder, Frame, check_is_video, sample_frames
+from data_pipeline.decode import PERHAPS_THE_MACHINE, DecodeError, Decoder, Frame, FrameCount, check_is_video, sample_frames
 from data_pipeline.groups import GroupsConfig
 from data_pipeline.image_set import content_sha256, read_image_set
-from data_pipeline.ledger import Ledger
+from data_pipeline.ledger import Ledger, warn_of_count
 from data_pipeline.perceive import DETECT_EVERY, REPRESENTATIVES, watch_images, watch_video
 from data_pipeline.sources import SEGMENT_SECONDS, ContentHashes, plan_segments, staged
 from data_pipeline.worklist import WorkItem
@@ -136,8 +136,10 @@ def _ledger_row(item: WorkItem, pieces: list[Segment], work: str) -> dict[str, A
         return {"source_id": item.source_id, "status": "pending", "reason": "interrupted", "parts": names}
     rows = [observations.read_ledger_row(work, name) for name in names]
     worst = next((row for status in ("failed", "ok", "rejected") for row in rows if row["status"] == status), rows[0])
-    sums = {name: sum(row.get(name) or 0 for row in rows) for name in ("frames", "faces", "tracks", "representatives")}
-    return {**worst, **sums, "parts": names}
+    summed = ["frames", "faces", "tracks", "representatives", *(["decoded_frames"] if "decoded_frames" in worst else [])]
+    sums = {name: sum(row.get(name) or 0 for row in rows) for name in summed}
+    warnings = warn_of_count(rows) if item.start is None and item.end is None else []
+    return {**worst, **sums, "parts": names} | ({"warnings": warnings} if warnings else {})
 
 
 def _run_round(
@@ -209,8 +211,8 @@ class _Worker:
         except Exception:  # the machine's fault: told, and not counted against the source (a death is, as nothing can take it back)
             delete(str(own))
             raise
-        if outcome["reason"] in ("crash", "hang") and not one.attempts:
-            return  # once may be the machine's doing (no memory, a kill): the next round looks again, and a second time is a verdict
+        if outcome["reason"] in PERHAPS_THE_MACHINE and not one.attempts:
+            return  # once may be the machine's doing (a kill, no memory left): the next round looks again, and a second time is a verdict
         self._commit(segment, rows, outcome)
 
     def _commit(self, segment: Segment, rows: list[dict[str, Any]], outcome: dict[str, Any]) -> None:
@@ -236,8 +238,9 @@ class _Worker:
             if allowed is not None and given not in allowed:
                 return [], {"status": "rejected", "reason": what, "message": f"{what} {given!r} is not among {', '.join(allowed)}"}
         torn: list[DecodeError] = []
+        counts: list[FrameCount] = []
         try:
-            rows, frames, content = self._watch(segment, torn)
+            rows, frames, content = self._watch(segment, torn, counts)
         except DecodeError as error:
             return [], {"status": "failed", "reason": error.kind, "message": str(error)}
         except FileNotFoundError as error:
@@ -249,19 +252,19 @@ class _Worker:
             return [], {"status": "failed", "reason": "changed", "message": changed}
         if torn:  # failed, and said so; what came before the tear is as good as ever
             return rows, {"status": "failed", "reason": "truncated", "message": str(torn[0]), "frames": frames}
+        counted = {"frames": frames} | ({"stated_frames": counts[0].stated, "decoded_frames": counts[0].decoded} if counts else {})
         if not rows:
-            none = {"status": "rejected", "reason": "no face", "message": "no face in any frame that was looked at", "frames": frames}
-            return [], none
-        return rows, {"status": "ok", "reason": None, "frames": frames}
+            return [], {"status": "rejected", "reason": "no face", "message": "no face in any frame that was looked at", **counted}
+        return rows, {"status": "ok", "reason": None, **counted}
 
-    def _watch(self, segment: Segment, torn: list[DecodeError]) -> tuple[list[dict[str, Any]], int, str]:
+    def _watch(self, segment: Segment, torn: list[DecodeError], counts: list[FrameCount]) -> tuple[list[dict[str, Any]], int, str]:
         item = segment.item
         if item.kind == "video":
             with staged(item.uri) as path:
                 check_is_video(str(path))
                 content = sha256_file(str(path))
                 frames = sample_frames(str(path), self._config.fps, segment.start, segment.end, self._decoder)
-                return *watch_video(until_torn(frames, torn), self._reader, item.box), content
+                return *watch_video(until_torn(frames, torn, counts), self._reader, item.box), content
         images = read_image_set(item.uri).images
         return *watch_images(
             (
@@ -276,10 +279,12 @@ class _Worker:
         ), content_sha256(item.uri)
 
 
-def until_torn(frames: Iterable[Frame], torn: list[DecodeError]) -> Iterator[Frame]:
-    """The frames up to where a stream ends too early; the error goes to `torn`."""
+def until_torn(
+    frames: Generator[Frame, None, FrameCount], torn: list[DecodeError], counts: list[FrameCount]
+) -> Generator[Frame, None, None]:
+    """The frames up to where a stream ends too early: the error goes to `torn`. Of one that does not, how many there are goes to `counts`."""
     try:
-        yield from frames
+        counts.append((yield from frames))
     except DecodeError as error:
         if error.kind != "truncated":
             raise

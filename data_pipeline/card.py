@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from data_pipeline.pack import read_index, read_manifest
 from infra.storage import commit_changed, join
 
 CARD, CROISSANT = "README.md", "croissant.json"
+_CONTEXT = Path(__file__).with_name("croissant_context.json")
+"""The context that Croissant 1.0 prescribes: readers take its terms for granted."""
 _TYPES = {str: "sc:Text", int: "sc:Integer", float: "sc:Float", bool: "sc:Boolean"}
 
 
@@ -85,17 +88,12 @@ def _croissant(index: dict[str, Any], manifest: list[dict[str, Any]]) -> dict[st
         "encodingFormat": "application/x-parquet", "sha256": index["manifest_sha256"],
     }  # fmt: skip
     return {
-        "@context": {
-            "@vocab": "https://schema.org/", "sc": "https://schema.org/", "cr": "http://mlcommons.org/croissant/",
-            "dct": "http://purl.org/dc/terms/", "conformsTo": "dct:conformsTo", "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-            "field": "cr:field", "recordSet": "cr:recordSet", "source": "cr:source", "extract": "cr:extract", "column": "cr:column",
-            "fileObject": "cr:fileObject",
-        },
+        "@context": json.loads(_CONTEXT.read_text()),
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "name": index["name"],
         "description": "Face-edit pairs with instructions and landmarks.",
-        "version": index["digest"][:12],
+        "version": f"1.0.0+{index['digest'][:12]}",  # readers want three numbers; the digest is what tells versions apart
         "license": sorted({str(row["licence"]) for row in manifest}),
         "distribution": [table, *shards],
         "recordSet": [{"@type": "cr:RecordSet", "@id": "samples", "name": "samples", "field": fields}],

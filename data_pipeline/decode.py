@@ -7,20 +7,25 @@ PyAV reads in order; that choice and the one of `seek` are measured: docs/benchm
 from __future__ import annotations
 
 import multiprocessing
+import resource
 import sys
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 NO_PROGRESS_SECONDS = 60.0
+MEMORY_BYTES = 2 * 1024**3
+"""What a child may hold. An 8K frame in 10 bits is 100 MB, and no standard lets a decoder keep more than 16; more than this the kernel refuses."""
+PERHAPS_THE_MACHINE = ("crash", "hang", "memory")
+"""Ends of a child that may be the machine's doing: the source is looked at again, and the second time is a verdict."""
 _CUT = 27.0
 """PySceneDetect's own threshold for a cut."""
 _PRELOADED = ["av", "scenedetect", __name__, "data_pipeline.seek"]
@@ -39,8 +44,17 @@ class Frame:
     shot: int = 0
 
 
+class FrameCount(NamedTuple):
+    """Frames of a video, or of a piece of it."""
+
+    stated: int
+    """By its container, of the whole; 0 where it says nothing."""
+    decoded: int
+    """Of the piece, sampled or not."""
+
+
 class DecodeError(Exception):
-    """A source that cannot be decoded: `kind` is decode, truncated (what came before is good), crash or hang."""
+    """A source that cannot be decoded: `kind` is decode, truncated (what came before is good), crash, hang or memory."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -48,10 +62,12 @@ class DecodeError(Exception):
 
 
 class MachineError(RuntimeError):
-    """The machine, not the source, kept a video from being decoded (a missing library, no memory): never a verdict on the source."""
+    """The machine, not the source, kept a video from being decoded (a missing library): never a verdict on the source."""
 
 
-def sample_frames(path: str, fps: float, start: float = 0.0, end: float | None = None, decoder: Decoder | None = None) -> Iterator[Frame]:
+def sample_frames(
+    path: str, fps: float, start: float = 0.0, end: float | None = None, decoder: Decoder | None = None
+) -> Generator[Frame, None, FrameCount]:
     """Frames of a video at no more than `fps` a second, in order.
 
     Args:
@@ -61,19 +77,21 @@ def sample_frames(path: str, fps: float, start: float = 0.0, end: float | None =
         end: Seconds up to which; None for all.
         decoder: The child to decode in; None for one of its own.
 
+    Returns:
+        How many frames there are between start and end, when all were read.
+
     Raises:
         DecodeError: After the frames that could be read.
     """
-    yield from run_decoder(decoder, _send_sampled, path, (fps, start, end))
+    return (yield from run_decoder(decoder, _send_sampled, path, (fps, start, end)))
 
 
-def run_decoder(decoder: Decoder | None, work: object, path: str, argument: object) -> Iterator[Frame]:
-    """What `work(pipe, path, argument)` sends from that child, or from one of its own."""
+def run_decoder(decoder: Decoder | None, work: object, path: str, argument: object) -> Generator[Frame, None, Any]:
+    """What `work(pipe, path, argument)` sends from that child, or from one of its own; returns what it returns."""
     if decoder is not None:
-        yield from decoder.frames(work, path, argument)
-        return
+        return (yield from decoder.frames(work, path, argument))
     with Decoder() as own:
-        yield from own.frames(work, path, argument)
+        return (yield from own.frames(work, path, argument))
 
 
 class Decoder:
@@ -101,8 +119,8 @@ class Decoder:
             self._pipe.close()
             self._pipe = None
 
-    def frames(self, work: object, path: str, argument: object) -> Iterator[Frame]:
-        """What `work(pipe, path, argument)` sends from the child.
+    def frames(self, work: object, path: str, argument: object) -> Generator[Frame, None, Any]:
+        """What `work(pipe, path, argument)` sends from the child; returns what it returns.
 
         Raises:
             DecodeError: The video's fault.
@@ -123,7 +141,7 @@ class Decoder:
                     yield value
                 elif kind == "end":
                     well = True
-                    return
+                    return value
                 elif kind == "machine":
                     raise MachineError(value)
                 else:
@@ -155,7 +173,7 @@ class Decoder:
 def _start(context: Any, pipe: Connection) -> Any:
     """A child of the fork server; where the server itself was killed, the next start makes a new one."""
     for last in (False, False, True):
-        child = context.Process(target=_serve, args=(pipe,), daemon=True)
+        child = context.Process(target=_serve, args=(pipe, MEMORY_BYTES), daemon=True)
         try:
             with _without_main():
                 child.start()
@@ -178,8 +196,10 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _serve(pipe: Connection) -> None:
-    """The child's life: until its parent is gone, or a video fails."""
+def _serve(pipe: Connection, memory: int) -> None:
+    """The child's life, in so many bytes of memory: until its parent is gone, or a video fails."""
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (memory if hard == resource.RLIM_INFINITY else min(memory, hard), hard))
     while True:
         try:
             request = pipe.recv()
@@ -191,13 +211,15 @@ def _serve(pipe: Connection) -> None:
 
 def _run(pipe: Connection, work: object, path: str, argument: object) -> bool:
     try:
-        work(pipe, path, argument)  # type: ignore[operator]
-        pipe.send(("end", None))
+        pipe.send(("end", work(pipe, path, argument)))  # type: ignore[operator]
         return True
     except DecodeError as error:
         pipe.send((error.kind, str(error)))
-    except (ImportError, MemoryError) as error:
+    except ImportError as error:
         pipe.send(("machine", f"{type(error).__name__}: {error}"))
+    except MemoryError:
+        limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
+        pipe.send(("memory", f"decoding it takes more memory than the {limit / 1024**2:,.0f} MB that a decoder may have"))
     except ConnectionError:  # nobody reads any more
         return False
     except Exception as error:  # whatever the decoder raises is this source's verdict, told to the parent
@@ -205,7 +227,7 @@ def _run(pipe: Connection, work: object, path: str, argument: object) -> bool:
     return False
 
 
-def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, float | None]) -> None:
+def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, float | None]) -> FrameCount:
     import av
 
     fps, begin, end = wanted
@@ -222,7 +244,8 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
         rate = float(stream.average_rate or 25)
         if begin > 1.0:  # a piece of a long video: from the keyframe before it
             container.seek(int((begin + start) / tick), stream=stream)
-        due, index, last = -1.0, -1, 0.0
+        due, index, last, inside = -1.0, -1, 0.0, 0
+        stated = _stated_frames(stream)
         shots = _ShotCounter(rate)
         torn: list[str] = []
         for index, frame in enumerate(_frames_until_torn(container, stream, torn)):
@@ -230,7 +253,8 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
             pts = float(frame.pts * tick) - start if frame.pts is not None else index / rate
             last = pts
             if end is not None and pts >= end:
-                return
+                return FrameCount(stated, inside)
+            inside += pts + 1e-6 >= begin
             if pts + 1e-6 >= max(due, begin):
                 due = pts + 1 / fps
                 number = index if begin <= 1.0 else round(pts * rate)
@@ -240,6 +264,13 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
     if torn or (length is not None and last < length - _LATE):
         of = "" if length is None else f" of {length:.1f} s"
         raise DecodeError("truncated", f"ends at {last:.1f} s{of}" + "".join(f" ({why})" for why in torn))
+    return FrameCount(stated, inside)
+
+
+def _stated_frames(stream: Any) -> int:
+    """By the stream's header, or by the tag that Matroska's writers leave; 0 where neither is there."""
+    tags = [value for name, value in stream.metadata.items() if name.startswith("NUMBER_OF_FRAMES") and value.isdigit()]
+    return stream.frames or int(tags[0] if tags else 0)
 
 
 def _frames_until_torn(container: Any, stream: Any, torn: list[str]) -> Iterator[Any]:

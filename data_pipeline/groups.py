@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,14 @@ import pyarrow.parquet as pq
 from data_pipeline import observations
 from data_pipeline.chips import Chip
 from data_pipeline.surroundings import describe_surroundings
+from infra import assets
 from infra.config import Config
 from infra.console import Progress
 from infra.errors import UserError
 from infra.pool import run_all
 from infra.storage import commit, join, list_files, read_bytes, sha256_file, sha256_json
 from lato.faces.detect import FaceDetector
+from lato.faces.fer import FerNetwork
 from lato.faces.identity import FaceEmbedder
 from lato.faces.points68 import FacePoints68
 from lato.faces.scrfd import ScrfdDetector
@@ -43,7 +46,7 @@ class GroupsConfig(Config):
     """Which scores are computed from the chips of representatives, and with what."""
 
     names: tuple[str, ...] = ("identity", "occlusion", "writing", "surroundings")
-    """Which groups."""
+    """Which groups. `fer`, the verifier's second opinion, is not among them: it refuses no pair, and costs nothing where nobody asks for it."""
     pack: str | None = None
     """Folder of an insightface pack (buffalo_l: its `det_10g.onnx` and `w600k_r50.onnx` are used) instead of the embedded detector and recognizer. Such
     packs are for non-commercial research only; the licence goes into the manifest."""
@@ -132,15 +135,22 @@ def _make_surroundings(models: Path, config: GroupsConfig) -> Scorer:
     return lambda faces: [describe_surroundings(face.chip.image()) for face in faces]
 
 
+def _make_fer(models: Path, config: GroupsConfig) -> Scorer:
+    network = FerNetwork.from_file(models / "emotion_model_quantized.tflite")
+    return lambda faces: [{"fer_scores": network.score(face.chip.image(), face.landmarks).tolist()} for face in faces]
+
+
 GROUPS: dict[str, Group] = {
     "identity": Group(1, {"embedding": _FLOATS, "points5": _FLOATS}, _identity_models, _make_identity),
     "occlusion": Group(1, {"occlusion": pa.float32()}, lambda models, config: [models / "fr_landmark.onnx"], _make_occlusion),
     "writing": Group(1, {"writing": pa.float32()}, lambda models, config: [], _make_writing),
     "surroundings": Group(1, {"background": _FLOATS, "clothing": _FLOATS}, lambda models, config: [], _make_surroundings),
+    "fer": Group(1, {"fer_scores": _FLOATS}, lambda models, config: [models / "emotion_model_quantized.tflite"], _make_fer),
 }
 """All that are known. `identity`: unit vector and the five points it was aligned by. `occlusion`: distance between the mesh and an independent 68-point
 network in the part of the face (brow, nose, eye, lip) where it is largest, in interocular distances. `writing`: share of the chip that looks like text.
-`surroundings`: colours of background and clothes."""
+`surroundings`: colours of background and clothes. `fer`: seven scores of another expression network, in the order of `Expression`."""
+_MODELS = b"models"
 
 
 def group_digests(models: Path, config: GroupsConfig) -> dict[str, str]:
@@ -166,6 +176,14 @@ def group_models(models: Path, config: GroupsConfig) -> dict[str, str]:
     """`group/file` -> sha256 of every model that the groups read."""
     files = {f"{name}/{file.name}": file for name in config.names for file in GROUPS[name].models(models, config)}
     return {name: sha256_file(str(file)) for name, file in files.items()}
+
+
+def _describe_models(name: str, models: Path, config: GroupsConfig) -> bytes:
+    """A group's models, as its column files name them: file -> sha256 and licence, as JSON."""
+    licences = {asset.sha256: asset.licence for asset in assets.load_catalog().values()}
+    hashes = {file.name: sha256_file(str(file)) for file in GROUPS[name].models(models, config)}
+    described = {file: {"sha256": digest, "licence": licences.get(digest, "unknown")} for file, digest in hashes.items()}
+    return json.dumps(described, sort_keys=True).encode()
 
 
 def backfill(parts: Sequence[str], digests: dict[str, str], config: GroupsConfig, models: Path, work: str, workers: int) -> int:
@@ -216,12 +234,14 @@ class _Worker:
         cv2.setNumThreads(1)
         self._digests, self._config, self._models, self._work = digests, config, models, work
         self._scorers: dict[str, Scorer] = {}
+        self._described: dict[str, bytes] = {}
 
     def run(self, job: _Job) -> None:
         """Scores representatives of some parts for one group, all at once, and commits a columns part for each."""
         name, parts = job
         if name not in self._scorers:
             self._scorers[name] = GROUPS[name].make(self._models, self._config)
+            self._described[name] = _describe_models(name, self._models, self._config)
         faces: list[Face] = []
         numbers: list[list[int]] = []
         for part, only in parts:
@@ -236,7 +256,7 @@ class _Worker:
                 {"row": pa.array(mine, pa.int32()), **{c: pa.array([row[c] for row in taken], kind) for c, kind in columns.items()}}
             )
             buffer = io.BytesIO()
-            pq.write_table(table, buffer, compression="zstd")
+            pq.write_table(table.replace_schema_metadata({_MODELS: self._described[name]}), buffer, compression="zstd")
             commit(column_uri(self._work, name, part, self._digests[name], only), buffer.getvalue(), exclusive=True)
 
 
@@ -250,3 +270,19 @@ def read_columns(work: str, name: str, part: str, digest: str) -> dict[int, dict
     """Row number in the part -> the group's columns."""
     table = pq.read_table(io.BytesIO(read_bytes(column_uri(work, name, part, digest))))
     return {row.pop("row"): row for row in table.to_pylist()}
+
+
+def read_models(work: str, name: str, part: str, digest: str) -> dict[str, dict[str, str]]:
+    """File -> sha256 and licence of the models that a group's columns for one part were computed with."""
+    schema = pq.read_schema(io.BytesIO(read_bytes(column_uri(work, name, part, digest))))
+    return json.loads(schema.metadata[_MODELS])
+
+
+def computed_parts(work: str, name: str) -> dict[str, str]:
+    """Part -> digest of those that have all of a group's columns; where it was computed in several ways, those of the one that covers most parts."""
+    found: dict[str, dict[str, str]] = {}
+    for uri in list_files(join(work, "columns", name), ".parquet"):
+        part, digest, *some = uri.rsplit("/", 1)[-1].removesuffix(".parquet").split("-")
+        if not some:
+            found.setdefault(digest, {})[part] = digest
+    return max((found[digest] for digest in sorted(found)), key=len, default={})

@@ -7,9 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 
+def warn_of_count(pieces: list[dict[str, Any]]) -> list[str]:
+    """A warning where a video's container states another number of frames than its pieces had together: no verdict, some writers count otherwise.
+
+    Args:
+        pieces: Ledger rows of the parts of a source that was looked at whole.
+    """
+    if not all(row.get("stated_frames") and row["status"] != "failed" for row in pieces):
+        return []
+    stated, decoded = pieces[0]["stated_frames"], sum(row["decoded_frames"] for row in pieces)
+    return [] if stated == decoded else [f"its container states {stated} frames, it has {decoded}"]
+
+
 @dataclass(frozen=True)
 class Ledger:
-    """One row a source: `source_id`, `status` (ok | rejected | failed | pending), `reason`, `message`, counts, `fingerprint`."""
+    """One row a source: `source_id`, `status` (ok | rejected | failed | pending), `reason`, `message`, counts, `parts`, and `warnings` where there are any."""
 
     rows: list[dict[str, Any]]
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.decode import DecodeError, Decoder
+from data_pipeline.decode import PERHAPS_THE_MACHINE, DecodeError, Decoder
 from data_pipeline.image_set import content_sha256
 from data_pipeline.seek import Seeker, read_frames_at
 from data_pipeline.sources import staged
@@ -110,7 +110,7 @@ class _Worker:
         try:
             _render_source(uri, crops, self._work, self._decoder, self._seeker)
         except DecodeError as error:
-            if error.kind not in ("crash", "hang"):
+            if error.kind not in PERHAPS_THE_MACHINE:
                 raise
             _render_source(uri, crops, self._work, self._decoder, self._seeker)  # once may be the machine's doing
 

@@ -25,6 +25,7 @@ from data_pipeline.divide import COMPONENTS
 from data_pipeline.judge import LIMITS, PASSED, PairingConfig
 from data_pipeline.pack import read_index, read_manifest
 from data_pipeline.pairing import AXES, SCORES
+from data_pipeline.second_opinion import NAMES, second_opinion
 from data_pipeline.sheet import draw_candidate, draw_sheet, read_samples
 from data_pipeline.why import pairing_config
 from data_pipeline.worklist import read_worklist
@@ -86,9 +87,12 @@ def write_data_report(work: str, version: str = "v1") -> str:
         rejected=[(verdict, _picture(sheet)) for verdict, sheet in _rejected_sheets(folder, work)],
         failures=Counter(f"{row['status']}: {row['reason']}" for row in ledger if row.get("reason")).most_common(),
         failed=[row for row in ledger if row["status"] == "failed"][:20],
+        warned=[row for row in ledger if row.get("warnings")],
         people=Counter(Counter(str(row["identity"]) for row in manifest).values()),
         licences=Counter(str(row["licence"]) for row in manifest).most_common(),
         audit=summarize(work),
+        opinion=second_opinion(ledger, work),
+        expressions=NAMES,
         components=_components(folder, manifest),
     )
     uri = join(folder, "report.html")

@@ -11,7 +11,7 @@ from infra.storage import delete, exists, join, read_bytes
 
 
 def reopen(work: str, reason: str) -> list[str]:
-    """Deletes parts and attempts of the sources that failed for a reason (`crash`, `hang`, `decode`, `truncated`, `changed`, `missing`).
+    """Deletes parts and attempts of the sources that failed for a reason (`crash`, `hang`, `memory`, `decode`, `truncated`, `changed`, `missing`).
 
     Returns:
         Their source ids.

@@ -121,7 +121,7 @@ def _explain_source(row: dict[str, Any]) -> list[str]:
     if row.get("reason"):
         said += f" ({row['reason']}): {row.get('message')}"
     counts = ", ".join(f"{row[name]} {name}" for name in ("frames", "faces", "tracks", "representatives") if row.get(name) is not None)
-    return [said, *([counts] if counts else [])]
+    return [said, *([counts] if counts else []), *(f"warning: {text}" for text in row.get("warnings", ()))]
 
 
 def _explain_pair(row: dict[str, Any], config: PairingConfig, folder: str) -> list[str]:

@@ -107,9 +107,15 @@ def decode_image(data: bytes, name: str) -> npt.NDArray[np.uint8]:
     """JPEG or PNG bytes -> `(H, W, 3)` uint8 RGB.
 
     Raises:
-        ValueError: The bytes are not an image; names it.
+        ValueError: The bytes are not an image, or one of more pixels than OpenCV reads; names it.
+        MemoryError: There is none left for it.
     """
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(f"{name}: {error.err}") from error
+        raise ValueError(f"{name}: cannot be read as an image: {error.err}") from error
     if image is None:
         raise ValueError(f"{name}: {len(data)} bytes that are not a readable image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]

@@ -66,7 +66,7 @@ def register(app: typer.Typer) -> None:
 
     @group.command()
     def backfill(
-        names: list[str] = typer.Argument(help="Column groups: identity, occlusion, writing."),
+        names: list[str] = typer.Argument(help="Column groups: identity, occlusion, writing, surroundings, fer."),
         work_dir: str = typer.Option("work/data", help="The build's folder."),
         pack: str = typer.Option(None, help="Folder of an insightface pack, for identity."),
         workers: int = typer.Option(2, help="Ray actors; 0 works in this process."),

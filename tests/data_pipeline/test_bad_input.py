@@ -2,6 +2,8 @@
 
 import io
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -38,6 +40,16 @@ def turned(image):
     exif = Image.Exif()
     exif[0x0112] = 6
     return encoded(image.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif)
+
+
+def png_of(width, height, bits, colours, rows):
+    """A PNG that says of itself what it likes; `rows` is its content, not yet compressed."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 1)) + chunk(b"IEND", b"")
 
 
 def half(image, share):
@@ -81,6 +93,7 @@ IMAGES = {
     "png cut in half": ("a.png", lambda f: encoded(f, "PNG")[:200], FAILED),
     "pdf named jpg": ("a.jpg", lambda f: b"%PDF-1.7" + b"0" * 500, FAILED),
     "zip named png": ("a.png", lambda f: b"PK\x03\x04" + b"0" * 500, FAILED),
+    "sixty thousand pixels a side": ("a.png", lambda f: png_of(60000, 60000, 8, 2, b"0"), FAILED),
     "one pixel": ("a.png", lambda f: encoded(Image.new("RGB", (1, 1)), "PNG"), NO_FACE),
     "a line": ("a.png", lambda f: encoded(Image.new("RGB", (900, 1)), "PNG"), NO_FACE),
     "black": ("a.png", lambda f: encoded(Image.new("RGB", (300, 300)), "PNG"), NO_FACE),

@@ -66,12 +66,12 @@ from data_pipeline.worklist import WorkItem
 work, models, items = sys.argv[1], Path(sys.argv[2]), [WorkItem(**row) for row in json.loads(sys.argv[3])]
 real = module._Worker._watch
 
-def watch(self, segment, torn):
+def watch(self, segment, *told):
     with open(work + ".seen", "a") as file:
         file.write(segment.item.source_id + "\\n")
     if segment.item.source_id == "c":
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, segment, torn)
+    return real(self, segment, *told)
 
 module._Worker._watch = watch
 module._BUNDLES_A_WORKER = 1

@@ -11,6 +11,7 @@ import pytest
 from data_pipeline.worklist import WorkItem, item_for
 from tests.data_pipeline.chaos import VICTIMS, disturb
 from tests.data_pipeline.crash_chain import build
+from tests.data_pipeline.test_bad_input import png_of
 
 
 def files_of(version):
@@ -82,3 +83,31 @@ def test_a_source_that_kills_its_decoder_twice_is_failed_and_once_is_not(models,
     twice = {row["source_id"]: row["reason"] for row in module.analyze(items, lone, models, str(tmp_path / "twice")).rows}
     assert twice == {"single_face": "crash", "no_face": "no face"}
     assert deaths["count"] == 2
+
+
+def test_a_source_that_eats_memory_is_failed_and_takes_nobody_with_it(models, clip, tmp_path, monkeypatch):
+    """A file of 1 MB that is a picture of 6000 x 6000 in 16 bits: 288 MB as it is decoded, and as much again on its way out."""
+    import data_pipeline.analyze as analyze_module
+    import data_pipeline.decode as decode_module
+
+    tries = []
+    real = analyze_module.sample_frames
+    monkeypatch.setattr(analyze_module, "sample_frames", lambda path, *rest: tries.append(Path(path).stem) or real(path, *rest))
+    monkeypatch.setattr(decode_module, "MEMORY_BYTES", 512 * 1024**2)
+    side = 6000
+    greedy = tmp_path / "greedy.mp4"
+    greedy.write_bytes(png_of(side, side, 16, 6, bytes(side * (1 + side * 8))))
+    assert greedy.stat().st_size < 2 * 1024**2
+    items = [item_for(str(greedy)), item_for(clip("single_face")), item_for(clip("no_face"))]
+    ledger = analyze_module.analyze(items, analyze_module.AnalyzeConfig(workers=0), models, str(tmp_path / "work"))
+    rows = {row["source_id"]: row for row in ledger.rows}
+    assert {name: (row["status"], row["reason"]) for name, row in rows.items()} == {
+        "greedy": ("failed", "memory"),
+        "single_face": ("ok", None),
+        "no_face": ("rejected", "no face"),
+    }
+    assert "more memory than the 512 MB" in rows["greedy"]["message"]
+    assert sorted(tries) == ["greedy", "greedy", "no_face", "single_face"]  # once may be the machine's doing
+    assert not list((tmp_path / "work" / "attempts").glob("*.json"))
+    monkeypatch.undo()
+    assert len(list(real(str(greedy), 5.0))) == 1  # it is a picture that can be decoded: what failed it is the limit

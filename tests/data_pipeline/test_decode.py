@@ -7,8 +7,9 @@ import av
 import numpy as np
 import pytest
 
+import data_pipeline.decode as decode_module
 from data_pipeline.analyze import until_torn
-from data_pipeline.decode import DecodeError, MachineError, run_decoder, sample_frames
+from data_pipeline.decode import DecodeError, Decoder, MachineError, run_decoder, sample_frames
 from data_pipeline.seek import read_frames_at
 
 
@@ -103,7 +104,7 @@ def test_a_torn_stream_gives_what_came_before(tmp_path):
     torn = tmp_path / "torn.mp4"
     torn.write_bytes(whole[: len(whole) * 2 // 3])
     torn_by: list[DecodeError] = []
-    frames = list(until_torn(sample_frames(str(torn), 5.0), torn_by))
+    frames = list(until_torn(sample_frames(str(torn), 5.0), torn_by, []))
     assert torn_by[0].kind == "truncated"
     assert "s of 5.0 s" in str(torn_by[0])
     assert 5 < len(frames) < 25
@@ -115,7 +116,7 @@ def test_a_tear_at_the_very_end_is_told_too(tmp_path):
     path = tmp_path / "torn.mp4"
     path.write_bytes(whole[:-40])
     torn_by: list[DecodeError] = []
-    frames = list(until_torn(sample_frames(str(path), 5.0), torn_by))
+    frames = list(until_torn(sample_frames(str(path), 5.0), torn_by, []))
     assert len(frames) >= 24
     assert "cannot be decoded" in str(torn_by[0])
 
@@ -151,6 +152,27 @@ def _lacks_a_library(sender, path, argument):
 def test_a_missing_library_is_no_verdict_on_the_source():
     with pytest.raises(MachineError, match="No module named 'decoder'"):
         list(run_decoder(None, _lacks_a_library, "x.mp4", None))
+
+
+def _takes_memory(sender, path, block):
+    """As much as it can have, in written blocks; says after each how much it holds."""
+    held = []
+    while True:
+        held.append(np.ones(block, np.uint8))
+        sender.send(("frame", len(held) * block))
+
+
+def test_a_child_gets_so_much_memory_and_no_more(tmp_path, monkeypatch):
+    block = 64 * 1024**2
+    monkeypatch.setattr(decode_module, "MEMORY_BYTES", 16 * block)
+    with Decoder() as decoder:
+        held = 0
+        with pytest.raises(DecodeError, match="more memory than the 1,024 MB") as error:
+            for held in decoder.frames(_takes_memory, "x.mp4", block):  # noqa: B007
+                pass
+        assert error.value.kind == "memory"
+        assert 8 * block < held < 16 * block
+        assert len(list(sample_frames(write(tmp_path / "x.mp4"), 5.0, decoder=decoder))) == 10  # in a new child
 
 
 def test_the_fork_server_may_die(tmp_path):

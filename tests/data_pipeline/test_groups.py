@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+from collections import Counter
 
 import av
 import cv2
@@ -20,8 +21,10 @@ from data_pipeline.judge import PairingConfig
 from data_pipeline.observations import read_chips, read_part
 from data_pipeline.pack import read_manifest, read_members
 from data_pipeline.score import find_borders, read_faces
+from data_pipeline.second_opinion import NAMES, second_opinion
 from data_pipeline.sources import plan_segments
 from data_pipeline.worklist import item_for
+from infra import assets
 from infra.errors import UserError
 from lato.faces.identity import open_session
 from lato.faces.writing import writing_share
@@ -136,6 +139,27 @@ def test_backfill_opens_no_source_and_does_only_what_is_missing(models, clip, tm
         group_digests(models, GroupsConfig(names=("mouth",)))
 
 
+def test_fer_is_a_stored_second_opinion(models, clip, tmp_path):
+    """From chips alone, raw, with its model's hash and licence; both see the clip's smile."""
+    work = str(tmp_path / "work")
+    ledger = analyze([item_for(clip("single_face"))], LONE, models, work)
+    part, config = ledger.rows[0]["parts"][0], GroupsConfig(names=("fer",))
+    assert "fer" not in GroupsConfig().names  # who does not ask for it pays nothing
+    assert second_opinion(ledger.rows, work) is None
+    digest = group_digests(models, config)["fer"]
+    assert backfill([part], {"fer": digest}, config, models, work, 0) == 1
+    scores = {number: np.array(row["fer_scores"]) for number, row in read_columns(work, "fer", part, digest).items()}
+    assert all(len(found) == 7 and found.min() >= 0 and found.sum() == pytest.approx(1, abs=1e-3) for found in scores.values())
+    verifier = read_part(work, part)["expression"].to_pylist()
+    opinion = second_opinion(ledger.rows, work)
+    expected = Counter((verifier[number], NAMES[int(found.argmax())]) for number, found in scores.items())
+    assert {(NAMES[i], NAMES[j]): count for (i, j), count in np.ndenumerate(opinion.counts) if count} == expected
+    assert expected["happy", "happy"], expected
+    assert opinion.parts == (1, 1)
+    asset = assets.load_catalog()["fer"]
+    assert opinion.models == {asset.file: {"sha256": asset.sha256, "licence": asset.licence}}
+
+
 def test_an_insightface_pack_is_another_fingerprint_and_runs(models, clip, tmp_path):
     """A pack's folder by its files' names. Its own weights cannot be had here: a recognizer of the same kind stands in its place."""
     pack = tmp_path / "buffalo_l"
@@ -205,6 +229,7 @@ def test_a_long_video_is_cut_at_keyframes_and_its_tracks_go_on(models, clip, tmp
     row = ledger.rows[0]
     assert row["status"] == "ok"
     assert len(row["parts"]) == len(pieces)
+    assert row["stated_frames"] == row["decoded_frames"] == 72 and "warnings" not in row  # the pieces together
     times = [pts for part in row["parts"] for pts in read_part(str(tmp_path / "work"), part)["pts"].to_pylist()]
     assert times == sorted(times)
     assert len(set(times)) == len(times)

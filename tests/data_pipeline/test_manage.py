@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +20,7 @@ from data_pipeline.candidates import read_candidates
 from data_pipeline.decode import sample_frames
 from data_pipeline.diff import diff_versions
 from data_pipeline.forget import Removals, apply_removals, forget
+from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.holdout import HoldoutConfig
 from data_pipeline.judge import LIMITS, PairingConfig
 from data_pipeline.pack import read_manifest
@@ -140,6 +143,25 @@ def test_the_report_shows_every_part(built, models):
     assert 'alt="just rejected: expression verifier"' in page and "of sources that share a person" in page
     assert [name for name in pages if 'alt="just rejected: blurred"' in pages[name]] == ["strict"]
     assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_second_opinion_is_told_in_the_report_and_changes_no_verdict(built, models):
+    """The two often differ on drawn people: used as a filter, it would show."""
+    work, version = built
+    assert "second opinion" not in Path(write_data_report(str(work))).read_text()
+    config = GroupsConfig(names=("fer",))
+    ledger = [json.loads(line) for line in (work / "ledger.jsonl").read_text().splitlines()]
+    backfill([part for row in ledger for part in row["parts"]], group_digests(models, config), config, models, str(work), 0)
+    page = Path(write_data_report(str(work))).read_text()
+    said = re.search(r"they agree on (\d+) of (\d+)\. No pair is judged by it\. Computed for (\d+) of (\d+) parts; (\S+), sha256", page)
+    assert int(said[2]) == sum(row["representatives"] for row in ledger) > int(said[1])
+    assert int(said[3]) == int(said[4]) and said[5] == "emotion_model_quantized.tflite"
+    assert build(work, models).digest == version.digest
+    with_it = CONFIG.analyze.model_copy(update={"groups": GroupsConfig(names=(*GroupsConfig().names, "fer"))})
+    asked = build(work, models, name="asked", analyze=with_it)
+    verdicts = [{row["key"]: row["verdict"] for row in read_candidates(found.uri)} for found in (version, asked)]
+    assert verdicts[0] == verdicts[1]
+    assert "model fer/emotion_model_quantized.tflite" in "\n".join(why(read_manifest(asked.uri)[0]["key"], str(work), "asked"))
 
 
 def test_wilson():
@@ -287,6 +309,68 @@ def test_card_and_croissant_name_every_file_by_hash(built):
     for entry in croissant["distribution"]:
         assert sha256_file(str(Path(version.uri) / entry["contentUrl"])) == entry["sha256"]
     assert {field["name"] for field in croissant["recordSet"][0]["field"]} >= {"key", "split", "instruction", "licence"}
+
+
+def test_the_reference_reader_of_croissant_takes_the_file_and_reads_the_samples_by_it(built):
+    import mlcroissant
+
+    _, version = built
+    dataset = mlcroissant.Dataset(str(Path(version.uri) / "croissant.json"))
+    assert dataset.metadata.ctx.issues.errors == set()
+    said = sorted(dataset.metadata.ctx.issues.warnings)  # whom to cite is not ours to say, and a date would make equal builds differ
+    assert [re.search(r"/(\w+)\" is recommended, but does not exist", line)[1] for line in said] == ["citeAs", "datePublished"]
+    read = [
+        {name.removeprefix("samples/"): value.decode() if isinstance(value, bytes) else value for name, value in record.items()}
+        for record in dataset.records("samples")
+    ]
+    assert read == read_manifest(version.uri)
+
+
+def lying(clip, target, states):
+    """The clip in another container, which says of itself that it has so many frames."""
+    with av.open(clip) as given, av.open(str(target), "w") as made:
+        if target.suffix == ".mkv":  # Matroska's writers leave it in a tag
+            stream = made.add_stream_from_template(given.streams.video[0])
+            stream.metadata["NUMBER_OF_FRAMES"] = str(states)
+            for packet in given.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    made.mux(packet)
+            return
+        stream = made.add_stream("mpeg4", rate=30)
+        stream.width, stream.height, stream.bit_rate = given.streams.video[0].width, given.streams.video[0].height, 4_000_000
+        for frame in given.decode(video=0):
+            made.mux(stream.encode(frame))
+        made.mux(stream.encode())
+    content = bytearray(target.read_bytes())
+    at = content.index(b"strh") + 8 + 32
+    content[at : at + 4] = states.to_bytes(4, "little")
+    target.write_bytes(content)
+
+
+def test_another_number_of_frames_than_stated_is_a_warning_and_no_verdict(models, clip, tmp_path):
+    (tmp_path / "src").mkdir()
+    states = {"tagged.mkv": 999, "header.avi": 50}
+    for name, count in states.items():
+        lying(clip("single_face"), tmp_path / "src" / name, count)
+    shutil.copyfile(clip("single_face"), tmp_path / "src/honest.mp4")
+    alone = AnalyzeConfig(workers=0)
+    config = DataConfig(
+        folder=str(tmp_path / "src"), analyze=alone, synthetic=SyntheticConfig(anny=AnnyConfig(people=3, images=3, workers=0))
+    )
+    work = str(tmp_path / "w")
+    build_dataset(config, work, models, [])
+    page = Path(write_data_report(work)).read_text()
+    rows = {row["source_id"]: row for row in map(json.loads, (tmp_path / "w/ledger.jsonl").read_text().splitlines())}
+    for name, count in states.items():
+        source = name.split(".")[0]
+        said = f"its container states {count} frames, it has 72"
+        assert (rows[source]["status"], rows[source]["warnings"]) == ("ok", [said])
+        assert rows[source]["faces"]
+        assert f"warning: {said}" in why(source, work)
+        assert f"<td>{source}</td><td>{said}</td>" in page
+    assert rows["honest"]["status"] == "ok" and "warnings" not in rows["honest"]
+    assert not [line for line in why("honest", work) if "warning" in line]
 
 
 def test_failures_are_reopened_by_reason(ray_session, models, tmp_path):

@@ -1,0 +1,56 @@
+"""How far another expression network agrees with the verifier: told in the report, and used for nothing else."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from data_pipeline.groups import computed_parts, read_columns, read_models
+from data_pipeline.observations import part_uri
+from infra.storage import read_bytes
+from lato.edits import Expression
+
+_GROUP = "fer"
+NAMES = [expression.value for expression in Expression]
+
+
+@dataclass(frozen=True)
+class SecondOpinion:
+    """Readings of the same faces by both."""
+
+    counts: npt.NDArray[np.int64]
+    """(7, 7) faces by the verifier's reading and the other's, each in the order of `Expression`."""
+    parts: tuple[int, int]
+    """Of how many parts there are scores, and how many there are."""
+    models: dict[str, dict[str, str]]
+    """File -> sha256 and licence."""
+
+    def rows(self) -> list[tuple[str, list[int], int]]:
+        """Verifier's reading, how often the other said what, and faces in all; of readings that there are."""
+        return [(name, row.tolist(), int(row.sum())) for name, row in zip(NAMES, self.counts, strict=True) if row.sum()]
+
+
+def second_opinion(ledger: list[dict[str, Any]], work: str) -> SecondOpinion | None:
+    """The opinions on all representatives whose scores were computed (`lato data backfill fer`).
+
+    Args:
+        ledger: Rows of the build.
+        work: Its folder.
+
+    Returns:
+        None where nobody asked for them.
+    """
+    parts = [part for row in ledger if row.get("faces") for part in row["parts"]]
+    computed = computed_parts(work, _GROUP)
+    counts = np.zeros((len(NAMES), len(NAMES)), np.int64)
+    have = [part for part in parts if part in computed]
+    for part in have:
+        said = pq.read_table(io.BytesIO(read_bytes(part_uri(work, part))), columns=["expression"])["expression"].to_pylist()
+        for number, row in read_columns(work, _GROUP, part, computed[part]).items():
+            counts[NAMES.index(said[number]), int(np.argmax(row["fer_scores"]))] += 1
+    return SecondOpinion(counts, (len(have), len(parts)), read_models(work, _GROUP, have[0], computed[have[0]])) if have else None
