@@ -204,7 +204,7 @@ def test_a_run_whose_folder_is_lost_goes_on_from_checkpoints_kept_elsewhere_and_
     with pytest.raises(UserError, match=r"(?s)lr: 0\.003 there, 0\.5 now.*another --work-dir and another --checkpoints"):
         resume_rules.check(lost, made(lost, lr=0.5), str(kept))
     begun(run)
-    with pytest.raises(UserError, match="checkpoints: .* there, null now"):
+    with pytest.raises(UserError, match=r"checkpoints: .* there, null now"):
         resume_rules.check(run, made(run))
     fork = resume_rules.fork(run, "warm", made(run, lr=0.5), str(kept))
     assert resume_rules.start_weights(fork) == str(kept / "step-000010")
