@@ -74,7 +74,7 @@ class Bench:
         self.models = models
         self.reader = FaceReader.from_folder(models)
         self.points = FacePoints68.from_file(models / "fr_landmark.onnx")
-        self.scorers: dict[str, Scorer] = {name: GROUPS[name].make(models, GroupsConfig()) for name in GROUPS}
+        self.scorers: dict[str, Scorer] = {name: GROUPS[name].make(models, GroupsConfig()) for name in GroupsConfig().names}
 
     def frames(self, name: str) -> Iterator[Frame]:
         """Of a clip, decoded anew."""
