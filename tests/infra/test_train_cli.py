@@ -20,8 +20,8 @@ def version(tmp_path_factory):
     return str(folder)
 
 
-def train(version, work, *overrides, stage="tokenizer", preset="tiny", launcher="plain", fork=None, data=None, **paths):
-    job._train(stage, list(overrides), data or [version], preset, None, str(work), launcher, fork, paths)
+def train(version, work, *overrides, stage="tokenizer", preset="tiny", launcher="plain", fork=None, checkpoints=None, data=None, **paths):
+    job._train(stage, list(overrides), data or [version], preset, None, str(work), launcher, fork, checkpoints, paths)
 
 
 @pytest.mark.parametrize(
