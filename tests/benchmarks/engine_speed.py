@@ -82,11 +82,13 @@ class _Beside(Wide):
 
     def __init__(self, stage: int) -> None:
         super().__init__()
-        self.seconds: dict[str, list[float]] = {"bare": [], "ddp": []}
+        self.seconds: dict[str, list[float]] = {"reading": [], "bare": [], "ddp": []}
         self._steps = {"bare": self._bare(stage), "ddp": self._ddp()}
 
     def after_step(self, module: nn.Module, step: int, steps: int) -> dict[str, float]:
+        started = time.monotonic()
         rows = self.read([self.data.batch(step, 2)[dist.get_rank()]])["rows"]
+        self.seconds["reading"].append(time.monotonic() - started)
         for name, own in self._steps.items():
             started = time.monotonic()
             float(own(rows))
@@ -144,7 +146,7 @@ def _measure(rank: int, world: int, folder: str) -> None:
         beside = _Beside(stage)
         passed = _run(beside, own[0] / str(stage), _config(stage))
         others = {name: times[WARM:] for name, times in beside.seconds.items()}
-        seconds[f"engine {stage}"] = [whole - bare - ddp for whole, bare, ddp in zip(passed, others["bare"], others["ddp"], strict=True)]
+        seconds[f"engine {stage}"] = [whole - sum(own) for whole, *own in zip(passed, *others.values(), strict=True)]
         seconds |= {f"{name} {stage}": times for name, times in others.items()}
     for number in range(ROUNDS):
         saved = _run(Wide(), own[0] / f"saved-{number}", _config(2, steps=10, checkpoint_every=6))
