@@ -96,8 +96,8 @@ class _Training:
         config = self._config
         if self._stage.notes:
             self._report({"step": self._step, "notes": self._stage.notes})
-        if self._step == 0:
-            self._report({"step": 0, **self._validate()})
+        if self._step in (0, config.steps):  # a run that is over may have been measured in a folder that is lost
+            self._report({"step": self._step, **self._validate()})
         loader = Loader(self._stage.read, self.plan, self._step, config.steps, config.prefetch)
         started, first = time.monotonic(), self._step
         with contextlib.closing(loader):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -408,8 +409,22 @@ def test_a_file_system_that_hiccups_stops_no_heart(tmp_path, monkeypatch):
     def stale(*_):
         raise OSError(116, "Stale file handle")
 
+    heart, working = guards.Heartbeat(tmp_path, 0), guards.commit
     monkeypatch.setattr(guards, "commit", stale)
-    guards.Heartbeat(tmp_path, 0).beat(3, "step")
+    heart.beat(3, "step")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(guards, "commit", working)
+    heart.beat(3, "validation")
+    assert json.loads((tmp_path / "rank-00000.json").read_text())["phase"] == "validation"
+
+
+@pytest.mark.slow
+def test_a_run_that_is_over_is_measured_where_its_curve_is_lost(tmp_path):
+    run([(tmp_path / "first", BASE | {"steps": 5})])
+    shutil.copytree(tmp_path / "first" / "checkpoints", tmp_path / "second" / "checkpoints")
+    run([(tmp_path / "second", BASE | {"steps": 5})])
+    (line,) = lines(tmp_path / "second")
+    assert (line["step"], line["held_out"]) == (5, lines(tmp_path / "first")[-1]["held_out"])
 
 
 def test_a_marker_that_cannot_be_written_is_told_and_training_goes_on_on_all_ranks(tmp_path):
