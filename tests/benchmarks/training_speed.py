@@ -251,7 +251,8 @@ def main() -> None:
     page.write(
         "# Benchmarks of training\n\n`make bench-training` writes this page. Ways that are compared take turns, medians of five, one thread a process "
     )
-    page.write(f"unless told; ratios of one run. Two cores, no GPU; load of the machine at the start: {load:.0f}.\n")
+    page.write("unless told; ratios of one run (of the engine: medians of twenty steps, the ways in turns step by step; ")
+    page.write(f"`python -m tests.benchmarks.engine_speed` alone). Two cores, no GPU; load of the machine at the start: {load:.0f}.\n")
     for title, work in PARTS.items():
         assert work.__doc__
         page.write(f"\n## {title}\n\n{work.__doc__}\n\n| what | result |\n|---|---|\n")
