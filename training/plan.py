@@ -21,7 +21,7 @@ from training.zero import BUCKET, reduce_bucket
 LIVE = 1_000_000_000
 """Elements of weights that ZeRO-3 keeps gathered (`stage3_max_live_parameters`), and takes a step on at once (`sub_group_size`)."""
 PREFETCH = 50_000_000
-"""Elements that it gathers ahead (`stage3_prefetch_bucket_size`)."""
+"""Elements that it gathers ahead (`stage3_prefetch_bucket_size`); as they come they are there twice, in one flat buffer and as weights."""
 CONTEXT_GB = 2.0
 """Of a GPU, for CUDA's and NCCL's own state and libraries' workspaces: assumed, not measured here."""
 FRAGMENTED = 0.06
@@ -53,14 +53,16 @@ class Memory:
     average: float
     """Of the weights (EMA)."""
     buffers: float
+    standing: float
+    """What ZeRO-3 holds from its start to its end: this rank's gradients, and the buffer that gradients are reduced in."""
     gradients: float
-    """That are kept for the step."""
+    """That are kept for the step, where they do not stand."""
     waiting: float
     """Of them and of what is not shared out yet, that are there while a later micro-batch is computed."""
     activations: float
     """Their peak, with what operators need for a moment."""
     gathered: float
-    """Weights that ZeRO-3 holds whole for a while, and the buffer that gradients are reduced in."""
+    """Weights that ZeRO-3 holds whole for a while and the flat buffers they come and gradients go in; before ZeRO-3 the buffer that gradients are reduced in."""
     step: float
     """What the optimizer needs for a moment: fp32 copies of gradients and Adam's own."""
     host: float
@@ -71,7 +73,7 @@ class Memory:
     @property
     def resting(self) -> float:
         """Between two steps."""
-        return self.weights + self.optimizer + self.average + self.buffers
+        return self.weights + self.optimizer + self.average + self.buffers + self.standing
 
     @property
     def peak(self) -> float:
@@ -100,8 +102,13 @@ def memory_of(sizes: Sizes, engine: EngineConfig, ranks: int, activations: float
     waiting = 0.0
     if engine.accumulation > 1:  # ZeRO 1 keeps them whole to the last micro-batch
         waiting = width * trained * (share if zero >= 2 else 1.0)
-    gathered = width * reduce_bucket(trained, bucket) if zero else 0.0
-    gathered += width * min(LIVE + PREFETCH, total) if zero == 3 else 0.0
+    reduced = width * reduce_bucket(trained, bucket) if zero else 0.0
+    gathered, standing = reduced, 0.0
+    if zero == 3:
+        gathered = width * (min(LIVE, total) + (min(PREFETCH, total) if ranks > 1 else 0))
+        if trained > bucket:  # reduced more than once in a backward pass, through a copy, while activations are there
+            gathered += reduced
+        standing, gradients, waiting = gradients + reduced, 0.0, 0.0
     part = min(trained * share, LIVE) if zero else sizes.largest
     step = (4 * part if masters else 0) + 8 * part
     host = 0.0
@@ -110,10 +117,12 @@ def memory_of(sizes: Sizes, engine: EngineConfig, ranks: int, activations: float
         optimizer = average = step = 0.0
         if zero >= 2:  # each share goes to the host as soon as it is whole
             gradients = waiting = 0.0
+        if zero == 3:
+            standing = reduced
     if engine.offload == "all":
         host, weights = host + weights, 0.0
     start = width * total * (share if zero == 3 else 1.0) + 4 * sizes.largest  # filled tensor by tensor from mapped files
-    return Memory(weights, optimizer, average, sizes.buffers, gradients, waiting, activations, gathered, step, host, start)
+    return Memory(weights, optimizer, average, sizes.buffers, standing, gradients, waiting, activations, gathered, step, host, start)
 
 
 class Plan:

@@ -55,8 +55,8 @@ def print_memory(plan: Plan) -> None:
     engines = [plan.at_zero(zero) for zero in stages]
     memories = [plan.memory(engine) for engine in engines]
     names = {
-        "weights": "weights", "optimizer": "masters, moments", "average": "average (EMA)", "buffers": "buffers", "gradients": "gradients",
-        "activations": "activations, peak", "gathered": "gathered, buckets", "step": "of the step", "peak": "peak",
+        "weights": "weights", "optimizer": "masters, moments", "average": "average (EMA)", "buffers": "buffers", "standing": "gradients, bucket kept",
+        "gradients": "gradients", "activations": "activations, peak", "gathered": "gathered, buckets", "step": "of the step", "peak": "peak",
     }  # fmt: skip
     rows = [[label, *(_size(getattr(memory, name)) for memory in memories)] for name, label in names.items()]
     rows.append([f"of {plan.usable / GB:.1f} GB usable", *(_verdict(plan, memory) for memory in memories)])

@@ -34,7 +34,7 @@ from training.loader import Loader
 from training.mixture import Sample
 
 OUT = Path(__file__).parents[2] / "docs/benchmarks_training.md"
-SAMPLES, BATCH, ROUNDS = 96, 8, 5
+SAMPLES, BATCH, ROUNDS = 768, 8, 5
 Row = tuple[str, str]
 Ran = tuple[float, float]
 """Wall seconds and CPU seconds."""
@@ -125,7 +125,7 @@ def planning() -> list[Row]:
             f"plan {made['resting_plan']:.0f}, {made['peak_plan']:.0f} MB; measured {made['resting']:.0f}, {made['peak']:.0f} "
             f"({made['resting_error']:+.0f} %, {made['peak_error']:+.0f} %)",
         )
-        for made in plan_error.rows(plan_error.FEW)
+        for made in plan_error.rows()
     ]
 
 

@@ -32,7 +32,16 @@ def test_sums_by_hand_at_every_zero_stage():
     accumulating = [
         memory_of(SIZES, EngineConfig(zero_stage=zero, precision="bf16", accumulation=2), 4, 0.0, bucket=0) for zero in (0, 1, 2, 3)
     ]
-    assert [memory.waiting for memory in accumulating] == [800, 800, 200, 200]
+    assert [memory.waiting for memory in accumulating] == [800, 800, 200, 0]
+    assert [memory.standing for memory in accumulating] == [0, 0, 0, 200]
+
+
+def test_zero_3_holds_gradients_and_their_buffer_all_the_time_and_weights_twice_as_they_come():
+    held = memory_of(SIZES, EngineConfig(zero_stage=3, precision="bf16"), 4, 0.0)
+    assert held.standing == 2 * 400 / 4 + 2 * 400
+    assert held.gathered == 2 * 2 * 1000
+    often = memory_of(SIZES, EngineConfig(zero_stage=3, precision="bf16"), 4, 0.0, bucket=100)
+    assert (often.standing, often.gathered) == (2 * 400 / 4 + 2 * 100, 2 * 2 * 1000 + 2 * 100)
 
 
 def test_without_zero_weights_in_fp32_are_the_masters():
