@@ -39,9 +39,9 @@ def export(stage: Stage, checkpoint: str, folder: Path) -> dict[str, Any]:
         return json.loads(known.read_text())
     module = stage.build()
     materialise(module, stage.weights())
-    with ShardFiles.open(checkpoint, marker["world_size"]) as files:
-        part = "ema" if files.has("ema") else "weight"
-        _set(module, files, part)
+    files = ShardFiles(checkpoint, marker)
+    part = "ema" if files.has("ema") else "weight"
+    _set(module, files, part)
     unfinished = folder.parent / f".{folder.name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)

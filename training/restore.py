@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import random
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import fsspec
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from infra.errors import UserError
-from infra.storage import is_local, join, read_bytes
+from infra.storage import join, read_bytes
 from training.checkpoint import MARKER
 from training.ema import Ema
+from training.ranges import RangeReader
 from training.shards import make_moments, push, set_optimizer_step, shards
+
+_AT_ONCE = 256 << 20
+"""Bytes that are asked for at once, side by side on an object store."""
 
 
 def load(folder: str, engine: Any, ema: Ema | None, weights_only: bool = False) -> dict[str, Any]:
@@ -43,20 +43,20 @@ def load(folder: str, engine: Any, ema: Ema | None, weights_only: bool = False) 
     """
     marker = json.loads(read_bytes(join(folder, MARKER)))
     world, rank = dist.get_world_size(), dist.get_rank()
-    with ShardFiles.open(folder, marker["world_size"]) as files:
-        _check_names(files, engine, folder)
-        if not weights_only:
-            make_moments(engine)
-        for shard in shards(engine):
-            end = shard.start + len(shard.weight)
-            moments = {} if weights_only else shard.moments
-            for part, tensor in [("weight", shard.weight), *moments.items()]:
-                tensor.copy_(files.read(part, shard.name, shard.start, end))
-            if ema is not None:
-                ema.values[shard.name].copy_(files.read("ema" if files.has("ema") else "weight", shard.name, shard.start, end))
-        buffers = files.shared()
-        for name, buffer in engine.module.named_buffers():
-            buffer.copy_(buffers[f"buffer/{name}"])
+    files = ShardFiles(folder, marker)
+    _check_names(files, engine, folder)
+    if not weights_only:
+        make_moments(engine)
+    wanted: list[tuple[str, str, int, Tensor]] = []
+    for shard in shards(engine):
+        moments = {} if weights_only else shard.moments
+        wanted += [(part, shard.name, shard.start, tensor) for part, tensor in [("weight", shard.weight), *moments.items()]]
+        if ema is not None:
+            wanted.append(("ema" if files.has("ema") else "weight", shard.name, shard.start, ema.values[shard.name]))
+    files.fill(wanted)
+    buffers = files.shared()
+    for name, buffer in engine.module.named_buffers():
+        buffer.copy_(buffers[f"buffer/{name}"])
     if not weights_only:
         _set_counters(engine, json.loads(read_bytes(join(folder, "counters.json"))))
     push(engine)
@@ -66,60 +66,87 @@ def load(folder: str, engine: Any, ema: Ema | None, weights_only: bool = False) 
 
 
 class ShardFiles:
-    """A checkpoint's tensors, read range by range.
+    """A checkpoint's tensors, read range by range where they lie: a rank of many fetches its own part of an object store's files and nothing else.
 
     Args:
-        folder: Of the checkpoint, on this machine.
-        world_size: How many ranks wrote it.
+        folder: Of the checkpoint.
+        marker: Its marker.
+
+    Raises:
+        UserError: Files of it are gone or cut short.
     """
 
-    def __init__(self, folder: Path, world_size: int) -> None:
-        self._folder = folder
+    def __init__(self, folder: str, marker: Mapping[str, Any]) -> None:
+        self._folder, self._reader = folder, RangeReader()
+        self._bytes = {name: entry["bytes"] for name, entry in marker["files"].items()}
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Of every trained parameter."""
         self._ranges: dict[str, list[tuple[int, int, str]]] = {}
-        for rank in range(world_size):
-            name = f"rank-{rank:05d}-of-{world_size:05d}"
-            for parameter, (start, count, shape) in json.loads((folder / f"{name}.json").read_text())["ranges"].items():
+        names = [f"rank-{rank:05d}-of-{marker['world_size']:05d}" for rank in range(marker["world_size"])]
+        for name, data in zip(names, self._read_whole([f"{name}.json" for name in names]), strict=True):
+            for parameter, (start, count, shape) in json.loads(data)["ranges"].items():
                 self.shapes[parameter] = tuple(shape)
                 self._ranges.setdefault(parameter, []).append((start, start + count, f"{name}.safetensors"))
-        self._open = {f: safe_open(folder / f, framework="pt") for f in sorted({f for ranges in self._ranges.values() for *_, f in ranges})}
-        self._keys = {name: set(file.keys()) for name, file in self._open.items()}
-
-    @classmethod
-    @contextmanager
-    def open(cls, folder: str, world_size: int) -> Iterator[ShardFiles]:
-        """Opens a checkpoint; one on an object store is brought to this machine for as long as the context lasts."""
-        if is_local(folder):
-            yield cls(Path(folder), world_size)
-            return
-        with tempfile.TemporaryDirectory(prefix="lato-checkpoint-") as scratch:
-            filesystem, path = fsspec.core.url_to_fs(folder)
-            filesystem.get(path.rstrip("/") + "/", scratch + "/", recursive=True)
-            yield cls(Path(scratch), world_size)
+        self._offsets = self._read_headers(sorted({file for ranges in self._ranges.values() for *_, file in ranges}))
 
     def has(self, part: str) -> bool:
         """Whether it holds `weight`, `exp_avg`, `exp_avg_sq` or `ema`."""
-        return any(key.startswith(f"{part}/") for keys in self._keys.values() for key in keys)
+        return any(key.startswith(f"{part}/") for offsets in self._offsets.values() for key in offsets)
 
-    def read(self, part: str, name: str, start: int, end: int) -> Tensor:
-        """(end - start,) fp32, a range of a flattened parameter; zeros for moments that the optimizer had not made yet."""
-        out = torch.zeros(end - start)
-        for first, last, file in self._ranges[name]:
-            low, high = max(start, first), min(end, last)
-            if low < high and f"{part}/{name}" in self._keys[file]:
-                out[low - start : high - start] = self._open[file].get_slice(f"{part}/{name}")[low - first : high - first]
-        return out
+    def fill(self, wanted: Iterable[tuple[str, str, int, Tensor]]) -> None:
+        """Sets fp32 tensors to ranges of flattened parameters; to zeros where they are moments that the optimizer had not made yet.
+
+        Args:
+            wanted: Part, parameter, start of the range, and the tensor (n,) that takes it.
+        """
+        pieces: list[tuple[tuple[str, int, int], Tensor]] = []
+        together = 0
+        for part, name, start, out in wanted:
+            for first, last, file in self._ranges[name]:
+                low, high = max(start, first), min(start + len(out), last)
+                if low >= high:
+                    continue
+                there = out[low - start : high - start]
+                offset = self._offsets[file].get(f"{part}/{name}")
+                if offset is None:
+                    there.zero_()
+                    continue
+                pieces.append(((join(self._folder, file), offset + 4 * (low - first), 4 * (high - low)), there))
+                together += 4 * (high - low)
+                if together >= _AT_ONCE:
+                    self._fetch(pieces)
+                    pieces, together = [], 0
+        self._fetch(pieces)
 
     def whole(self, part: str, name: str) -> Tensor:
         """A parameter in its shape, fp32."""
         shape = self.shapes[name]
-        return self.read(part, name, 0, int(np.prod(shape, dtype=np.int64))).view(shape)
+        out = torch.empty(int(np.prod(shape, dtype=np.int64)))
+        self.fill([(part, name, 0, out)])
+        return out.view(shape)
 
     def shared(self) -> dict[str, Tensor]:
         """What belongs to no rank: `buffer/<name>`."""
-        with safe_open(self._folder / "shared.safetensors", framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return load_tensors(self._read_whole(["shared.safetensors"])[0])
+
+    def _fetch(self, pieces: list[tuple[tuple[str, int, int], Tensor]]) -> None:
+        for (_, out), data in zip(pieces, self._reader.read_many([piece for piece, _ in pieces]), strict=True):
+            out.copy_(torch.frombuffer(bytearray(data), dtype=torch.float32))
+
+    def _read_whole(self, files: list[str]) -> list[bytes]:
+        return self._reader.read_many([(join(self._folder, file), 0, self._bytes[file]) for file in files])
+
+    def _read_headers(self, files: list[str]) -> dict[str, dict[str, int]]:
+        """File -> tensor -> offset of its bytes. A safetensors file begins with the length of a JSON header (8 bytes, little-endian) and the header."""
+        uris = [join(self._folder, file) for file in files]
+        lengths = [int.from_bytes(data, "little") for data in self._reader.read_many([(uri, 0, 8) for uri in uris])]
+        headers = self._reader.read_many([(uri, 8, length) for uri, length in zip(uris, lengths, strict=True)])
+        found = {}
+        for file, length, data in zip(files, lengths, headers, strict=True):
+            tensors = {key: entry for key, entry in json.loads(data).items() if key != "__metadata__"}
+            assert {entry["dtype"] for entry in tensors.values()} <= {"F32"}, f"{file}: the trained state is kept in fp32"
+            found[file] = {key: 8 + length + entry["data_offsets"][0] for key, entry in tensors.items()}
+        return found
 
 
 def _set_counters(engine: Any, counters: dict[str, Any]) -> None:

@@ -37,9 +37,9 @@ def state(folder):
     """Step, and every tensor of the newest checkpoint, whole, by part and name."""
     path = checkpoint.newest(str(Path(folder) / "checkpoints"))
     marker = json.loads((Path(path) / checkpoint.MARKER).read_text())
-    with ShardFiles.open(path, marker["world_size"]) as files:
-        parts = [part for part in ("weight", "exp_avg", "exp_avg_sq", "ema") if files.has(part)]
-        return marker["step"], {f"{part}/{name}": files.whole(part, name) for part in parts for name in files.shapes} | files.shared()
+    files = ShardFiles(path, marker)
+    parts = [part for part in ("weight", "exp_avg", "exp_avg_sq", "ema") if files.has(part)]
+    return marker["step"], {f"{part}/{name}": files.whole(part, name) for part in parts for name in files.shapes} | files.shared()
 
 
 def equal(one, other, where):

@@ -19,6 +19,7 @@ from tests.training.test_engine import equal, state
 from tests.training.test_stages import changed, home, job, train_all, train_one  # noqa: F401 - a fixture
 from training import checkpoint
 from training.config import DataSource, EngineConfig
+from training.ranges import RangeReader
 from training.restore import ShardFiles
 
 pytestmark = pytest.mark.slow
@@ -99,7 +100,7 @@ def test_an_adapter_is_trained_at_zero_2_and_3_and_only_it_is_saved(home, small,
     assert (tmp_path / "3" / "export" / "released").exists()
 
 
-def test_checkpoints_on_an_object_store_are_committed_resumed_and_thinned(home, small, bucket, tmp_path):  # noqa: F811
+def test_checkpoints_on_an_object_store_are_committed_resumed_and_thinned(home, small, bucket, tmp_path, monkeypatch):  # noqa: F811
     given = job("tokenizer", tmp_path, home, small, keep=1, eval_every=100).model_copy(update={"checkpoints": f"{bucket}/run/checkpoints"})
     shorter = changed(given, {"steps": 4, "decay_from": 1.05})
     ranks.run(train_all, 2, [shorter.model_dump_json()])
@@ -108,10 +109,17 @@ def test_checkpoints_on_an_object_store_are_committed_resumed_and_thinned(home, 
     ranks.run(train_all, 2, [whole.model_dump_json()])
     found = checkpoint.markers(given.checkpoints)
     assert [marker["step"] for marker in found.values()] == [6]
-    with ShardFiles.open(checkpoint.newest(given.checkpoints), 2) as files:
-        mine = {f"weight/{name}": files.whole("weight", name) for name in files.shapes} | files.shared()
+    [(folder, marker)] = found.items()
+    files = ShardFiles(folder, marker)
+    mine = {f"weight/{name}": files.whole("weight", name) for name in files.shapes} | files.shared()
     there = {name: tensor for name, tensor in state(tmp_path / "whole")[1].items() if name in mine}
     equal(there, mine, "object store")
+    name, asked = next(iter(files.shapes)), []
+    monkeypatch.setattr(RangeReader, "read_many", lambda self, pieces: asked.extend(pieces) or [bytes(length) for _, _, length in pieces])
+    part = torch.ones(5)
+    files.fill([("exp_avg", name, 2, part)])
+    assert sum(length for _, _, length in asked) == 4 * 5  # and not the whole file
+    assert not part.any()
 
 
 def test_a_dit_reads_pairs_and_states_from_an_object_store(home, small, bucket, tmp_path):  # noqa: F811
