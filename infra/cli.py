@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from infra.errors import RayLost, UserError
+from infra.errors import RayLost, UserError, is_of_a_store
 from infra.runtime import quieten
 
 _JOBS = ("quickstart", "data", "train", "edit", "assets", "doctor", "submit")
@@ -42,6 +42,16 @@ def main() -> None:
             print("\ninterrupted. The same command goes on where it stopped.", file=sys.stderr, flush=True)
             os._exit(130)  # worker processes of Ray end with their driver; waiting for its threads would hang here
         raise
+    except Exception as error:
+        if not is_of_a_store(error):
+            raise
+        print(
+            f"error: the object store did not do what was asked of it: {error}\nCheck its address (AWS_ENDPOINT_URL), the credentials and the bucket, "
+            "then run the same command again: what was done stands.",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.exit(2)
 
 
 def _interrupt(number: int, frame: Any) -> None:

@@ -1,4 +1,6 @@
-"""The one exception that means: the user can mend this."""
+"""The one exception that means: the user can mend this; and which of other libraries' mean the same."""
+
+_STORES = ("botocore.", "aiobotocore.", "s3fs.", "gcsfs.", "google.auth.", "aiohttp.")
 
 
 class UserError(Exception):
@@ -10,3 +12,9 @@ class UserError(Exception):
 
 class RayLost(UserError):
     """Ray itself is gone: nothing can be asked of it any more, not even to shut down."""
+
+
+def is_of_a_store(error: BaseException) -> bool:
+    """Whether an object store's client raised it, or raised what it came from: the store does not answer, or does not let one in."""
+    cause = error.__cause__ or error.__context__
+    return f"{type(error).__module__}.".startswith(_STORES) or (cause is not None and is_of_a_store(cause))

@@ -63,3 +63,11 @@ def test_doctor_names_what_is_missing_and_how_to_mend_it(tmp_path):
     assert done.returncode == 1
     assert "lato assets fetch yunet" in done.stdout
     assert "mediapipe" in done.stdout
+
+
+def test_an_object_store_that_does_not_answer_is_told_without_a_traceback():
+    keys = {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1"}
+    done = lato("data", "verify", "s3://nowhere/v1", env=os.environ | keys | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+    assert done.returncode == 2
+    assert "the object store did not do what was asked of it: Could not connect" in done.stderr
+    assert "Traceback" not in done.stderr
