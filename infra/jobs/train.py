@@ -186,12 +186,50 @@ def _train(
 ) -> None:
     from infra.jobs.common import hold_work
     from infra.runtime import RuntimeConfig, start_ray, stop_ray
-    from infra.storage import folder_uri, is_local, join
+    from infra.storage import folder_uri, join
     from infra.tracking import default_uri
     from training import resume_rules
-    from training.data import check_splits, mixture
     from training.launch import made_of, train
     from training.stage_factory import Job
+
+    settings, sources, datasets, digests, paths = _checked(stage, overrides, data, preset, config, work_dir, launcher, paths)
+    run = Path(folder_uri(work_dir)) / "runs" / stage
+    kept = folder_uri(checkpoints) if checkpoints else None
+    job = Job(stage=stage, config=settings, data=tuple(sources), folder=str(run), checkpoints=kept and join(kept, run.name), **paths)
+    if stage != "tokenizer":  # which fits every dataset, and reads all of it when it is made
+        job.make()  # what a stage refuses is told here, not by ranks
+    if fork:
+        new = resume_rules.fork(run, fork, made_of(job, digests), job.checkpoints)
+        job = job.model_copy(update={"folder": str(new), "checkpoints": kept and join(kept, new.name)})
+    else:
+        resume_rules.check(run, made_of(job, digests), job.checkpoints)
+    with hold_work(settings, work_dir, f"lato train {stage}") as work:
+        for dataset in datasets:
+            dataset.check()  # every byte, once, here: ranks compare sizes only
+        if launcher == "ray":
+            start_ray(RuntimeConfig())
+        train(job, digests, default_uri(work), "lato", launcher=launcher)  # type: ignore[arg-type]
+        if launcher == "ray":
+            stop_ray()
+
+
+def _checked(
+    stage: Any,
+    overrides: list[str] | None,
+    data: list[str],
+    preset: str,
+    config: str | None,
+    work_dir: str,
+    launcher: str,
+    paths: dict[str, str],
+) -> tuple[Any, list[Any], list[Any], dict[str, str], dict[str, str]]:
+    """Settings, data sources, their datasets, digests of all that a run is made of, and the paths as URIs.
+
+    Raises:
+        UserError: Names every mistake.
+    """
+    from infra.storage import folder_uri, is_local
+    from training.data import check_splits, mixture
 
     mistakes = _Mistakes()
     settings = mistakes.catch(lambda: _settings(stage, preset, config, list(overrides or [])))
@@ -213,24 +251,7 @@ def _train(
         if settings is not None:
             mistakes.catch(lambda: mixture(datasets, sources, settings.engine.seed))
     mistakes.stop()
-    run = Path(folder_uri(work_dir)) / "runs" / stage
-    kept = folder_uri(checkpoints) if checkpoints else None
-    job = Job(stage=stage, config=settings, data=tuple(sources), folder=str(run), checkpoints=kept and join(kept, run.name), **paths)
-    if stage != "tokenizer":  # which fits every dataset, and reads all of it when it is made
-        job.make()  # what a stage refuses is told here, not by ranks
-    if fork:
-        new = resume_rules.fork(run, fork, made_of(job, digests), job.checkpoints)
-        job = job.model_copy(update={"folder": str(new), "checkpoints": kept and join(kept, new.name)})
-    else:
-        resume_rules.check(run, made_of(job, digests), job.checkpoints)
-    with hold_work(settings, work_dir, f"lato train {stage}") as work:
-        for dataset in datasets:
-            dataset.check()  # every byte, once, here: ranks compare sizes only
-        if launcher == "ray":
-            start_ray(RuntimeConfig())
-        train(job, digests, default_uri(work), "lato", launcher=launcher)  # type: ignore[arg-type]
-        if launcher == "ray":
-            stop_ray()
+    return settings, sources, datasets, digests, paths
 
 
 def parse_source(text: str) -> Any:
