@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import subprocess
@@ -34,7 +33,8 @@ from infra.jobs.common import perception_models
 from infra.runtime import quieten
 from lato.pairs import MEMBERS, decode_pair
 from tests.benchmarks.decode_speed import decoders
-from tests.benchmarks.look_speed import Row, against_the_plain_loop, interleaved, two_workers
+from tests.benchmarks.look_speed import against_the_plain_loop, interleaved, two_workers
+from tests.benchmarks.page import Row, measure
 
 PAIRS = 10_000_000
 PAGE = Path("docs/benchmarks_data.md")
@@ -245,36 +245,11 @@ def main() -> None:
         "Splitting": clustering,
         "Driver": driver_memory,
     }
-    known = read_page()
-    for title in sys.argv[1:] or sections:
-        known[title] = []
-        for name, value in sections[title]():
-            print(f"{name}: {value}", flush=True)
-            known[title].append((name, value))
-            write_page({name: known[name] for name in sections if name in known})
-
-
-def read_page() -> dict[str, list[Row]]:
-    """Section -> rows of the page as it is."""
-    found: dict[str, list[Row]] = {}
-    for block in PAGE.read_text().split("\n## ")[1:] if PAGE.exists() else []:
-        title, *lines = block.splitlines()
-        cells = [line.strip("| ").split(" | ", 1) for line in lines if line.startswith("| ") and line != "| what | result |"]
-        found[title] = [(name, value) for name, value in cells]
-    return found
-
-
-def write_page(known: dict[str, list[Row]]) -> None:
-    """Writes all sections, each below what it means."""
-    page = io.StringIO()
-    page.write(
+    head = (
         "# Benchmarks of the data builder\n\n`make bench-data` writes this page; `python -m tests.benchmarks.data_speed Videos` one section. "
+        "CPU seconds, one thread a process, interleaved,\nmedian of three; ratios of one run. Between runs the first digits hold.\n"
     )
-    page.write("CPU seconds, one thread a process, interleaved,\nmedian of three; ratios of one run. Between runs the first digits hold.\n")
-    for title, rows in known.items():
-        page.write(f"\n## {title}\n\n" + (f"{NOTES[title]}\n\n" if title in NOTES else "") + "| what | result |\n|---|---|\n")
-        page.writelines(f"| {name} | {value} |\n" for name, value in rows)
-    PAGE.write_text(page.getvalue())
+    measure(PAGE, head, {title: (NOTES.get(title, ""), work) for title, work in sections.items()}, sys.argv[1:])
 
 
 if __name__ == "__main__":

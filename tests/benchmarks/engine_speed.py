@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tests.benchmarks.page import Row
 from tests.training import ranks
 from training.config import EngineConfig
 from training.mixture import Mixture, Sample, sample_generator
@@ -25,7 +26,6 @@ from training.stage import Batch, StepLoss, device_of
 
 WIDTH, LAYERS, ROWS, STEPS, WARM, ROUNDS = 1024, 8, 640, 24, 4, 3
 """About 8 million parameters, and rows a sample such that a step takes half a second or more."""
-Row = tuple[str, str]
 
 
 class Wide:

@@ -39,6 +39,7 @@ from lato.faces import FaceReader
 from lato.faces.expression import classify, estimate_neutral
 from lato.faces.points68 import FacePoints68
 from lato.faces.quality import measure
+from tests.benchmarks.page import Row
 
 CLIPS = {"single_face": None, "face_noface": None, "carphone": None, "franck": 120.0}
 """Clip -> seconds of it that are looked at."""
@@ -47,7 +48,6 @@ PAIRING = PairingConfig(max_upscale=6.0)
 """At the default limit of 1.5 nothing of franck and carphone is large enough, and no face of theirs would be asked for identity at all."""
 OPEN = PAIRING.model_copy(update={"per_cell": 10**9, "per_identity": 10**9, "per_source": 10**9, "near_duplicate_bits": -1})
 """The same filters without quotas: what may be accepted at all."""
-Row = tuple[str, str]
 
 
 def cpu() -> float:

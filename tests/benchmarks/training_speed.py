@@ -6,10 +6,9 @@ all of them alike.
 
 from __future__ import annotations
 
-import io
 import multiprocessing
-import os
 import statistics
+import sys
 import tarfile
 import tempfile
 import time
@@ -27,6 +26,7 @@ from lato.pairs import decode_image, decode_pair
 from lato.text_encoder import TextEncoder, TextEncoderSettings
 from lato.tiny_vlm import build_tiny_vlm
 from tests.benchmarks import engine_speed, plan_error, tracking_speed
+from tests.benchmarks.page import Row, measure
 from tests.training.versions import publish
 from training.config import DataSource
 from training.data import Dataset, mixture, open_sources
@@ -35,7 +35,6 @@ from training.mixture import Sample
 
 OUT = Path(__file__).parents[2] / "docs/benchmarks_training.md"
 SAMPLES, BATCH, ROUNDS = 768, 8, 5
-Row = tuple[str, str]
 Ran = tuple[float, float]
 """Wall seconds and CPU seconds."""
 
@@ -242,24 +241,16 @@ def _turns(ways: dict[str, Callable[[], Ran]]) -> dict[str, Ran]:
 
 
 def main() -> None:
-    """Runs all and writes the page."""
+    """Runs all sections, or those that are named, and writes the page."""
     quieten()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    page = io.StringIO()
-    load = os.getloadavg()[0]
-    page.write(
-        "# Benchmarks of training\n\n`make bench-training` writes this page. Ways that are compared take turns, medians of five, one thread a process "
+    head = (
+        "# Benchmarks of training\n\n`make bench-training` writes this page; `python -m tests.benchmarks.training_speed Reading` one section. Ways that are\n"
+        "compared take turns, medians of five, one thread a process unless told; ratios of one run (of the engine: medians of twenty steps, the ways in turns\n"
+        "step by step). Two cores, no GPU.\n"
     )
-    page.write("unless told; ratios of one run (of the engine: medians of twenty steps, the ways in turns step by step; ")
-    page.write(f"`python -m tests.benchmarks.engine_speed` alone). Two cores, no GPU; load of the machine at the start: {load:.0f}.\n")
-    for title, work in PARTS.items():
-        assert work.__doc__
-        page.write(f"\n## {title}\n\n{work.__doc__}\n\n| what | result |\n|---|---|\n")
-        for name, value in work():
-            print(f"{name}: {value}", flush=True)
-            page.write(f"| {name} | {value} |\n")
-        OUT.write_text(page.getvalue())  # after each part: the last one takes long
+    measure(OUT, head, {title: (work.__doc__ or "", work) for title, work in PARTS.items()}, sys.argv[1:])
 
 
 if __name__ == "__main__":
