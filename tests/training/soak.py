@@ -68,6 +68,8 @@ def _disturbed(given: Job, work: str, draw: random.Random) -> int:
             train(given, inputs_of(given), default_uri(work), "soak")
             return kills
         except UserError:
+            if kills == KILLS:
+                raise  # nobody was killed
             kills += 1
         finally:
             over.set()
