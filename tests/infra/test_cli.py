@@ -71,3 +71,11 @@ def test_an_object_store_that_does_not_answer_is_told_without_a_traceback():
     assert done.returncode == 2
     assert "the object store did not do what was asked of it: Could not connect" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_takes_memory():
+    read = "from infra.runtime import quieten; quieten(); import cv2, numpy as np; from lato.pairs import decode_image"
+    make = "bomb = cv2.imencode('.png', np.zeros((17_000, 17_000), np.uint8))[1].tobytes()"
+    script = f"{read}\n{make}\ntry:\n    decode_image(bomb, 'bomb.png')\nexcept ValueError as error:\n    print(error)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "bomb.png: cannot be read as an image" in done.stdout
