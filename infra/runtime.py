@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import warnings
 
 from infra.config import Config
@@ -76,6 +78,7 @@ def start_ray(config: RuntimeConfig | None = None) -> None:
     runtime_env = {"env_vars": {name: os.environ[name] for name in _QUIET}}
     logging.getLogger("ray").setLevel(logging.ERROR)
     common = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": runtime_env}
+    usual = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, **common)
@@ -90,6 +93,8 @@ def start_ray(config: RuntimeConfig | None = None) -> None:
     except Exception as error:  # Ray raises plain exceptions when its processes do not come up in time
         where = f"at {address}" if address else "on this machine (is it very busy, or out of memory?)"
         raise UserError(f"Ray did not start {where}: {error}. What was done stands; run the same command again.") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, usual)  # Ray's own shows a trace of itself and ends with 15
 
 
 def stop_ray() -> None:

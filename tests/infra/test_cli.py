@@ -79,3 +79,22 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_takes_memory():
     script = f"{read}\n{make}\ntry:\n    decode_image(bomb, 'bomb.png')\nexcept ValueError as error:\n    print(error)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "bomb.png: cannot be read as an image" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_build_that_is_told_to_end_says_so_and_goes_on_later(tmp_path):
+    command = [sys.executable, "-m", "infra.cli", "data", "build", "synthetic.anny.people=10", "split.val=0.2", "split.test=0.2"]
+    command += ["--work-dir", str(tmp_path / "w")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout
+    for line in process.stdout:  # Ray is there by then, with a handler of its own for SIGTERM
+        if "analyze" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    rest = process.stdout.read()
+    assert process.wait(60) == 130, rest
+    assert "interrupted. The same command goes on where it stopped." in rest
+    assert "SIGTERM received" not in rest
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "w" / "versions" / "v1" / "index.json").is_file()
