@@ -38,7 +38,7 @@ bench-training: $(STAMP)
 	@$(BIN)/python -m tests.benchmarks.training_speed
 
 # Does the DiT follow landmarks? Writes docs/proof_dit.md (about 85 minutes of one idle core; interrupted, the same command goes on).
-MINUTES ?= 65
+MINUTES ?= 84
 SEEDS ?= 3
 prove-dit: $(STAMP)
 	@$(BIN)/python -m tests.proofs.prove_dit --minutes $(MINUTES) --seeds $(SEEDS)
