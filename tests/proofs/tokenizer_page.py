@@ -18,6 +18,8 @@ def write_page(curves: dict[str, list[dict[str, float]]], counts: dict[str, int]
     """The page, from the runs' held-out curves and the number of faces in each part of the data."""
     _draw(curves)
     ours = curves["ours"][-1]
+    faces = {part: counts[f"held_out_{part}"] for part in ("synthetic", "clips")}
+    overall = sum(ours[f"{part}_px"] * count for part, count in faces.items()) / sum(faces.values())
     rows = []
     for name, curve in curves.items():
         recipe, last = RUNS[name], curve[-1]
@@ -40,8 +42,8 @@ The recipe is that of `training/stages/tokenizer.py`: AdamW, beta 0.25, moving a
 
 Pixels are the mean absolute error of a coordinate on the 512 canvas; codes used are those that all held-out faces together use.
 
-- **Under 1 px at small size:** {_verdict(max(ours["synthetic_px"], ours["clips_px"]) < 1, ours["synthetic_px"] < 1)} \
-({ours["synthetic_px"]:.2f} px synthetic, {ours["clips_px"]:.2f} px on the clips).
+- **Under 1 px at small size:** over all held-out faces {_verdict(overall < 1)} ({overall:.2f} px); on synthetic people {_verdict(ours["synthetic_px"] < 1)} \
+({ours["synthetic_px"]:.2f} px), on the two real people {_verdict(ours["clips_px"] < 1)} ({ours["clips_px"]:.2f} px).
 - **Over 90 % of 1,024 codes used on held-out people:** {_verdict(ours["used"] > 0.9)} ({ours["used"]:.1%}).
 - **The architecture at full size** (8,192 codes of 3,072): {_start_of(curves["full"], RUNS["full"].batch)}; that is the start of a training, not its end.
 
@@ -61,8 +63,8 @@ the first update, and the rule never touches it again: {_resets(curves["release,
     (DOCS / "proof_tokenizer.md").write_text(text)
 
 
-def _verdict(whole: bool, part: bool = False) -> str:
-    return "holds" if whole else "holds on synthetic people only" if part else "missed"
+def _verdict(holds: bool) -> str:
+    return "it holds" if holds else "it is missed"
 
 
 def _start_of(curve: list[dict[str, float]], batch: int) -> str:
