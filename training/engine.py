@@ -60,7 +60,7 @@ def run(
     if config.deterministic:
         be_deterministic()
     seed_everything(config.seed + dist.get_rank())
-    heart = Heartbeat(folder / "ranks", dist.get_rank())
+    heart = Heartbeat(folder / "ranks", dist.get_rank(), dist.get_world_size())
     training = _Training(stage, config, folder, checkpoints or str(folder / "checkpoints"), heart)
     try:
         with listen(folder, config.save_minutes, preempted) as requests:

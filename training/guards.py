@@ -133,8 +133,8 @@ def slow_ranks(own_seconds: float) -> list[str]:
 class Heartbeat:
     """A small file a rank, from which the others read who is missing when a collective is given up."""
 
-    def __init__(self, folder: Path, rank: int) -> None:
-        self._folder, self._rank = folder, rank
+    def __init__(self, folder: Path, rank: int, world_size: int) -> None:
+        self._folder, self._rank, self._world_size = folder, rank, world_size
         self._last, self._phase = 0.0, ""
 
     def beat(self, step: int, phase: str) -> None:
@@ -158,7 +158,9 @@ class Heartbeat:
     def missing(self) -> str:
         """The ranks that were last heard of longest ago, in words."""
         heard = [json.loads(path.read_text()) for path in sorted(self._folder.glob("rank-*.json"))]
-        others = [about for about in heard if about["rank"] != self._rank]
+        others = [
+            about for about in heard if about["rank"] != self._rank and about["rank"] < self._world_size
+        ]  # not those of a larger run before
         if not others:
             return "no other rank has been heard of"
         here = [about for about in others if about["host"] == socket.gethostname()]

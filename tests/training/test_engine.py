@@ -409,13 +409,15 @@ def test_a_file_system_that_hiccups_stops_no_heart(tmp_path, monkeypatch):
     def stale(*_):
         raise OSError(116, "Stale file handle")
 
-    heart, working = guards.Heartbeat(tmp_path, 0), guards.commit
+    heart, working = guards.Heartbeat(tmp_path, 0, 2), guards.commit
     monkeypatch.setattr(guards, "commit", stale)
     heart.beat(3, "step")
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(guards, "commit", working)
     heart.beat(3, "validation")
     assert json.loads((tmp_path / "rank-00000.json").read_text())["phase"] == "validation"
+    guards.Heartbeat(tmp_path, 2, 3).beat(3, "step")  # of a run on three ranks that went before
+    assert heart.missing() == "no other rank has been heard of"
 
 
 @pytest.mark.slow
