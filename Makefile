@@ -48,7 +48,7 @@ chaos: $(STAMP)
 	@$(BIN)/lato assets fetch
 	@$(BIN)/python -m tests.data_pipeline.chaos --seeds 50
 
-# 10,000 sources, something killed every minute, the bytes compared with an undisturbed build (an hour or more). Less: make soak SHARE=0.05
+# 10,000 sources, something killed every minute, the bytes compared with a build left alone (about half an hour). Less: make soak SHARE=0.05
 SHARE ?= 1
 soak: $(STAMP)
 	@$(BIN)/lato assets fetch && $(BIN)/lato assets fetch franck

@@ -50,7 +50,10 @@ def run_builds(works: Iterable[Path], models: Path, items: Path, nodes: int, peo
     from tests.data_pipeline.crash_chain import CONFIG
 
     drawn = CONFIG.synthetic.model_copy(update={"anny": AnnyConfig(people=people, images=5 if people > 4 else 3)})
-    config = CONFIG.model_copy(update={"analyze": CONFIG.analyze.model_copy(update={"workers": 2}), "synthetic": drawn})
+    split = (
+        CONFIG.split.model_copy(update={"max_component": 1.0}) if people > 4 else CONFIG.split
+    )  # the soak's windows are of six clips, each a group
+    config = CONFIG.model_copy(update={"analyze": CONFIG.analyze.model_copy(update={"workers": 2}), "synthetic": drawn, "split": split})
     sources = [WorkItem(**row) for row in json.loads(items.read_text())]
     pids = {}
     try:

@@ -97,7 +97,7 @@ def disturbed(work: Path, models: Path, items: Path, people: int, every: float) 
         end(child, work)
         if child.returncode == 0:
             return runs, kills
-        assert runs < 2000, "no end in sight"
+        assert runs <= kills + 3, f"runs fail that nobody killed: see {work}.log"
 
 
 def main() -> None:
@@ -113,9 +113,11 @@ def main() -> None:
     items = folder / "items.json"
     items.write_text(json.dumps([item.model_dump() for item in sources]))
     began = time.monotonic()
-    assert start(folder / "calm", assets.folder(), items, 1, people).wait() == 0, (folder / "calm.log").read_text()[-2000:]
-    middle = time.monotonic()
+    left_alone = start(folder / "calm", assets.folder(), items, 1, people)  # side by side: each has one worker
     runs, kills = disturbed(folder / "killed", assets.folder(), items, people, given.every)
+    middle = time.monotonic()
+    assert left_alone.wait() == 0, (folder / "calm.log").read_text()[-2000:]
+    ended = time.monotonic()
     calm, killed = (files_of(folder / name / "versions" / "v1") for name in ("calm", "killed"))
     ledger = (folder / "calm/ledger.jsonl").read_bytes()
     assert calm == killed, sorted(name for name in calm if calm[name] != killed.get(name))
@@ -123,8 +125,8 @@ def main() -> None:
     assert len(ledger.splitlines()) == len(sources) + people
     shards = [sha256_file(uri)[:12] for uri in list_files(str(folder / "killed/versions/v1/shards"))]
     counts = json.loads((folder / "killed/versions/v1/index.json").read_text())["samples"]
-    print("| sources | people | samples | kills | runs | undisturbed | disturbed | bytes |\n|---|---|---|---|---|---|---|---|")
-    took = f"{middle - began:.0f} s | {time.monotonic() - middle:.0f} s"
+    print("| sources | people | samples | kills | runs | disturbed | until both were done | bytes |\n|---|---|---|---|---|---|---|---|")
+    took = f"{middle - began:.0f} s | {ended - began:.0f} s"
     print(f"| {len(sources)} | {people} | {counts} | {kills} | {runs} | {took} | identical ({len(shards)} shards, first {shards[0]}) |")
 
 
