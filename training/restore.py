@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,7 +19,7 @@ from infra.storage import join, read_bytes
 from training.checkpoint import MARKER
 from training.ema import Ema
 from training.ranges import RangeReader
-from training.shards import make_moments, push, set_optimizer_step, shards
+from training.shards import MOMENTS, make_moments, push, set_optimizer_step, shards
 
 _AT_ONCE = 256 << 20
 """Bytes that are asked for at once, side by side on an object store."""
@@ -73,7 +74,7 @@ class ShardFiles:
         marker: Its marker.
 
     Raises:
-        UserError: Files of it are gone or cut short.
+        UserError: Files of it are gone or cut short, or do not hold all of a parameter.
     """
 
     def __init__(self, folder: str, marker: Mapping[str, Any]) -> None:
@@ -87,6 +88,12 @@ class ShardFiles:
             for parameter, (start, count, shape) in json.loads(data)["ranges"].items():
                 self.shapes[parameter] = tuple(shape)
                 self._ranges.setdefault(parameter, []).append((start, start + count, f"{name}.safetensors"))
+        if torn := [
+            name for name, ranges in self._ranges.items() if sum(end - start for start, end, _ in ranges) != math.prod(self.shapes[name])
+        ]:
+            raise UserError(
+                f"{folder}: parts of {torn[0]} are in no file of it ({len(torn)} such parameters). Copy the checkpoint again as a whole."
+            )
         self._offsets = self._read_headers(sorted({file for ranges in self._ranges.values() for *_, file in ranges}))
 
     def has(self, part: str) -> bool:
@@ -98,6 +105,9 @@ class ShardFiles:
 
         Args:
             wanted: Part, parameter, start of the range, and the tensor (n,) that takes it.
+
+        Raises:
+            UserError: A file is gone, cut short, or has no such weights.
         """
         pieces: list[tuple[tuple[str, int, int], Tensor]] = []
         together = 0
@@ -108,9 +118,11 @@ class ShardFiles:
                     continue
                 there = out[low - start : high - start]
                 offset = self._offsets[file].get(f"{part}/{name}")
-                if offset is None:
+                if offset is None and part in MOMENTS:
                     there.zero_()
                     continue
+                if offset is None:
+                    raise UserError(f"{join(self._folder, file)}: {part} of {name} is not in it. Copy the checkpoint again as a whole.")
                 pieces.append(((join(self._folder, file), offset + 4 * (low - first), 4 * (high - low)), there))
                 together += 4 * (high - low)
                 if together >= _AT_ONCE:
@@ -121,7 +133,7 @@ class ShardFiles:
     def whole(self, part: str, name: str) -> Tensor:
         """A parameter in its shape, fp32."""
         shape = self.shapes[name]
-        out = torch.empty(int(np.prod(shape, dtype=np.int64)))
+        out = torch.empty(math.prod(shape))
         self.fill([(part, name, 0, out)])
         return out.view(shape)
 
