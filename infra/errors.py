@@ -16,5 +16,5 @@ class RayLost(UserError):
 
 def is_of_a_store(error: BaseException) -> bool:
     """Whether an object store's client raised it, or raised what it came from: the store does not answer, or does not let one in."""
-    cause = error.__cause__ or error.__context__
+    cause = error.__cause__  # not its context: a bug in handling such an error is a bug
     return f"{type(error).__module__}.".startswith(_STORES) or (cause is not None and is_of_a_store(cause))
