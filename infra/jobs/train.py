@@ -186,13 +186,21 @@ def _train(
 ) -> None:
     from infra.jobs.common import hold_work
     from infra.runtime import RuntimeConfig, start_ray, stop_ray
-    from infra.storage import folder_uri, join
+    from infra.storage import folder_uri, is_local, join
     from infra.tracking import default_uri
     from training import resume_rules
     from training.launch import made_of, train
     from training.stage_factory import Job
 
-    settings, sources, datasets, digests, paths = _checked(stage, overrides, data, preset, config, work_dir, launcher, paths)
+    mistakes = _Mistakes()
+    settings = mistakes.catch(lambda: _settings(stage, preset, config, list(overrides or [])))
+    mistakes.catch(lambda: _known("--launcher", launcher, ["ray", "plain"]))
+    sources, datasets = _sources(mistakes, data, settings)
+    paths = {name: folder_uri(folder) for name, folder in paths.items()}
+    digests = {dataset.uri: dataset.digest for dataset in datasets} | _digests(mistakes, paths, datasets)
+    if not is_local(work_dir):
+        mistakes.add(f"--work-dir {work_dir}: expected a folder that every machine sees, not an object store")
+    mistakes.stop()
     run = Path(folder_uri(work_dir)) / "runs" / stage
     kept = folder_uri(checkpoints) if checkpoints else None
     job = Job(stage=stage, config=settings, data=tuple(sources), folder=str(run), checkpoints=kept and join(kept, run.name), **paths)
@@ -213,45 +221,23 @@ def _train(
             stop_ray()
 
 
-def _checked(
-    stage: Any,
-    overrides: list[str] | None,
-    data: list[str],
-    preset: str,
-    config: str | None,
-    work_dir: str,
-    launcher: str,
-    paths: dict[str, str],
-) -> tuple[Any, list[Any], list[Any], dict[str, str], dict[str, str]]:
-    """Settings, data sources, their datasets, digests of all that a run is made of, and the paths as URIs.
-
-    Raises:
-        UserError: Names every mistake.
-    """
-    from infra.storage import folder_uri, is_local
+def _sources(mistakes: _Mistakes, data: list[str], settings: Any) -> tuple[list[Any], list[Any]]:
+    """What is trained on, and the datasets opened; checked with the settings, where these are known."""
     from training.data import check_splits, mixture
 
-    mistakes = _Mistakes()
-    settings = mistakes.catch(lambda: _settings(stage, preset, config, list(overrides or [])))
-    mistakes.catch(lambda: _known("--launcher", launcher, ["ray", "plain"]))
     sources = mistakes.catch(lambda: [parse_source(text) for text in data]) or []
     datasets = _open(mistakes, [source.uri for source in sources])
     for dataset in datasets:
         for split in ("train", "val"):
             mistakes.catch(partial(dataset.split, split))
+    if len(datasets) == len(sources):
+        mistakes.catch(lambda: check_splits(datasets))
     if settings is not None:
         for line in _unfit(settings):
             mistakes.add(line)
-    paths = {name: folder_uri(folder) for name, folder in paths.items()}
-    digests = {dataset.uri: dataset.digest for dataset in datasets} | _digests(mistakes, paths, datasets)
-    if not is_local(work_dir):
-        mistakes.add(f"--work-dir {work_dir}: expected a folder that every machine sees, not an object store")
-    if len(datasets) == len(sources):
-        mistakes.catch(lambda: check_splits(datasets))
-        if settings is not None:
+        if len(datasets) == len(sources):
             mistakes.catch(lambda: mixture(datasets, sources, settings.engine.seed))
-    mistakes.stop()
-    return settings, sources, datasets, digests, paths
+    return sources, datasets
 
 
 def parse_source(text: str) -> Any:
