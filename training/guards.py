@@ -158,9 +158,8 @@ class Heartbeat:
     def missing(self) -> str:
         """The ranks that were last heard of longest ago, in words."""
         heard = [json.loads(path.read_text()) for path in sorted(self._folder.glob("rank-*.json"))]
-        others = [
-            about for about in heard if about["rank"] != self._rank and about["rank"] < self._world_size
-        ]  # not those of a larger run before
+        ranks = range(self._world_size)  # a larger run before may have left more
+        others = [about for about in heard if about["rank"] in ranks and about["rank"] != self._rank]
         if not others:
             return "no other rank has been heard of"
         here = [about for about in others if about["host"] == socket.gethostname()]

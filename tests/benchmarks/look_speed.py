@@ -7,7 +7,6 @@ neither way: both would pair, and both would judge.
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 import shutil
 import statistics
@@ -312,12 +311,11 @@ def _rest(took: dict[str, float]) -> str:
 
 
 def two_workers(models: Path) -> list[Row]:
-    """Wall time of one and of two workers on the same eight pieces of franck, with the machine's load."""
+    """Wall time of one and of two workers on the same eight pieces of franck."""
     start_ray()
     uri = str(assets.path("franck"))
     items = [item_for(uri, start=20.0 * n, end=20.0 * (n + 1)).model_copy(update={"source_id": f"piece{n}"}) for n in range(8)]
     taken: dict[int, list[float]] = {1: [], 2: []}
-    load = os.getloadavg()[0]
     for _ in range(3):
         for workers, times in taken.items():
             work = tempfile.mkdtemp()
@@ -328,5 +326,4 @@ def two_workers(models: Path) -> list[Row]:
     one, two = (statistics.median(times) for times in taken.values())
     return [
         ("eight pieces of 20 s, one worker / two workers (wall time, with their start)", f"{one:.1f} s / {two:.1f} s = {one / two:.2f}"),
-        ("load before it began, on how many cores", f"{load:.1f}, {os.cpu_count()}"),
     ]

@@ -114,10 +114,13 @@ def main() -> None:
     items.write_text(json.dumps([item.model_dump() for item in sources]))
     began = time.monotonic()
     left_alone = start(folder / "calm", assets.folder(), items, 1, people)  # side by side: each has one worker
-    runs, kills = disturbed(folder / "killed", assets.folder(), items, people, given.every)
-    middle = time.monotonic()
-    assert left_alone.wait() == 0, (folder / "calm.log").read_text()[-2000:]
-    ended = time.monotonic()
+    try:
+        runs, kills = disturbed(folder / "killed", assets.folder(), items, people, given.every)
+        middle = time.monotonic()
+        assert left_alone.wait() == 0, (folder / "calm.log").read_text()[-2000:]
+        ended = time.monotonic()
+    finally:
+        end(left_alone, folder / "calm")
     calm, killed = (files_of(folder / name / "versions" / "v1") for name in ("calm", "killed"))
     ledger = (folder / "calm/ledger.jsonl").read_bytes()
     assert calm == killed, sorted(name for name in calm if calm[name] != killed.get(name))
