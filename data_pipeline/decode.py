@@ -134,7 +134,7 @@ class Decoder:
                     raise DecodeError("hang", f"no frame for {NO_PROGRESS_SECONDS:.0f} s")
                 try:
                     kind, value = pipe.recv()
-                except (EOFError, ConnectionError):
+                except (EOFError, OSError):  # OSError: it died in the middle of a message
                     self._child.join()
                     raise DecodeError("crash", f"the decoder died (exit code {self._child.exitcode})") from None
                 if kind == "frame":
@@ -165,7 +165,11 @@ class Decoder:
         self._pipe, theirs = context.Pipe()
         self._child = _start(context, theirs)
         theirs.close()
-        self._pipe.send(request)
+        try:
+            self._pipe.send(request)
+        except ConnectionError:
+            self.close()
+            raise DecodeError("crash", "the decoder died before it was given the video") from None
         self._busy = True
         return self._pipe
 
@@ -203,7 +207,7 @@ def _serve(pipe: Connection, memory: int) -> None:
     while True:
         try:
             request = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
         if not _run(pipe, *request):
             return

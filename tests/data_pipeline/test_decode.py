@@ -1,5 +1,9 @@
 """Videos as they come: variable frame rate, HEVC, 10 bits, odd sizes, rotation, torn streams, cuts. Sampling and seeking must agree."""
 
+import multiprocessing.forkserver
+import os
+import signal
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -176,11 +180,38 @@ def test_a_child_gets_so_much_memory_and_no_more(tmp_path, monkeypatch):
 
 
 def test_the_fork_server_may_die(tmp_path):
-    import multiprocessing.forkserver
-    import os
-    import signal
-
     path = write(tmp_path / "x.mp4")
     assert len(list(sample_frames(path, 5.0))) == 10
     os.kill(multiprocessing.forkserver._forkserver._forkserver_pid, signal.SIGKILL)
     assert len(list(sample_frames(path, 5.0))) == 10
+
+
+def _dies_in_the_middle_of_a_message(sender, path, argument):
+    sender.send(("frame", 1))
+    os.write(sender.fileno(), struct.pack("!i", 1000) + b"the first bytes of a thousand")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_child_that_dies_in_the_middle_of_a_frame_has_crashed(tmp_path):
+    with Decoder() as decoder:
+        frames = decoder.frames(_dies_in_the_middle_of_a_message, "x.mp4", None)
+        assert next(frames) == 1
+        with pytest.raises(DecodeError, match="the decoder died") as error:
+            next(frames)
+        assert error.value.kind == "crash"
+        assert len(list(sample_frames(write(tmp_path / "x.mp4"), 5.0, decoder=decoder))) == 10
+
+
+def test_a_child_that_dies_as_it_starts_has_crashed(tmp_path, monkeypatch):
+    real = decode_module._start
+
+    def start_and_kill(context, pipe):
+        child = real(context, pipe)
+        child.kill()
+        child.join()
+        return child
+
+    monkeypatch.setattr(decode_module, "_start", start_and_kill)
+    with pytest.raises(DecodeError, match="before it was given the video") as error:
+        list(sample_frames(write(tmp_path / "x.mp4"), 5.0))
+    assert error.value.kind == "crash"
