@@ -40,6 +40,8 @@ from lato.landmarks import interocular_distance
 _FLOATS = pa.list_(pa.float32())
 _BUNDLE = 64
 """Sources a job."""
+_TOGETHER = 256
+"""Faces whose chips are decoded at a time, 50 MB; all groups then score them."""
 
 
 class GroupsConfig(Config):
@@ -60,6 +62,11 @@ class Face:
 
     chip: Chip
     landmarks: npt.NDArray[np.float32]
+
+    @functools.cached_property
+    def image(self) -> npt.NDArray[np.uint8]:
+        """The chip's RGB picture, decoded once for all groups."""
+        return self.chip.image()
 
 
 _PARTS = [list(points) for name, points in PARTS.items() if name != "jaw"]
@@ -94,7 +101,7 @@ def _make_identity(models: Path, config: GroupsConfig) -> Scorer:
     embedder = FaceEmbedder.from_file(recognizer_file, batched=gpu, gpu=gpu)
 
     def score(faces: Sequence[Face]) -> list[dict[str, Any]]:
-        images = [face.chip.image() for face in faces]
+        images = [face.image for face in faces]
         points = [_five_points(detector, image, face.landmarks) for image, face in zip(images, faces, strict=True)]
         vectors = embedder.embed_many(images, points)
         return [{"embedding": vector.tolist(), "points5": p.reshape(-1).tolist()} for vector, p in zip(vectors, points, strict=True)]
@@ -119,7 +126,7 @@ def _make_occlusion(models: Path, config: GroupsConfig) -> Scorer:
     def score(faces: Sequence[Face]) -> list[dict[str, Any]]:
         rows = []
         for face in faces:
-            other = network.find(face.chip.image(), face.landmarks)
+            other = network.find(face.image, face.landmarks)
             apart = np.linalg.norm(other - face.landmarks, axis=1) / interocular_distance(face.landmarks)
             rows.append({"occlusion": float(max(apart[part].mean() for part in _PARTS))})
         return rows
@@ -128,16 +135,16 @@ def _make_occlusion(models: Path, config: GroupsConfig) -> Scorer:
 
 
 def _make_writing(models: Path, config: GroupsConfig) -> Scorer:
-    return lambda faces: [{"writing": writing_share(face.chip.image(), face.landmarks)} for face in faces]
+    return lambda faces: [{"writing": writing_share(face.image, face.landmarks)} for face in faces]
 
 
 def _make_surroundings(models: Path, config: GroupsConfig) -> Scorer:
-    return lambda faces: [describe_surroundings(face.chip.image()) for face in faces]
+    return lambda faces: [describe_surroundings(face.image) for face in faces]
 
 
 def _make_fer(models: Path, config: GroupsConfig) -> Scorer:
     network = FerNetwork.from_file(models / "emotion_model_quantized.tflite")
-    return lambda faces: [{"fer_scores": network.score(face.chip.image(), face.landmarks).tolist()} for face in faces]
+    return lambda faces: [{"fer_scores": network.score(face.image, face.landmarks).tolist()} for face in faces]
 
 
 GROUPS: dict[str, Group] = {
@@ -200,32 +207,40 @@ def backfill(parts: Sequence[str], digests: dict[str, str], config: GroupsConfig
     Returns:
         How many columns parts were made.
     """
-    jobs: list[_Job] = []
+    lacking: dict[str, list[str]] = {part: [] for part in parts}
     for name, digest in digests.items():
         have = set(list_files(join(work, "columns", name), ".parquet"))
-        todo = [(part, None) for part in parts if column_uri(work, name, part, digest) not in have]
-        jobs += [(name, todo[start : start + _BUNDLE]) for start in range(0, len(todo), _BUNDLE)]
-    return _run(jobs, digests, config, models, work, workers)
+        for part in parts:
+            if column_uri(work, name, part, digest) not in have:
+                lacking[part].append(name)
+    alike: dict[tuple[str, ...], list[_Part]] = {}
+    for part, names in lacking.items():
+        if names:
+            alike.setdefault(tuple(names), []).append((part, None))
+    return _run(alike, digests, config, models, work, workers)
 
 
 def compute_rows(
     name: str, wanted: Mapping[str, set[int]], digest: str, config: GroupsConfig, models: Path, work: str, workers: int
 ) -> int:
     """Computes a group's columns for some representatives only: `wanted` has their numbers by part. Returns how many parts were touched."""
-    todo = [(part, sorted(wanted[part])) for part in sorted(wanted)]
-    jobs: list[_Job] = [(name, todo[start : start + _BUNDLE]) for start in range(0, len(todo), _BUNDLE)]
-    return _run(jobs, {name: digest}, config, models, work, workers)
+    return _run({(name,): [(part, sorted(wanted[part])) for part in sorted(wanted)]}, {name: digest}, config, models, work, workers)
 
 
-_Job = tuple[str, Sequence[tuple[str, list[int] | None]]]
-"""A group, and parts with the numbers of the representatives that are wanted; None for all."""
+_Part = tuple[str, list[int] | None]
+"""A part, and the numbers of its representatives that are wanted; None for all."""
+_Job = tuple[tuple[str, ...], list[_Part]]
+"""Groups, and parts that lack them."""
 
 
-def _run(jobs: list[_Job], digests: dict[str, str], config: GroupsConfig, models: Path, work: str, workers: int) -> int:
-    total = sum(len(todo) for _, todo in jobs)
+def _run(
+    todo: Mapping[tuple[str, ...], list[_Part]], digests: dict[str, str], config: GroupsConfig, models: Path, work: str, workers: int
+) -> int:
+    jobs: list[_Job] = [(names, parts[start : start + _BUNDLE]) for names, parts in todo.items() for start in range(0, len(parts), _BUNDLE)]
+    total = sum(len(names) * len(parts) for names, parts in jobs)
     progress = Progress("columns", total, "parts")
     for done in run_all(functools.partial(_Worker, digests, config, models, work), jobs, workers, config.gpus):
-        progress.advance(len(done.job[1]))
+        progress.advance(len(done.job[0]) * len(done.job[1]))
     return total
 
 
@@ -237,27 +252,38 @@ class _Worker:
         self._described: dict[str, bytes] = {}
 
     def run(self, job: _Job) -> None:
-        """Scores representatives of some parts for one group, all at once, and commits a columns part for each."""
-        name, parts = job
-        if name not in self._scorers:
-            self._scorers[name] = GROUPS[name].make(self._models, self._config)
-            self._described[name] = _describe_models(name, self._models, self._config)
-        faces: list[Face] = []
+        """Scores representatives of some parts for some groups, each chip decoded once, and commits a columns part for each."""
+        names, parts = job
+        for name in names:
+            self._load(name)
+        chips: list[tuple[Chip, npt.NDArray[np.float64]]] = []
         numbers: list[list[int]] = []
         for part, only in parts:
             rows = [row for row in observations.read_chips(self._work, part) if only is None or row[0] in only]
             numbers.append([number for number, _, _ in rows])
-            faces += [Face(chip, chip.place(landmarks)) for _, chip, landmarks in rows]
-        scores = self._scorers[name](faces) if faces else []
-        columns = GROUPS[name].columns
+            chips += [(chip, landmarks) for _, chip, landmarks in rows]
+        scores: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        for start in range(0, len(chips), _TOGETHER):
+            faces = [Face(chip, chip.place(landmarks)) for chip, landmarks in chips[start : start + _TOGETHER]]
+            for name in names:
+                scores[name] += self._scorers[name](faces)
+        done = 0
         for (part, only), mine in zip(parts, numbers, strict=True):
-            taken, scores = scores[: len(mine)], scores[len(mine) :]
-            table = pa.table(
-                {"row": pa.array(mine, pa.int32()), **{c: pa.array([row[c] for row in taken], kind) for c, kind in columns.items()}}
-            )
-            buffer = io.BytesIO()
-            pq.write_table(table.replace_schema_metadata({_MODELS: self._described[name]}), buffer, compression="zstd")
-            commit(column_uri(self._work, name, part, self._digests[name], only), buffer.getvalue(), exclusive=True)
+            for name in names:
+                self._commit(name, (part, only), mine, scores[name][done : done + len(mine)])
+            done += len(mine)
+
+    def _load(self, name: str) -> None:
+        if name not in self._scorers:
+            self._scorers[name] = GROUPS[name].make(self._models, self._config)
+            self._described[name] = _describe_models(name, self._models, self._config)
+
+    def _commit(self, name: str, part: _Part, numbers: list[int], rows: list[dict[str, Any]]) -> None:
+        columns = {column: pa.array([row[column] for row in rows], kind) for column, kind in GROUPS[name].columns.items()}
+        table = pa.table({"row": pa.array(numbers, pa.int32()), **columns})
+        buffer = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata({_MODELS: self._described[name]}), buffer, compression="zstd")
+        commit(column_uri(self._work, name, part[0], self._digests[name], part[1]), buffer.getvalue(), exclusive=True)
 
 
 def column_uri(work: str, name: str, part: str, digest: str, rows: list[int] | None = None) -> str:

@@ -5,6 +5,7 @@ ends; what it publishes must be byte-identical to the undisturbed build, with ev
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -17,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -31,6 +33,15 @@ _NO_RAY, _STARTS = 3, 4
 
 SURVIVED = ("worker", "decoder")
 """Their builds go on, so that one driver and one Ray serve all seeds."""
+
+
+class Disturbed(NamedTuple):
+    """A build that had a victim."""
+
+    runs: int
+    """Until it ended."""
+    struck: bool
+    """Whether the victim was there to be killed; a build may have been faster."""
 
 
 def run_builds(works: Iterable[Path], models: Path, items: Path, nodes: int, people: int = 4) -> None:
@@ -85,14 +96,14 @@ def _raylet(node: object) -> int:
     return node.all_processes["raylet"][0].process.pid  # type: ignore[attr-defined]
 
 
-def disturb(work: Path, models: Path, items: Path, victim: str, seed: int, shared: subprocess.Popen[bytes] | None = None) -> int:
-    """Runs a build and kills its victim at a seeded moment; then runs it until it ends. Returns the number of runs.
+def disturb(work: Path, models: Path, items: Path, victim: str, seed: int, shared: subprocess.Popen[bytes] | None = None) -> Disturbed:
+    """Runs a build and kills its victim at a seeded moment; then runs it until it ends.
 
     A `shared` driver (from `serve`) builds in one run or not at all.
     """
     drawn = random.Random(f"{victim}/{seed}")
     nodes = 2 if victim in ("node", "head") else 1
-    run, starts = 1, 0
+    run, starts, struck = 1, 0, False
     while run <= _RUNS:
         if shared is not None:
             assert run == 1, f"{victim}, seed {seed}: was to be survived inside the run"
@@ -101,13 +112,13 @@ def disturb(work: Path, models: Path, items: Path, victim: str, seed: int, share
             shared.stdin.flush()
         child = shared or start(work, models, items, nodes)
         if run == 1:
-            _wait_for_parts(work, drawn.randint(0, 3), child)
-            time.sleep(drawn.uniform(0, 1.0))
-            kill(victim, child, work)
+            if victim != "decoder":  # it is there for as long as a video is read
+                _wait_for_parts(work, drawn.randint(0, 3), child)
+            struck = kill(victim, child, work, drawn.uniform(0, 0.3 if victim == "decoder" else 1.0))
         if shared is not None:
             _wait_until(lambda: (work.parent / f"{work.name}.end").exists() or shared.poll() is not None, _PATIENCE)
             if (work.parent / f"{work.name}.end").exists():
-                return run
+                return Disturbed(run, struck)
             run += 1
             continue
         try:
@@ -115,7 +126,7 @@ def disturb(work: Path, models: Path, items: Path, victim: str, seed: int, share
         finally:
             end(child, work)
         if status == 0:
-            return run
+            return Disturbed(run, struck)
         if status == _NO_RAY:
             starts += 1
             assert starts < _STARTS, f"{victim}, seed {seed}: Ray did not start, {starts} times"
@@ -143,25 +154,37 @@ def _wait_for_parts(work: Path, count: int, child: subprocess.Popen[bytes]) -> N
     _wait_until(lambda: (pids.exists() and len(list((work / "parts").glob("*.parquet"))) >= count) or child.poll() is not None)
 
 
-def kill(victim: str, child: subprocess.Popen[bytes], work: Path) -> None:
-    if child.poll() is not None:
-        return
-    if victim == "driver":
-        os.killpg(child.pid, signal.SIGKILL)
-        return
-    if victim in ("node", "head"):
-        os.kill(json.loads((work.parent / f"{work.name}.pids").read_text())[victim][0], signal.SIGKILL)
-        return
-    found: list[psutil.Process] = []
+def kill(victim: str, child: subprocess.Popen[bytes], work: Path, delay: float) -> bool:
+    """Kills what is there of the victim so many seconds after it was first there; False where the build has ended before."""
+    found: list[int] = []
 
     def look() -> bool:
-        workers = [p for p in _below(child.pid) if _line(p).startswith("ray::_Actor")]
-        found[:] = workers if victim == "worker" else [p for w in workers for p in _below(w.pid) if "forkserver" in _line(p)]
-        return bool(found) or child.poll() is not None
+        found[:] = _find(victim, child, work)
+        return bool(found) or child.poll() is not None or (work.parent / f"{work.name}.end").exists()
 
     _wait_until(look)
-    for process in found[-1:]:
-        process.kill()
+    time.sleep(delay)
+    if child.poll() is not None or not look() or not found:
+        return False
+    if victim == "driver":
+        os.killpg(child.pid, signal.SIGKILL)
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(found[-1], signal.SIGKILL)
+    return True
+
+
+def _find(victim: str, child: subprocess.Popen[bytes], work: Path) -> list[int]:
+    """Process ids of what may be killed."""
+    if victim == "driver":
+        return [child.pid]
+    if victim in ("node", "head"):
+        pids = work.parent / f"{work.name}.pids"
+        return json.loads(pids.read_text())[victim] if pids.exists() else []
+    workers = [process.pid for process in _below(child.pid) if _line(process).startswith("ray::_Actor")]
+    if victim == "worker":
+        return workers
+    return [process.pid for worker in workers for process in _below(worker) if "forkserver" in _line(process)]
 
 
 def _below(pid: int) -> list[psutil.Process]:
@@ -216,7 +239,7 @@ def main() -> None:
     items = write_items(folder, lambda name: str(assets.path(name)))
     assert start(folder / "calm", assets.folder(), items, 1).wait() == 0
     calm = files_of(folder / "calm" / "versions" / "v1")
-    print("| victim | seeds | runs to the end | bytes |\n|---|---|---|---|")
+    print("| victim | seeds | killed | runs to the end | bytes |\n|---|---|---|---|---|")
     for victim in given.victims:
         runs = []
         shared = serve(folder / f"{victim}.log", assets.folder(), items) if victim in SURVIVED else None
@@ -230,7 +253,9 @@ def main() -> None:
         finally:
             if shared is not None:
                 end(shared, folder / victim)
-        print(f"| {victim} | {given.seeds} | {', '.join(f'{runs.count(n)} x {n}' for n in sorted(set(runs)))} | identical |", flush=True)
+        counts = [one.runs for one in runs]
+        told = ", ".join(f"{counts.count(n)} x {n}" for n in sorted(set(counts)))
+        print(f"| {victim} | {given.seeds} | {sum(one.struck for one in runs)} | {told} | identical |", flush=True)
 
 
 if __name__ == "__main__":

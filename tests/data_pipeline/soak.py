@@ -92,8 +92,8 @@ def disturbed(work: Path, models: Path, items: Path, people: int, every: float) 
         while child.poll() is None:
             time.sleep(0.2)
             if time.monotonic() - since > every:
-                kill(drawn.choice(VICTIMS), child, work)
-                kills, since = kills + 1, time.monotonic()
+                kills += kill(drawn.choice(VICTIMS), child, work, drawn.uniform(0, 1))
+                since = time.monotonic()
         end(child, work)
         if child.returncode == 0:
             return runs, kills

@@ -55,8 +55,9 @@ def test_killed_before_and_after_every_commit_the_bytes_are_the_same(calm, model
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_whatever_dies_the_bytes_are_the_same(calm, models, tmp_path, victim, seed):
     work, items = calm
-    runs = disturb(tmp_path / "killed", models, items, victim, seed)
-    assert runs <= (1 if victim in ("worker", "decoder", "node") else 2)  # these are survived inside the run
+    disturbed = disturb(tmp_path / "killed", models, items, victim, seed)
+    assert disturbed.struck
+    assert disturbed.runs <= (1 if victim in ("worker", "decoder", "node") else 2)  # these are survived inside the run
     assert files_of(tmp_path / "killed" / "versions" / "v1") == files_of(work / "versions" / "v1")
     assert (work / "ledger.jsonl").read_bytes() == (tmp_path / "killed/ledger.jsonl").read_bytes()
 
