@@ -48,10 +48,11 @@ def peak_megabytes() -> float:
 NOTES = {
     "Videos": (
         "The plain loop runs every model on every sampled frame. The ceiling is the plain loop over decoding, shots and one look of the mesh a frame.\n"
-        "Pairing is in neither way. `pairing.max_upscale` is 6 here: at the default of 1.5 no face of franck and carphone is large enough, and the builder\n"
-        "would ask for no identity at all. A pair needs the identity of two faces, about 37 ms each: where twice that is more than what 85 % allows above\n"
-        "the ceiling, a clip misses the aim with its first pair. Cells are (track, source bin, target bin); `all filters` judges both ways' faces by the\n"
-        "same pairing rule without quotas, and computes for that, outside the times, the identity that quotas spared."
+        "What the platform adds is measured on further copies of a clip in one build. Pairing is in neither way. `pairing.max_upscale` is 6 here: at the\n"
+        "default of 1.5 no face of franck and carphone is large enough, and the builder would ask for no identity at all. A pair needs the identity of\n"
+        "two faces, about 37 ms each: where twice that is more than what 85 % allows above the ceiling, a clip misses the aim with its first pair. Cells\n"
+        "are (track, source bin, target bin); `all filters` judges both ways' faces by the same pairing rule without quotas, and computes for that,\n"
+        "outside the times, the identity that quotas spared."
     ),
     "Decoders": (
         "In order: five frames a second of the first minute. Seeking: twelve frames far from each other, by the builder's own code with either library,\n"
