@@ -18,7 +18,7 @@ import numpy as np
 
 from data_pipeline.candidates import read_candidates
 from data_pipeline.decode import DecodeError
-from data_pipeline.judge import LIMITS
+from data_pipeline.rules import LIMITS
 from data_pipeline.sheet import draw_candidate
 from data_pipeline.worklist import read_worklist
 from infra.errors import UserError

@@ -18,11 +18,12 @@ from data_pipeline.forget import FILE, Removals
 from data_pipeline.groups import backfill, group_digests, group_models
 from data_pipeline.holdout import Holdout, HoldoutConfig
 from data_pipeline.identities import NAME, Identities
-from data_pipeline.judge import SETTINGS, VERDICTS, Judged, PairingConfig, Rules, Usage, accepted_rows, count_verdicts, judge
+from data_pipeline.judge import Judged, accepted_rows, count_verdicts, judge
 from data_pipeline.ledger import Ledger
 from data_pipeline.pack import PackConfig, pack
 from data_pipeline.render import RenderConfig, render_crops
 from data_pipeline.rewrite import RewriteConfig, Rewriter
+from data_pipeline.rules import SETTINGS, VERDICTS, PairingConfig, Rules, Usage
 from data_pipeline.samples import crops_to_render, plan_samples
 from data_pipeline.score import ScoreInput, score_pairs
 from data_pipeline.split import SplitConfig

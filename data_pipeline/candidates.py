@@ -13,8 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.judge import LIMITS, Judged, PairingConfig, edit_texts, read_pieces, row_verdicts
+from data_pipeline.judge import Judged, edit_texts, read_pieces, row_verdicts
 from data_pipeline.pack import CANDIDATES, home_of, read_index
+from data_pipeline.rules import LIMITS, PairingConfig
 from infra.storage import commit_file, exists, join, read_bytes, sha256_file
 
 _KINDS = np.array(["pose", "expression", "compound"])

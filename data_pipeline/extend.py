@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.candidates import read_candidates_table
-from data_pipeline.judge import Usage
 from data_pipeline.pack import read_index, read_manifest
+from data_pipeline.rules import Usage
 from infra.errors import UserError
 from infra.storage import commit, exists, join, read_bytes, sha256_json
 from lato.pairs import Split

@@ -7,9 +7,9 @@ table judged again, until nothing is lacking; the verdicts are then those of one
 from __future__ import annotations
 
 import functools
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,123 +18,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_pipeline.identities import Asked, Vector, Vectors, nobody
+from data_pipeline.identities import Asked, Vector, Vectors
 from data_pipeline.pairing import AXES, EXPRESSIONS, INTENSITIES, STORED_SCORES, VERIFIABLE
+from data_pipeline.rules import ACCEPTED, CODE, FIRST, LIMITS, VERDICTS, PairingConfig, Rules, Usage
 from data_pipeline.tables import on_each
-from infra.config import Config
 from infra.storage import open_read
 from lato.faces.quality import hash_distance
-
-
-class PairingConfig(Config):
-    """What makes a pair. Scores are stored; changing a number here decodes nothing again."""
-
-    pose_tolerance: float = 10.0
-    """Degrees by which a pose change may miss a multiple of 30, on each axis."""
-    min_similarity: float = 0.45
-    """Cosine of the two identity vectors (the threshold of the embedded recognizer, SFace; 0.50 for buffalo_l). Not applied to synthetic people: a
-    recognizer trained on photos takes different ones for the same person and, under strong expressions, one for two; their identity is declared."""
-    min_sharpness: float = 15.0
-    """Variance of the Laplacian on the 160 px face."""
-    max_noise: float = 12.0
-    """Grey levels."""
-    max_clipped: float = 0.25
-    """Share of pixels at the limits of exposure."""
-    max_blockiness: float = 2.5
-    """Step over codec blocks' borders, in steps elsewhere."""
-    max_letterbox: float = 0.35
-    """Share of the frame in black bars."""
-    max_occlusion: float = 0.15
-    """Distance of two independent readings of the part of the face on which they differ most, in interocular distances."""
-    max_writing: float = 0.02
-    """Share of the face chip that looks like burnt-in text."""
-    near_duplicate_bits: int = 10
-    """Of 256: a pair whose source and target are both this near to those of an accepted pair of the same person and edit is its near-duplicate."""
-    max_upscale: float = 1.5
-    """How much a crop may be enlarged to 512 px."""
-    max_padding: float = 0.02
-    """Share of the crop that may lie outside the frame."""
-    max_tilt: float = 45.0
-    """Degrees of roll; a face read as tilted further is a misreading at a cut more often than not."""
-    min_expression: float = 0.45
-    """How strongly an expression must show on a face of which nothing is declared; weaker readings are wrong too often."""
-    min_background: float = 0.8
-    """Likeness of the colours behind two photos of one person (`same_person`); within a track it is not asked."""
-    min_clothing: float = 0.75
-    """Likeness of the colours of their clothes, likewise."""
-    margin: float = 2.1
-    """Side of the crop in units of the larger extent of both faces' landmarks."""
-    per_cell: int = 2
-    """Pairs of one person kept for one edit."""
-    per_identity: int = 12
-    """Pairs of one person in all; both directions of a pair count once."""
-    per_source: int = 60
-    """Pairs of one source in all, likewise."""
-    same_person: bool = False
-    """Also pair pictures of one declared person that are not of one track (photo sets); stored as scope same_person."""
-
-
-SETTINGS = "settings.json"
-"""In a version's folder: the thresholds that it was judged by; those of the work folder may be of a later build."""
-
-LIMITS: dict[str, tuple[str, str, int]] = {
-    "expression unclear": ("expression_strength", "min_expression", 1),
-    "identity": ("similarity", "min_similarity", 1),
-    "blurred": ("sharpness", "min_sharpness", 1),
-    "noisy": ("noise", "max_noise", -1),
-    "badly exposed": ("clipped", "max_clipped", -1),
-    "blocky": ("blockiness", "max_blockiness", -1),
-    "letterboxed": ("letterbox", "max_letterbox", -1),
-    "occluded": ("occlusion", "max_occlusion", -1),
-    "writing": ("writing", "max_writing", -1),
-    "too small": ("upscale", "max_upscale", -1),
-    "cut off": ("padding", "max_padding", -1),
-    "tilted": ("tilt", "max_tilt", -1),
-    "other background": ("background", "min_background", 1),
-    "other clothes": ("clothing", "min_clothing", 1),
-}
-"""Verdict -> its score, the threshold's name in `PairingConfig`, and 1 where the score must reach it, -1 where it must stay under."""
-
-_FIRST = ("accepted", "expression verifier", "pose discriminator", "no edit of ours", "expression not verifiable")
-VERDICTS = (*_FIRST, *LIMITS, "held out", "labelled bad", "split conflict", "bridge", "near-duplicate", "quota", "render failed")
-"""All; the table of candidates stores their names."""
-_CODE = {name: code for code, name in enumerate(VERDICTS)}
-ACCEPTED = 0
-PASSED = ("accepted", "quota", "near-duplicate")
-"""Verdicts of pairs that no filter refused; those over a quota and near-duplicates were not asked for identity."""
 
 _NEEDED = [
     "key", "source_id", "kind", "person", "edit_expression", "edit_intensity", *(f"step_{axis}" for axis in AXES), "misread", "held_out", *STORED_SCORES,
     "phash_source", "phash_target", "target_id", "from_part", "from_row", "from_track", "to_part", "to_row", "to_track",
 ]  # fmt: skip
-
-
-@dataclass
-class Usage:
-    """What a version that is extended has used of the quotas."""
-
-    person: Counter[str] = field(default_factory=Counter)
-    source: Counter[str] = field(default_factory=Counter)
-    cell: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By person and edit."""
-
-    def copy(self) -> Usage:
-        """One to count on with."""
-        return Usage(Counter(self.person), Counter(self.source), Counter(self.cell))
-
-
-@dataclass(frozen=True)
-class Rules:
-    """All that decides beside the scores."""
-
-    config: PairingConfig
-    labels: dict[str, bool] = field(default_factory=dict)
-    """Key -> good or bad, by a person's eye: beats the filters."""
-    frozen: frozenset[str] = frozenset()
-    """Keys of an extended version's samples: accepted as they are, beyond quotas."""
-    usage: Usage = field(default_factory=Usage)
-    bars: Callable[[Vector], bool] = nobody
-    """Whether a real face's vector is that of somebody who is held out."""
 
 
 @dataclass
@@ -219,9 +113,9 @@ def _judge_piece(table: pa.Table, rules: Rules, used: Usage, asked: Asked) -> tu
     if rules.labels:
         good = _among(table["key"], [key for key, label in rules.labels.items() if label])
         waived = waived | good
-        code[good & (code != _CODE["no edit of ours"])] = ACCEPTED
-        code[_among(table["key"], [key for key, label in rules.labels.items() if not label])] = _CODE["labelled bad"]
-    code[(code == ACCEPTED) & np.asarray(table["held_out"])] = _CODE["held out"]
+        code[good & (code != CODE["no edit of ours"])] = ACCEPTED
+        code[_among(table["key"], [key for key, label in rules.labels.items() if not label])] = CODE["labelled bad"]
+    code[(code == ACCEPTED) & np.asarray(table["held_out"])] = CODE["held out"]
     if rules.frozen:
         frozen = _among(table["key"], list(rules.frozen))
         code[frozen] = ACCEPTED
@@ -246,7 +140,7 @@ def _apply_limits(table: pa.Table, config: PairingConfig) -> npt.NDArray[np.int8
     limits = [name for name in LIMITS if name != "identity"]
     for score, name, sign in (LIMITS[limit] for limit in limits):
         conditions.append(np.asarray(table[score]) * sign < getattr(config, name) * sign)
-    codes = [_CODE[name] for name in (*_FIRST[1:], *limits)]
+    codes = [CODE[name] for name in (*FIRST[1:], *limits)]
     return np.select(conditions, codes, ACCEPTED).astype(np.int8)
 
 
@@ -290,16 +184,16 @@ def _choose(
             similar[rows[group]] = asked.similarity(int(group[0]))
             near.keep(group, cells)
         elif near.sees(group, cells):
-            code[rows[group]] = _CODE["near-duplicate"]
+            code[rows[group]] = CODE["near-duplicate"]
         elif (
             used.person[who] < config.per_identity
             and used.source[where] < config.per_source
             and all(used.cell[cell] < config.per_cell for cell in cells)
         ):
             similar[rows[group]] = asked.similarity(int(group[0]))
-            code[rows[group[(similar[rows[group]] < config.min_similarity) & ~waived[rows[group]]]]] = _CODE["identity"]
+            code[rows[group[(similar[rows[group]] < config.min_similarity) & ~waived[rows[group]]]]] = CODE["identity"]
             if asked.barred(int(group[0])):
-                code[rows[group[(code[rows[group]] == ACCEPTED) & ~frozen[rows[group]]]]] = _CODE["held out"]
+                code[rows[group[(code[rows[group]] == ACCEPTED) & ~frozen[rows[group]]]]] = CODE["held out"]
             kept = code[rows[group]] == ACCEPTED
             if kept.any():
                 used.person[who] += 1
@@ -308,7 +202,7 @@ def _choose(
                 used.cell.update(cells)
                 near.keep(group[kept], cells)
         else:
-            code[rows[group]] = _CODE["quota"]
+            code[rows[group]] = CODE["quota"]
     return similar
 
 

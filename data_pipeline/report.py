@@ -22,9 +22,9 @@ from data_pipeline.audit import summarize, wilson
 from data_pipeline.candidates import read_candidates_table
 from data_pipeline.decode import DecodeError
 from data_pipeline.divide import COMPONENTS
-from data_pipeline.judge import LIMITS, PASSED, PairingConfig
 from data_pipeline.pack import read_index, read_manifest
 from data_pipeline.pairing import AXES, SCORES
+from data_pipeline.rules import LIMITS, PASSED, PairingConfig
 from data_pipeline.second_opinion import NAMES, second_opinion
 from data_pipeline.sheet import draw_candidate, draw_sheet, read_samples
 from data_pipeline.why import pairing_config

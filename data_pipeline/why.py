@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipeline.candidates import explain, read_candidates_table
-from data_pipeline.judge import SETTINGS, PairingConfig
 from data_pipeline.observations import read_part
 from data_pipeline.pack import home_of, read_index, read_members
+from data_pipeline.rules import SETTINGS, PairingConfig
 from infra.errors import UserError
 from infra.storage import exists, join, read_bytes
 from lato.pairs import decode_pair

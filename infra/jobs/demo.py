@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.build import DataConfig, DatasetVersion, build_dataset, print_version
-from data_pipeline.judge import PairingConfig
+from data_pipeline.rules import PairingConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig
 from data_pipeline.worklist import WorkItem, item_for

@@ -27,9 +27,10 @@ from data_pipeline.decode import Frame, sample_frames
 from data_pipeline.groups import GROUPS, Face, GroupsConfig, Scorer, backfill, compute_rows, group_digests
 from data_pipeline.holdout import Holdout, HoldoutConfig
 from data_pipeline.identities import NAME, Identities
-from data_pipeline.judge import ACCEPTED, PairingConfig, Rules, judge
+from data_pipeline.judge import judge
 from data_pipeline.pairing import group_people
 from data_pipeline.perceive import bin_of
+from data_pipeline.rules import ACCEPTED, PairingConfig, Rules
 from data_pipeline.score import ScoreInput, score_pairs, write_scores
 from data_pipeline.worklist import item_for
 from infra import assets

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_pipeline.analyze import AnalyzeConfig
 from data_pipeline.build import DataConfig, build_dataset
-from data_pipeline.judge import PairingConfig
+from data_pipeline.rules import PairingConfig
 from data_pipeline.split import SplitConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig

@@ -20,8 +20,9 @@ from data_pipeline.build import DataConfig, build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.groups import GroupsConfig, group_digests
 from data_pipeline.identities import Identities
-from data_pipeline.judge import PairingConfig, Rules, judge
+from data_pipeline.judge import judge
 from data_pipeline.render import RenderConfig
+from data_pipeline.rules import PairingConfig, Rules
 from data_pipeline.split import SplitConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig

@@ -16,8 +16,8 @@ from data_pipeline.candidates import read_candidates
 from data_pipeline.divide import divide
 from data_pipeline.extend import Base, merge
 from data_pipeline.forget import forget
-from data_pipeline.judge import PairingConfig, Usage
 from data_pipeline.pack import read_index, read_manifest
+from data_pipeline.rules import PairingConfig, Usage
 from data_pipeline.split import SplitConfig, find_components
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig

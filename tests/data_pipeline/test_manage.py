@@ -22,11 +22,11 @@ from data_pipeline.diff import diff_versions
 from data_pipeline.forget import Removals, apply_removals, forget
 from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.holdout import HoldoutConfig
-from data_pipeline.judge import LIMITS, PairingConfig
 from data_pipeline.pack import read_manifest
 from data_pipeline.plan import plan_build
 from data_pipeline.report import write_data_report
 from data_pipeline.retry import reopen
+from data_pipeline.rules import LIMITS, PairingConfig
 from data_pipeline.split import SplitConfig
 from data_pipeline.subset import export, make_view
 from data_pipeline.synthetic.anny_people import AnnyConfig

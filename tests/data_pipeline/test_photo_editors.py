@@ -12,9 +12,9 @@ from PIL import Image
 from data_pipeline.analyze import AnalyzeConfig
 from data_pipeline.build import DataConfig, build_dataset
 from data_pipeline.candidates import read_candidates
-from data_pipeline.judge import PairingConfig
 from data_pipeline.pack import read_manifest
 from data_pipeline.rewrite import RewriteConfig
+from data_pipeline.rules import PairingConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.diffusers_edit import DiffusersConfig, choose_edits
 from data_pipeline.synthetic.sources import SyntheticConfig
