@@ -57,7 +57,7 @@ def run_builds(works: Iterable[Path], models: Path, items: Path, nodes: int, peo
     from data_pipeline.worklist import WorkItem
     from infra.errors import UserError
     from infra.runtime import RuntimeConfig, start_ray
-    from infra.storage import lease
+    from infra.storage import commit, lease
     from tests.data_pipeline.crash_chain import CONFIG
 
     drawn = CONFIG.synthetic.model_copy(update={"anny": AnnyConfig(people=people, images=5 if people > 4 else 3)})
@@ -81,7 +81,7 @@ def run_builds(works: Iterable[Path], models: Path, items: Path, nodes: int, peo
         traceback.print_exc()
         os._exit(_NO_RAY)
     for work in works:
-        (work.parent / f"{work.name}.pids").write_text(json.dumps(pids))
+        commit(str(work.parent / f"{work.name}.pids"), json.dumps(pids).encode())  # whole or not there: it is read at once
         try:
             with lease(str(work), "chaos"):
                 build_dataset(config, str(work), models, sources)
