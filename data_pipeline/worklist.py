@@ -115,17 +115,8 @@ def read_worklist(uri: str) -> list[WorkItem]:
     """
     if not exists(uri):
         raise UserError(f"{uri}: there is no such work list")
-    data = read_bytes(uri)
-    if uri.endswith(".parquet"):
-        rows = pq.read_table(io.BytesIO(data)).to_pylist()
-    elif uri.endswith(".csv"):
-        rows = list(csv.DictReader(io.StringIO(data.decode())))
-    elif uri.endswith(".jsonl"):
-        rows = [json.loads(line) for line in data.decode().splitlines() if line.strip()]
-    else:
-        raise UserError(f"{uri}: expected a work list as .parquet, .csv or .jsonl")
     items, mistakes = [], []
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(_read_rows(uri), start=1):
         try:
             items.append(WorkItem(**_nest(row)))
         except ValidationError as error:
@@ -135,6 +126,37 @@ def read_worklist(uri: str) -> list[WorkItem]:
     if mistakes:
         raise UserError(f"{len(mistakes)} mistakes in {uri}:\n" + "\n".join(f"  {m}" for m in mistakes))
     return check_items(items, uri)
+
+
+def _read_rows(uri: str) -> list[dict[str, Any]]:
+    data = read_bytes(uri)
+    if uri.endswith(".parquet"):
+        try:
+            return pq.read_table(io.BytesIO(data)).to_pylist()
+        except pa.ArrowException as error:
+            raise UserError(f"{uri}: not a Parquet file, or a broken one: {error}") from error
+    if not uri.endswith((".csv", ".jsonl")):
+        raise UserError(f"{uri}: expected a work list as .parquet, .csv or .jsonl")
+    try:
+        text = data.decode("utf-8-sig")  # spreadsheets begin their files with a byte order mark
+    except UnicodeDecodeError as error:
+        place = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{uri}: not UTF-8 text in line {place}. Save it as UTF-8.") from error
+    if uri.endswith(".csv"):
+        try:
+            return list(csv.DictReader(io.StringIO(text, newline="")))
+        except csv.Error as error:
+            raise UserError(f"{uri}: not a CSV table: {error}") from error
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise UserError(f"{uri}: line {number}: not JSON: {error}") from error
+            if not isinstance(rows[-1], dict):
+                raise UserError(f"{uri}: line {number}: expected an object with the columns of a source, given {line.strip()[:40]}")
+    return rows
 
 
 def check_items(items: list[WorkItem], where: str) -> list[WorkItem]:
@@ -178,8 +200,13 @@ def write_worklist(items: list[WorkItem], uri: str) -> None:
 
 def _nest(row: dict[str, Any]) -> dict[str, Any]:
     """A table's row as a work item's fields: empty cells left out, `attributes.<name>` gathered, a box written as four numbers split."""
+    if None in row:
+        raise ValueError(f"more cells than columns: {', '.join(row[None])}")  # type: ignore[index]
     given = {key: value for key, value in row.items() if value not in (None, "")}
-    attributes = dict(given.pop("attributes", {}))
+    attributes = given.pop("attributes", {})
+    if not isinstance(attributes, dict):
+        raise ValueError(f"attributes: expected an object of texts, given {attributes!r}")
+    attributes = dict(attributes)
     for key in [key for key in given if key.startswith("attributes.")]:
         attributes[key.removeprefix("attributes.")] = str(given.pop(key))
     if isinstance(given.get("box"), str):

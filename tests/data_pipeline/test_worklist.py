@@ -65,3 +65,25 @@ def test_a_folder_of_an_object_store():
     finally:
         store.rm("/clips", recursive=True)
     assert found == {"a": "memory://clips/a.mp4", "more_b": "memory://clips/more/b.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("w.jsonl", b'{"source_id": "a", "uri": "a.mp4", "kind": "video"}\n{"source_id": "b", oops\n', r"w\.jsonl: line 2: not JSON"),
+        ("w.jsonl", b'\n["a", "b"]\n', r"w\.jsonl: line 2: expected an object"),
+        ("w.jsonl", b'{"source_id": "a", "uri": "a.mp4", "kind": "video", "attributes": 3}\n', r"row 1: attributes"),
+        ("w.parquet", b"no table", r"w\.parquet: not a Parquet file"),
+        ("w.csv", "source_id,uri,kind\na,é.mp4,video\n".encode("latin-1"), r"w\.csv: not UTF-8 text"),
+        ("w.csv", b"source_id,uri,kind\na,a.mp4,video,more\n", r"row 1: more cells than columns"),
+    ],
+)
+def test_a_broken_file_is_told_with_its_place(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_worklist(str(tmp_path / name))
+
+
+def test_a_table_that_a_spreadsheet_saved_is_read(tmp_path):
+    (tmp_path / "w.csv").write_text("\ufeffsource_id,uri,kind\na,a.mp4,video\n", "utf-8")
+    assert read_worklist(str(tmp_path / "w.csv")) == [WorkItem(source_id="a", uri="a.mp4", kind="video")]
