@@ -19,8 +19,10 @@ from infra.console import say
 from infra.errors import UserError
 from infra.storage import commit_changed, exists, join, read_bytes, sha256_bytes, sha256_file
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv"
+)  # fmt: skip
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _ID = re.compile(r"[a-z0-9_]+")
 
 
@@ -88,7 +90,8 @@ def _id_of(name: str) -> str:
 
 
 def items_from_folder(folder: str, **columns: Any) -> list[WorkItem]:
-    """Every video and image in a folder and below it, on disk or in an object store; ids are made from paths within it. Hidden files are passed over.
+    """Every video and image in a folder and below it, on disk or in an object store; ids are made from paths within it. Hidden and other
+    files are passed over, and told.
 
     Raises:
         UserError: There is no such folder, or nothing usable in it.
@@ -97,14 +100,27 @@ def items_from_folder(folder: str, **columns: Any) -> list[WorkItem]:
     if not filesystem.isdir(root):
         raise UserError(f"{folder}: there is no such folder. Give a folder with videos or images.")
     inside = sorted(str(path).removeprefix(root).lstrip("/") for path in filesystem.find(root))
-    files = [
-        name for name in inside if name.lower().endswith(VIDEO_SUFFIXES + IMAGE_SUFFIXES) and not any(p[0] == "." for p in name.split("/"))
-    ]
+    shown = [name for name in inside if not any(part.startswith(".") for part in name.split("/"))]
+    files = [name for name in shown if name.lower().endswith(VIDEO_SUFFIXES + IMAGE_SUFFIXES)]
+    _tell_others(folder, sorted(set(shown) - set(files)), len(inside) - len(shown))
     if not files:
         known = " ".join(VIDEO_SUFFIXES + IMAGE_SUFFIXES)
         raise UserError(f"{folder}: no videos or images in it. Looked for {known}.")
     named = [(join(folder, name), _id_of(name.rsplit(".", 1)[0])) for name in files]
     return check_items([item_for(uri, **({"source_id": source_id} | columns)) for uri, source_id in named], folder)
+
+
+def _tell_others(folder: str, others: list[str], hidden: int) -> None:
+    """Says which files are no sources, by their suffix with one as an example."""
+    kinds: dict[str, list[str]] = {}
+    for name in others:
+        kinds.setdefault(Path(name).suffix.lower() or "without a suffix", []).append(name)
+    told = [f"{len(names)} {kind} ({names[0]}{', ...' if len(names) > 1 else ''})" for kind, names in sorted(kinds.items())]
+    told += [f"{hidden} hidden"] if hidden else []
+    if told:
+        say(
+            f"  warning: {folder}: {len(others) + hidden} files are passed over, as neither videos nor images that can be read: {', '.join(told)}"
+        )
 
 
 def read_worklist(uri: str) -> list[WorkItem]:

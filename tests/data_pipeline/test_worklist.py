@@ -1,9 +1,15 @@
 """Work lists: all mistakes of a file at once; equal rows merged; different ones under one id refused."""
 
+import av
+import cv2
+import numpy as np
 import pytest
 
-from data_pipeline.worklist import WorkItem, check_items, items_from_folder, read_worklist, write_worklist
+from data_pipeline.decode import sample_frames
+from data_pipeline.seek import read_frames_at
+from data_pipeline.worklist import IMAGE_SUFFIXES, VIDEO_SUFFIXES, WorkItem, check_items, items_from_folder, read_worklist, write_worklist
 from infra.errors import UserError
+from lato.pairs import decode_image
 
 
 def test_written_and_read_back(tmp_path):
@@ -87,3 +93,36 @@ def test_a_broken_file_is_told_with_its_place(tmp_path, name, content, message):
 def test_a_table_that_a_spreadsheet_saved_is_read(tmp_path):
     (tmp_path / "w.csv").write_text("\ufeffsource_id,uri,kind\na,a.mp4,video\n", "utf-8")
     assert read_worklist(str(tmp_path / "w.csv")) == [WorkItem(source_id="a", uri="a.mp4", kind="video")]
+
+
+def test_what_a_folder_has_beside_is_told(tmp_path, capsys):
+    for name in ("a.mp4", "b.M4V", "c.ts", "d.mpg", "e.bmp", "f.heic", "g.heic", "notes.txt", ".hidden/x.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [item.source_id for item in items_from_folder(str(tmp_path))] == ["a", "b", "c", "d", "e"]
+    captured = capsys.readouterr()
+    said = " ".join((captured.out + captured.err).split())
+    assert "4 files are passed over" in said
+    assert "2 .heic (f.heic, ...)" in said and "1 .txt (notes.txt)" in said and "1 hidden" in said
+
+
+@pytest.mark.parametrize("suffix", [".m4v", ".ts", ".mpg", ".wmv", ".flv", ".bmp", ".tiff"])
+def test_what_is_taken_in_can_be_read(tmp_path, suffix):
+    """Every frame that is looked at can be sought again, bit for bit."""
+    picture = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    file = tmp_path / f"a{suffix}"
+    if suffix in IMAGE_SUFFIXES:
+        cv2.imwrite(str(file), picture)
+        assert decode_image(file.read_bytes(), file.name).shape == picture.shape
+        return
+    assert suffix in VIDEO_SUFFIXES
+    with av.open(str(file), "w") as made:
+        stream = made.add_stream("mpeg2video" if suffix in (".ts", ".mpg") else made.default_video_codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(30):
+            made.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(picture, number, 1), format="rgb24")))
+        made.mux(stream.encode())
+    frames = list(sample_frames(str(file), 5.0))
+    assert len(frames) == 6
+    again = read_frames_at(str(file), [frame.pts for frame in frames])
+    assert all(np.array_equal(one.image, other.image) for one, other in zip(frames, again, strict=True))
