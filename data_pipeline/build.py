@@ -17,7 +17,7 @@ from data_pipeline.extend import Base, read_base
 from data_pipeline.forget import FILE, Removals
 from data_pipeline.groups import backfill, group_digests, group_models
 from data_pipeline.holdout import Holdout, HoldoutConfig
-from data_pipeline.identities import NAME, Identities
+from data_pipeline.identities import NAME, Identities, same_person_threshold
 from data_pipeline.judge import Judged, accepted_rows, count_verdicts, judge
 from data_pipeline.ledger import Ledger
 from data_pipeline.pack import PackConfig, pack
@@ -123,6 +123,7 @@ def build_dataset(
         Stopped: At `until`; what was done stands.
         UserError: There are no sources, nothing could be paired, or sources are still pending (nothing is published then).
     """
+    config = with_own_thresholds(config, models)
     observed = observe(config, work, models, extra)
     folder = join(work, "versions", config.name)
     base = read_base(join(work, "versions", config.extends), work) if config.extends else None
@@ -140,12 +141,20 @@ def build_dataset(
     return _publish(config, observed, base, labels, folder, work, created_from, until)
 
 
+def with_own_thresholds(config: DataConfig, models: Path) -> DataConfig:
+    """The config with the recognizer's own same-person threshold wherever none is given."""
+    own = same_person_threshold(models, config.analyze.groups)
+    fields = {"pairing": "min_similarity", "split": "link_similarity", "holdout": "similarity"}
+    lacking = {name: getattr(config, name) for name, field in fields.items() if field not in getattr(config, name).model_fields_set}
+    return config.model_copy(update={name: part.model_copy(update={fields[name]: own}) for name, part in lacking.items()})
+
+
 def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] | None = None) -> Observed:
     """Looks at all sources: work list, ledger, columns. What stands is not done again."""
     sweep_temporaries(work)
     digests = group_digests(models, config.analyze.groups)
     items = _sources(config, work, models, extra or [])
-    holdout = Holdout.read(config.holdout, models)
+    holdout = Holdout.read(config.holdout, models, config.analyze.groups)
     ledger = analyze(items, config.analyze, models, work)
     write_ledger(ledger, join(work, "ledger.jsonl"))
     _stop_if_pending(ledger)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.worklist import IMAGE_SUFFIXES
+from data_pipeline.chips import cut_chip
+from data_pipeline.decode import DecodeError, sample_frames
+from data_pipeline.groups import GROUPS, Face, GroupsConfig
+from data_pipeline.identities import NAME
+from data_pipeline.worklist import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from infra.config import Config
 from infra.errors import UserError
 from infra.storage import sha256_json
@@ -26,9 +31,9 @@ class HoldoutConfig(Config):
     sha256: tuple[str, ...] = ()
     """Contents of sources."""
     folder: str | None = None
-    """Pictures of evaluation sets: real people who look like one in them, and near-duplicates of them, are barred."""
+    """Pictures and videos of evaluation sets: real people who look like one in them, and near-duplicates of them, are barred."""
     similarity: float = 0.45
-    """Cosine from which two real faces count as one person."""
+    """Cosine from which two real faces count as one person; where it is not given, the recognizer's own (0.50 for buffalo_l)."""
     bits: int = 10
     """Of 256, within which two faces are near-duplicates."""
 
@@ -43,24 +48,31 @@ class Holdout:
     hashes: tuple[bytes, ...]
 
     @classmethod
-    def read(cls, config: HoldoutConfig, models: Path) -> Holdout:
-        """Reads the faces of the evaluation pictures.
+    def read(cls, config: HoldoutConfig, models: Path, groups: GroupsConfig | None = None) -> Holdout:
+        """Reads the faces of the evaluation pictures, and of the videos one frame a second, with the recognizer of the build's column groups.
 
         Raises:
-            UserError: The folder is not there, or a picture in it shows no face: it could not be kept out of training.
+            UserError: The folder is not there, or a file in it is unreadable or shows no face: it could not be kept out of training.
         """
-        embeddings, hashes, blind = [], [], []
+        embeddings: list[npt.NDArray[np.float32]] = []
+        hashes: list[bytes] = []
+        blind: list[str] = []
         if config.folder:
             if not Path(config.folder).is_dir():
                 raise UserError(f"holdout.folder: there is no folder {config.folder}")
             reader = FaceReader.from_folder(models)
-            for file in sorted(path for path in Path(config.folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
-                reading = reader.read(decode_image(file.read_bytes(), str(file)))
-                if reading is None:
+            identify = GROUPS[NAME].make(models, groups or GroupsConfig())
+            for file in sorted(path for path in Path(config.folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES):
+                before = len(hashes)
+                for image in _pictures_of(file):
+                    reading = reader.read(image)
+                    if reading is not None:
+                        chip = cut_chip(image, reading.mesh.landmarks68)
+                        (found,) = identify([Face(chip, chip.place(reading.mesh.landmarks68))])
+                        embeddings.append(np.asarray(found["embedding"], np.float32))
+                        hashes.append(reading.quality.phash)
+                if len(hashes) == before:
                     blind.append(file.name)
-                    continue
-                embeddings.append(reading.embedding)
-                hashes.append(reading.quality.phash)
         if blind:
             raise UserError(f"holdout.folder: no face is found in {', '.join(blind[:5])}; take them out, or name their sources by sha256")
         return cls(config, np.stack(embeddings) if embeddings else np.zeros((0, 0), np.float32), tuple(hashes))
@@ -82,3 +94,14 @@ class Holdout:
         if row["identity"] in self.config.identities or row["source_sha256"] in self.config.sha256:
             return True
         return any(hash_distance(row["phash"], known) <= self.config.bits for known in self.hashes)
+
+
+def _pictures_of(file: Path) -> Iterator[npt.NDArray[np.uint8]]:
+    """A picture, or a video's frames, one a second."""
+    try:
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            yield decode_image(file.read_bytes(), str(file))
+        else:
+            yield from (frame.image for frame in sample_frames(str(file), 1.0))
+    except (DecodeError, ValueError) as error:
+        raise UserError(f"holdout.folder: {file} cannot be read ({error}); take it out, or name its source by sha256") from error

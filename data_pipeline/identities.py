@@ -18,9 +18,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.groups import GroupsConfig, compute_rows
+from data_pipeline.groups import GROUPS, GroupsConfig, compute_rows
 from infra.errors import UserError
 from infra.storage import join, list_files, read_bytes
+from lato.faces.identity import SAME_PERSON_THRESHOLD
 
 NAME = "identity"
 Vector = npt.NDArray[np.float32]
@@ -85,6 +86,18 @@ class Identities:
             if digest == self.digest[:16]:
                 files[part].append(uri)
         self._files = dict(files)
+
+
+def same_person_threshold(models: Path, config: GroupsConfig) -> float:
+    """Cosine from which the build's recognizer takes two faces for one person.
+
+    Raises:
+        UserError: None is known for it.
+    """
+    name = GROUPS[NAME].models(models, config)[-1].name
+    if name not in SAME_PERSON_THRESHOLD:
+        raise UserError(f"no same-person threshold is known for the recognizer {name}; known: {', '.join(SAME_PERSON_THRESHOLD)}")
+    return SAME_PERSON_THRESHOLD[name]
 
 
 def nobody(vector: Vector) -> bool:

@@ -16,8 +16,8 @@ class PairingConfig(Config):
     pose_tolerance: float = 10.0
     """Degrees by which a pose change may miss a multiple of 30, on each axis."""
     min_similarity: float = 0.45
-    """Cosine of the two identity vectors (the threshold of the embedded recognizer, SFace; 0.50 for buffalo_l). Not applied to synthetic people: a
-    recognizer trained on photos takes different ones for the same person and, under strong expressions, one for two; their identity is declared."""
+    """Cosine of the two identity vectors (the threshold of the embedded recognizer, SFace; where it is not given, that of the build's own: 0.50 for
+    buffalo_l). Not applied to synthetic people: a recognizer trained on photos takes different ones for the same person and, under strong expressions, one for two; their identity is declared."""
     min_sharpness: float = 15.0
     """Variance of the Laplacian on the 160 px face."""
     max_noise: float = 12.0

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline.groups import read_columns
 from data_pipeline.holdout import Holdout
-from data_pipeline.identities import NAME, Identities
+from data_pipeline.identities import NAME, Identities, same_person_threshold
 from data_pipeline.observations import read_representatives
 from data_pipeline.pairing import SCORE_SCHEMA, Person, group_people, score_person
 from infra.console import Progress
@@ -31,7 +31,6 @@ _FEW = 2
 _ROW_GROUP = 50_000
 """Pairs a row group, more where a person has more."""
 _SAME_FACE_IOU = 0.3
-_SAME_FACE_SIMILARITY = 0.45
 _TRACKS_A_SEGMENT = 1_000_000
 
 
@@ -85,20 +84,20 @@ def read_faces(row: dict[str, Any], columns: dict[str, str], identities: Identit
             vectors = identities.read(part)
             faces = [face | {"embedding": vectors.get(face["row"])} for face in faces]
         pieces.append([face | {"track": face["track"] + number * _TRACKS_A_SEGMENT} for face in faces])
-    for before, after in itertools.pairwise(pieces):
-        _join_tracks(before, after)
+    if len(pieces) > 1:
+        own = same_person_threshold(identities.models, identities.config)
+        for before, after in itertools.pairwise(pieces):
+            _join_tracks(before, after, own)
     return [face for faces in pieces for face in faces]
 
 
-def _join_tracks(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
-    """Gives tracks of the second piece the number of the track of the first that they go on with: nearest in time, same place, same face."""
+def _join_tracks(before: list[dict[str, Any]], after: list[dict[str, Any]], alike: float) -> None:
+    """Gives tracks of the second piece the number of the track of the first that they go on with: nearest in time, same place, same face (cosine `alike`)."""
     last, first = _ends(before, latest=True), _ends(after, latest=False)
     renamed = {}
     for track, face in first.items():
         met = [(overlap, other) for other in last.values() if (overlap := _iou(face["box"], other["box"])) >= _SAME_FACE_IOU]
-        scored = [
-            (overlap, other["track"]) for overlap, other in met if np.dot(face["embedding"], other["embedding"]) >= _SAME_FACE_SIMILARITY
-        ]
+        scored = [(overlap, other["track"]) for overlap, other in met if np.dot(face["embedding"], other["embedding"]) >= alike]
         if scored:
             renamed[track] = max(scored)[1]
     for face in after:

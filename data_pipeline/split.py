@@ -28,7 +28,7 @@ class SplitConfig(Config):
     seed: int = 0
     """Another seed, another division."""
     link_similarity: float = 0.45
-    """Cosine from which two tracks of real people count as one person."""
+    """Cosine from which two tracks of real people count as one person; where it is not given, the recognizer's own (0.50 for buffalo_l)."""
     link_nearest: int = 10
     """Only tracks that are among each other's this many nearest are linked."""
     max_component: float = 0.05
