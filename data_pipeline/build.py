@@ -23,7 +23,7 @@ from data_pipeline.ledger import Ledger
 from data_pipeline.pack import PackConfig, pack
 from data_pipeline.render import RenderConfig, render_crops
 from data_pipeline.rewrite import RewriteConfig, Rewriter
-from data_pipeline.rules import SETTINGS, VERDICTS, PairingConfig, Rules, Usage
+from data_pipeline.rules import READ_FROM, SETTINGS, VERDICTS, PairingConfig, Rules, Usage
 from data_pipeline.samples import crops_to_render, plan_samples
 from data_pipeline.score import ScoreInput, score_pairs
 from data_pipeline.split import SplitConfig
@@ -152,6 +152,8 @@ def with_own_thresholds(config: DataConfig, models: Path) -> DataConfig:
 def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] | None = None) -> Observed:
     """Looks at all sources: work list, ledger, columns. What stands is not done again."""
     sweep_temporaries(work)
+    for group in sorted(READ_FROM.keys() - set(config.analyze.groups.names)):
+        say(f"  warning: analyze.groups.names has no {group}: not computed, and no pair is refused as {' or '.join(READ_FROM[group])}")
     digests = group_digests(models, config.analyze.groups)
     items = _sources(config, work, models, extra or [])
     holdout = Holdout.read(config.holdout, models, config.analyze.groups)

@@ -138,7 +138,9 @@ def _apply_limits(table: pa.Table, config: PairingConfig) -> npt.NDArray[np.int8
         (expression >= 0) & ~VERIFIABLE[np.maximum(expression, 0)],
     ]
     limits = [name for name in LIMITS if name != "identity"]
-    for score, name, sign in (LIMITS[limit] for limit in limits):
+    for score, name, sign in (
+        LIMITS[limit] for limit in limits
+    ):  # what was not computed is NaN and refuses nothing: the build has warned of it
         conditions.append(np.asarray(table[score]) * sign < getattr(config, name) * sign)
     codes = [CODE[name] for name in (*FIRST[1:], *limits)]
     return np.select(conditions, codes, ACCEPTED).astype(np.int8)

@@ -33,7 +33,7 @@ SCORES = (
 )  # fmt: skip
 """Of a pair: the worse of its two ends. The first, likeness of the two faces, is asked for when the pair is judged."""
 STORED_SCORES = SCORES[1:]
-"""In the score table."""
+"""In the score table; null where it was not computed, because its column group is not among the config's."""
 _END = (
     "frame",
     "track",
@@ -122,7 +122,7 @@ def score_person(person: Person, margin: float) -> dict[str, Any] | None:
     scores: dict[str, Array] = {
         "sharpness": np.minimum(column("sharpness")[i], column("sharpness")[j]),
         **{
-            name: np.maximum(column(name)[i], column(name)[j])
+            name: np.maximum(column(name, np.nan)[i], column(name, np.nan)[j])
             for name in ("noise", "clipped", "blockiness", "letterbox", "occlusion", "writing")
         },
         "upscale": 512.0 / np.minimum(crops[0][:, 2], crops[1][:, 2]),
@@ -193,10 +193,10 @@ def _keys(rows: list[dict[str, Any]], i: npt.NDArray[np.int64], j: npt.NDArray[n
 
 
 def _likeness(rows: list[dict[str, Any]], name: str) -> Array:
-    """(N, N) dot products of a column of unit vectors: how alike the surroundings of two photos are. What was not computed is like nothing."""
+    """(N, N) dot products of a column of unit vectors: how alike the surroundings of two photos are. NaN where one was not computed."""
     vectors = [row.get(name) for row in rows]
     width = max((len(vector) for vector in vectors if vector), default=1)
-    table = np.array([vector or np.zeros(width) for vector in vectors], np.float64)
+    table = np.array([vector or np.full(width, np.nan) for vector in vectors], np.float64)
     return table @ table.T
 
 

@@ -166,14 +166,15 @@ def _components(folder: str, manifest: list[dict[str, Any]]) -> dict[str, Any] |
     return {"largest": largest, "count": len(samples), "links": len(found["links"]), "bridges": found["bridges"]}
 
 
-def _filter(judged: pa.Table, passed: npt.NDArray[np.bool_], verdict: str, config: PairingConfig) -> tuple[int, str]:
-    """How many a filter refuses, and the distribution of its score before and after with its threshold."""
+def _filter(judged: pa.Table, passed: npt.NDArray[np.bool_], verdict: str, config: PairingConfig) -> tuple[int, str, str]:
+    """How many a filter refuses, what is lacking, and the distribution of its score before and after with its threshold."""
     from matplotlib import pyplot, ticker
 
     score, name, _ = _SHOWN[verdict]
     before = np.asarray(judged[score], np.float64)
     passed, before = passed[np.isfinite(before)], before[np.isfinite(before)]  # a score that was not asked for
     limit = float(getattr(config, name))
+    known = "" if len(before) or not len(judged) else f"{score} (not computed)"
     figure, axes = pyplot.subplots(figsize=(3.6, 2.0))
     if len(before):
         low, high = np.percentile(before, [0.5, 99.5])
@@ -186,7 +187,7 @@ def _filter(judged: pa.Table, passed: npt.NDArray[np.bool_], verdict: str, confi
     axes.set_title(f"{score} (threshold {limit:g})", fontsize=8)
     axes.tick_params(labelsize=7)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
-    return pc.sum(pc.equal(judged["verdict"], verdict)).as_py() or 0, _figure(figure)
+    return pc.sum(pc.equal(judged["verdict"], verdict)).as_py() or 0, known, _figure(figure)
 
 
 def _plot_correlation(judged: pa.Table) -> str:

@@ -17,7 +17,8 @@ class PairingConfig(Config):
     """Degrees by which a pose change may miss a multiple of 30, on each axis."""
     min_similarity: float = 0.45
     """Cosine of the two identity vectors (the threshold of the embedded recognizer, SFace; where it is not given, that of the build's own: 0.50 for
-    buffalo_l). Not applied to synthetic people: a recognizer trained on photos takes different ones for the same person and, under strong expressions, one for two; their identity is declared."""
+    buffalo_l). Not applied to synthetic people: a recognizer trained on photos takes different ones for the same person and, under strong
+    expressions, one for two; their identity is declared."""
     min_sharpness: float = 15.0
     """Variance of the Laplacian on the 160 px face."""
     max_noise: float = 12.0
@@ -79,6 +80,8 @@ LIMITS: dict[str, tuple[str, str, int]] = {
 }
 """Verdict -> its score, the threshold's name in `PairingConfig`, and 1 where the score must reach it, -1 where it must stay under."""
 
+READ_FROM = {"occlusion": ("occluded",), "writing": ("writing",), "surroundings": ("other background", "other clothes")}
+"""Column group -> the filters that read it; without it they refuse nothing."""
 FIRST = ("accepted", "expression verifier", "pose discriminator", "no edit of ours", "expression not verifiable")
 VERDICTS = (*FIRST, *LIMITS, "held out", "labelled bad", "split conflict", "bridge", "near-duplicate", "quota", "render failed")
 """All; the table of candidates stores their names."""

@@ -99,7 +99,7 @@ def _plan(
         source=_state(ends[0]),
         target=_state(ends[1]),
         identity_similarity=round(row["similarity"], 6),
-        quality={name: round(float(row[name]), 4) for name in SCORES},
+        quality={name: round(float(row[name]), 4) for name in SCORES if row[name] is not None},
         crop=crops[0],
         split=split,
         provenance=Provenance(

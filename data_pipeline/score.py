@@ -23,7 +23,7 @@ from infra.console import Progress
 from infra.pool import run_all
 from infra.storage import commit, exists, join, sha256_json
 
-VERSION = 2
+VERSION = 3
 """Raise it when equal observations would give other scores."""
 _BUNDLE = 50
 """Sources a table, more where a declared person has more."""
@@ -194,6 +194,6 @@ def _pieces(people: Iterable[Person], margin: float) -> Iterator[pa.Table]:
         name = person.name
         scored = score_person(person, margin)
         if scored is not None:
-            waiting.append(pa.table({field.name: pa.array(scored[field.name], field.type) for field in SCORE_SCHEMA}))
+            waiting.append(pa.table({field.name: pa.array(scored[field.name], field.type, from_pandas=True) for field in SCORE_SCHEMA}))
     if waiting:
         yield pa.concat_tables(waiting)

@@ -353,3 +353,25 @@ def test_forget_asks_whom(built):
         forget(str(work / "nowhere"), identity="x")
     assert Removals.read(str(work)).identities == frozenset()
     assert apply_removals(str(work)).sources == 0
+
+
+def test_a_score_that_was_not_computed_is_told_and_refuses_nothing(models, clip, tmp_path, capsys):
+    alone = AnalyzeConfig(workers=0, groups=GroupsConfig(names=("identity",)))
+    synthetic = SyntheticConfig(anny=AnnyConfig(people=3, images=3, workers=0))
+    pairing = PairingConfig(
+        same_person=True, max_upscale=20.0, max_padding=1.0, min_similarity=-1.0, min_expression=0.0, pose_tolerance=15.0
+    )
+    photos = [item_for(clip(name), licence="test", identity="o") for name in ("obama", "obama2")]
+    version = build_dataset(DataConfig(analyze=alone, pairing=pairing, synthetic=synthetic), str(tmp_path), models, photos)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "analyze.groups.names has no occlusion: not computed, and no pair is refused as occluded" in said
+    assert "refused as other background or other clothes" in said
+    rows = read_candidates(version.uri)
+    assert {row["occlusion"] for row in rows} == {row["writing"] for row in rows} == {None}
+    assert {row["background"] for row in rows if row["scope"] == "same_person"} == {None}
+    assert not {"occluded", "writing", "other background", "other clothes"} & {row["verdict"] for row in rows}
+    key = read_manifest(version.uri)[0]["key"]
+    lines = [line.split() for line in why(key, str(tmp_path))]
+    assert ["occluded", "-", "<=", "0.15", "not", "computed"] in lines
+    assert verify_version(version.uri) == []
+    assert "occlusion (not computed)" in Path(write_data_report(str(tmp_path))).read_text()
