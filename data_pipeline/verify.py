@@ -12,12 +12,12 @@ import webdataset
 
 from data_pipeline.pack import home_of, read_index, read_manifest
 from data_pipeline.sources import staged
-from infra.storage import exists, join, read_bytes, sha256_bytes
+from infra.storage import exists, join, list_files, read_bytes, sha256_bytes, sha256_json
 from lato.pairs import MEMBERS, decode_pair
 
 
 def verify_version(folder: str) -> list[str]:
-    """Checks hashes, counts, members, offsets and decodability of every sample.
+    """Checks the index' counts and digest, hashes, members, offsets and decodability of every sample, and that no other shard lies there.
 
     Args:
         folder: The version's folder.
@@ -36,11 +36,25 @@ def verify_version(folder: str) -> list[str]:
     manifest = defaultdict(list)
     for row in pq.read_table(io.BytesIO(data)).to_pylist():
         manifest[row["shard"]].append(row)
+    made_of: dict[str, Any] = {"shards": index["shards"], "manifest": index["manifest_sha256"]}
+    if "view_of" in index:
+        made_of = {"parent": index["parent"], "manifest": index["manifest_sha256"], "weight": index["weight"]}
+    if sha256_json(made_of) != index["digest"]:
+        wrong.append("index.json: its digest is not that of its shards and manifest; it was changed")
+    count = sum(map(len, manifest.values()))
+    if index["samples"] != count:
+        wrong.append(f"index.json: says {index['samples']} samples, the manifest has {count}")
     home = home_of(folder)
     if home != folder:  # a view has no shards of its own: its samples must be there as the version has them
         known = {row["key"]: row for row in read_manifest(home)}
         wrong += [f"{row['key']}: not as in {home}" for rows in manifest.values() for row in rows if known.get(row["key"]) != row]
         return wrong + verify_version(home)
+    named = {shard["name"] for shard in index["shards"]}
+    wrong += [f"{name}: {len(manifest[name])} samples in the manifest, but not in the index" for name in sorted(manifest.keys() - named)]
+    lying = {uri.rsplit("/", 1)[-1] for uri in list_files(join(folder, "shards"), ".tar")}
+    wrong += [
+        f"{name}: lies in shards, but is not in the index; readers of shards/*.tar would take it in" for name in sorted(lying - named)
+    ]
     for shard in index["shards"]:
         wrong += _verify_shard(folder, shard, manifest[shard["name"]])
     return wrong
