@@ -18,12 +18,13 @@ import numpy as np
 
 from data_pipeline.candidates import read_candidates
 from data_pipeline.decode import DecodeError
-from data_pipeline.rules import LIMITS
+from data_pipeline.rules import LIMITS, VERIFIERS
 from data_pipeline.sheet import draw_candidate
 from data_pipeline.worklist import read_worklist
 from infra.errors import UserError
 from infra.storage import commit, exists, join, read_bytes
 
+_AUDITED = LIMITS | VERIFIERS
 LABELS = "labels.jsonl"
 _TEMPLATE = Path(__file__).parent / "templates/audit.html.jinja"
 
@@ -52,18 +53,26 @@ def choose(work: str, version: str, per_stratum: int, seed: int) -> list[Entry]:
     """The sample: of accepted pairs by sha256 of seed and key, of each filter's refused ones those nearest to its threshold among a seeded tenth."""
     strata: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in read_candidates(join(work, "versions", version)):
-        if row["verdict"] == "accepted" or row["verdict"] in LIMITS:
+        if row["verdict"] == "accepted" or row["verdict"] in _AUDITED:
             strata[row["verdict"]].append(row)
     chosen = []
     for stratum in sorted(strata):
         ordered = sorted(strata[stratum], key=lambda row: hashlib.sha256(f"{seed}/{row['key']}".encode()).digest())
         if stratum != "accepted":
-            score, _, sign = LIMITS[stratum]
+            score, _, sign = _AUDITED[stratum]
             ordered = sorted(ordered[: max(per_stratum, len(ordered) // 10)], key=lambda row: -row[score] * sign)
         for row in ordered[:per_stratum]:
-            told = "" if stratum == "accepted" else f"{LIMITS[stratum][0]} {row[LIMITS[stratum][0]]:.3g}"
-            chosen.append(Entry(row["key"], stratum, row["edit"] or "none", told))
+            chosen.append(Entry(row["key"], stratum, row["edit"] or "none", _told(row)))
     return chosen
+
+
+def _told(row: dict[str, Any]) -> str:
+    if row["verdict"] == "accepted":
+        return ""
+    if row["verdict"] == "expression verifier":
+        return f"reads as {row['from_expression']}, then {row['to_expression']}"
+    score = _AUDITED[row["verdict"]][0]
+    return f"{score} {row[score]:.3g}"
 
 
 def read_labels(work: str) -> dict[str, bool]:

@@ -80,6 +80,11 @@ LIMITS: dict[str, tuple[str, str, int]] = {
 }
 """Verdict -> its score, the threshold's name in `PairingConfig`, and 1 where the score must reach it, -1 where it must stay under."""
 
+VERIFIERS: dict[str, tuple[str, str, int]] = {
+    "expression verifier": ("expression_strength", "min_expression", -1),
+    "pose discriminator": ("declared_miss", "pose_tolerance", -1),
+}
+"""Likewise, of the verdicts on what a maker declared. The first is no threshold on its score: what was read weakly comes nearest to being accepted."""
 READ_FROM = {"occlusion": ("occluded",), "writing": ("writing",), "surroundings": ("other background", "other clothes")}
 """Column group -> the filters that read it; without it they refuse nothing."""
 FIRST = ("accepted", "expression verifier", "pose discriminator", "no edit of ours", "expression not verifiable")
