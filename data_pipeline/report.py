@@ -24,7 +24,7 @@ from data_pipeline.decode import DecodeError
 from data_pipeline.divide import COMPONENTS
 from data_pipeline.pack import read_index, read_manifest
 from data_pipeline.pairing import AXES, SCORES
-from data_pipeline.rules import LIMITS, PASSED, PairingConfig
+from data_pipeline.rules import LIMITS, PASSED, VERIFIERS, PairingConfig
 from data_pipeline.second_opinion import NAMES, second_opinion
 from data_pipeline.sheet import draw_candidate, draw_sheet, read_samples
 from data_pipeline.why import pairing_config
@@ -41,8 +41,7 @@ _COVERAGE_GOAL = 50
 """Samples that a cell of the coverage table should have."""
 _POSES = ("same pose", *(f"{axis} {step:+d}" for axis in AXES for step in (POSE_STEP, -POSE_STEP)))
 """Columns that the coverage table always has."""
-_VERIFIERS = {"pose discriminator": ("declared_miss", "pose_tolerance", -1)}
-_SHOWN = LIMITS | _VERIFIERS
+_SHOWN = LIMITS | {"pose discriminator": VERIFIERS["pose discriminator"]}
 """Filters with a score, so that there is a nearest miss."""
 _NEEDED = ("verdict", "kind", "source_id", "edit_kind", "from_skin_ita", "from_face_px", "to_face_px", "from_width", *SCORES)
 Names = npt.NDArray[np.str_]
@@ -66,6 +65,8 @@ def write_data_report(work: str, version: str = "v1") -> str:
     candidates, manifest = read_candidates_table(folder, list(_NEEDED)), read_manifest(folder)
     judged = candidates.filter(pc.not_equal(candidates["verdict"], "no edit of ours"))
     passed = np.asarray(pc.is_in(judged["verdict"], value_set=pa.array(PASSED)))
+    asked = np.isfinite(np.asarray(judged["similarity"], np.float64)) & np.asarray(pc.not_equal(judged["kind"], "synthetic"))
+    alike = np.asarray(pc.not_equal(judged["verdict"], "identity"))
     ledger = [json.loads(line) for line in read_bytes(join(work, "ledger.jsonl")).splitlines()]
     config = pairing_config(folder)
     picked = sorted(manifest, key=lambda row: str(row["key"]))[:: max(1, len(manifest) // _SHEET)][:_SHEET]
@@ -82,7 +83,7 @@ def write_data_report(work: str, version: str = "v1") -> str:
         coverage=coverage,
         short=(len(short), sum(short)),
         goal=_COVERAGE_GOAL,
-        groups=[(name, _rates(names, passed)) for name, names in _groups(judged, work)],
+        groups=[(name, _rates(names, passed), _rates(names[asked], alike[asked])) for name, names in _groups(judged, work)],
         accepted=_picture(draw_sheet(read_samples(folder, picked), columns=3)) if picked else None,
         rejected=[(verdict, _picture(sheet)) for verdict, sheet in _rejected_sheets(folder, work)],
         failures=Counter(f"{row['status']}: {row['reason']}" for row in ledger if row.get("reason")).most_common(),
@@ -194,11 +195,7 @@ def _plot_correlation(judged: pa.Table) -> str:
     from matplotlib import pyplot
 
     values = np.stack([np.asarray(judged[name], np.float64) for name in SCORES], axis=1)
-    values = values[np.isfinite(values).all(axis=1)]
-    spread = values.std(0) > 0 if len(values) else np.zeros(len(SCORES), bool)
-    matrix = np.full((len(SCORES), len(SCORES)), np.nan)
-    if spread.any() and len(values) > 2:
-        matrix[np.ix_(spread, spread)] = np.atleast_2d(np.corrcoef(values[:, spread].T))
+    matrix = _correlate(values)
     figure, axes = pyplot.subplots(figsize=(7.2, 6.2))
     axes.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r")
     axes.set_xticks(range(len(SCORES)), SCORES, rotation=45, fontsize=8, ha="right")
@@ -209,13 +206,27 @@ def _plot_correlation(judged: pa.Table) -> str:
     return _figure(figure)
 
 
+def _correlate(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Correlation of each two columns over the rows where both are known; NaN where one does not vary there. Identity, asked of the good pairs only, so
+    takes no rows from the others."""
+    width = values.shape[1]
+    matrix = np.full((width, width), np.nan)
+    known = np.isfinite(values)
+    for i in range(width):
+        for j in range(i, width):
+            both = values[known[:, i] & known[:, j]][:, [i, j]]
+            if len(both) > 2 and (np.ptp(both, axis=0) > 0).all():
+                matrix[i, j] = matrix[j, i] = np.corrcoef(both.T)[0, 1]
+    return matrix
+
+
 def _rejected_sheets(folder: str, work: str) -> list[tuple[str, npt.NDArray[np.uint8]]]:
     """Filter -> the pairs that missed it by least, of different sources as far as there are, drawn from the sources."""
     uris = {item.source_id: item.uri for item in read_worklist(join(work, "worklist.parquet"))}
     table = read_candidates_table(folder)
     sheets = []
     for verdict in ("expression verifier", *_SHOWN):
-        score, _, sign = _SHOWN.get(verdict, ("expression_strength", "", -1))
+        score, _, sign = (VERIFIERS | _SHOWN)[verdict]
         refused = table.filter(pc.equal(table["verdict"], verdict))
         order = np.argsort(-np.asarray(refused[score], np.float64) * sign, kind="stable")[:_NEAREST]
         strips: list[npt.NDArray[np.uint8]] = []

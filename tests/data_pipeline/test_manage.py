@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.analyze import AnalyzeConfig
-from data_pipeline.audit import add_label, wilson
+from data_pipeline.audit import add_label, choose, wilson
 from data_pipeline.build import DataConfig, Stopped, build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.decode import sample_frames
@@ -21,7 +21,7 @@ from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.holdout import HoldoutConfig
 from data_pipeline.pack import read_manifest
 from data_pipeline.plan import plan_build
-from data_pipeline.report import write_data_report
+from data_pipeline.report import _correlate, write_data_report
 from data_pipeline.retry import reopen
 from data_pipeline.rules import LIMITS, PairingConfig
 from data_pipeline.split import SplitConfig
@@ -139,6 +139,7 @@ def test_the_report_shows_every_part(built, models):
     assert "<td>accepted</td>" in page  # of the audit
     assert 'alt="just rejected: expression verifier"' in page and "of sources that share a person" in page
     assert [name for name in pages if 'alt="just rejected: blurred"' in pages[name]] == ["strict"]
+    assert "identity</b>" not in page  # of drawn people it is declared
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
@@ -159,6 +160,44 @@ def test_a_second_opinion_is_told_in_the_report_and_changes_no_verdict(built, mo
     verdicts = [{row["key"]: row["verdict"] for row in read_candidates(found.uri)} for found in (version, asked)]
     assert verdicts[0] == verdicts[1]
     assert "model fer/emotion_model_quantized.tflite" in "\n".join(why(read_manifest(asked.uri)[0]["key"], str(work), "asked"))
+
+
+def test_every_refusal_by_a_reading_is_audited(built):
+    work, version = built
+    refused = {row["verdict"] for row in read_candidates(version.uri)} & {*LIMITS, "expression verifier", "pose discriminator"}
+    entries = choose(str(work), "v1", 3, 0)
+    assert "expression verifier" in refused and {entry.stratum for entry in entries} == refused | {"accepted"}
+    assert all(entry.score.startswith("reads as ") for entry in entries if entry.stratum == "expression verifier")
+
+
+def test_scores_are_correlated_over_the_pairs_that_have_both():
+    """A score that is known of few rows does not hide how the others go together."""
+    line = np.arange(10.0)
+    few = np.where(line < 3, [0.0, 2.0, 1.0] + [0.0] * 7, np.nan)
+    found = _correlate(np.column_stack([line, line**3, few, np.ones(10)]))
+    assert found[0, 1] == pytest.approx(np.corrcoef(line, line**3)[0, 1])
+    assert found[0, 2] == found[2, 0] == pytest.approx(0.5)
+    assert np.isnan(found[3]).all()
+
+
+def test_verify_asks_the_index_too(built, tmp_path):
+    _, version = built
+    folder = tmp_path / "v1"
+    shutil.copytree(version.uri, folder)
+    index = json.loads((folder / "index.json").read_text())
+
+    def wrong(**changes):
+        (folder / "index.json").write_text(json.dumps(index | changes))
+        return "\n".join(verify_version(str(folder)))
+
+    assert wrong() == ""
+    assert "says 999 samples" in wrong(samples=999)
+    assert "its digest is not that" in wrong(digest="0" * 64)
+    left = index["shards"][1:]
+    told = wrong(shards=left)
+    assert f"{index['shards'][0]['name']}: {index['shards'][0]['count']} samples in the manifest, but not in the index" in told
+    (folder / "shards/train-000099.tar").write_bytes(b"")
+    assert wrong() == "train-000099.tar: lies in shards, but is not in the index; readers of shards/*.tar would take it in"
 
 
 def test_wilson():
