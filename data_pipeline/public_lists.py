@@ -38,13 +38,18 @@ def read_public_list(name: str, path: str, videos: str) -> tuple[list[WorkItem],
         raise UserError(f"{path if not Path(path).exists() else videos}: there is no such file or folder")
     readers = {"celebv_hq": _celebv, "celebv_text": _celebv, "hdtf": _hdtf, "openhumanvid": _openhumanvid}
     here = {file.stem: str(file) for file in sorted(Path(videos).rglob("*")) if file.suffix.lower() in VIDEO_SUFFIXES}
-    items, missing = [], []
+    items: list[WorkItem] = []
+    missing: list[str] = []
     try:
         for stem, columns in readers[name](Path(path)):
             if stem not in here:
-                missing.append(stem)
+                missing += [stem] if stem not in missing[-1:] else []
                 continue
-            items.append(WorkItem(source_id=_id(name, stem), uri=here[stem], kind="video", licence=LICENCES[name], **columns))
+            items.append(
+                WorkItem(
+                    source_id=_id(name, stem) + columns.pop("suffix", ""), uri=here[stem], kind="video", licence=LICENCES[name], **columns
+                )
+            )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a list of {name}: {type(error).__name__} {error}") from error
     return items, missing
@@ -66,7 +71,8 @@ def _celebv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _hdtf(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """HDTF: tables `*_video_url.txt` (name, url) and `*_annotion_time.txt` (name, then spans like 00:10-01:20). Files are the whole videos, or one a span."""
+    """HDTF: tables `*_video_url.txt` (name, url) and `*_annotion_time.txt` (name, then spans like 00:10-01:20). Files are the whole videos,
+    of which each span is an item, or one a span."""
     tables = sorted(folder.glob("*_video_url.txt"))
     if not tables:
         raise ValueError("no *_video_url.txt in it")
@@ -83,7 +89,10 @@ def _hdtf(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             stem = name.removesuffix(".mp4")
             parts = [tuple(_seconds(part) for part in span.split("-")) for span in spans.get(stem, [])]
             common = {"group": stem, "url": url.strip(), "attributes": {"subset": subset}}
-            yield stem, common | ({"start": parts[0][0], "end": parts[-1][1]} if parts else {})
+            for number, (start, end) in enumerate(parts):
+                yield stem, common | {"start": start, "end": end, "suffix": f"_span{number}" if len(parts) > 1 else ""}
+            if not parts:
+                yield stem, common
             for number in range(len(parts)):
                 yield f"{subset}_{stem}_{number}", common
 

@@ -39,8 +39,13 @@ def test_hdtf(tmp_path, videos):
     (tmp_path / "WDA_video_url.txt").write_text("WDA_A_000.mp4 https://example.org/a\nB_000.mp4 https://example.org/b\n")
     (tmp_path / "WDA_annotion_time.txt").write_text("WDA_A_000.mp4 00:10-00:20 01:00-01:30\nB_000.mp4 00:00-00:05\n")
     items, missing = read_public_list("hdtf", str(tmp_path), str(videos))
-    assert [(item.start, item.end, item.group) for item in items] == [(10.0, 90.0, "WDA_A_000"), (None, None, "B_000")]
-    assert "B_000" in missing
+    assert [(item.start, item.end, item.group) for item in items] == [
+        (10.0, 20.0, "WDA_A_000"),
+        (60.0, 90.0, "WDA_A_000"),
+        (None, None, "B_000"),
+    ]
+    assert len({item.source_id for item in items}) == 3
+    assert missing.count("B_000") == 1
 
 
 def test_openhumanvid(tmp_path, videos):
