@@ -216,7 +216,7 @@ def _correlate(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         for j in range(i, width):
             both = values[known[:, i] & known[:, j]][:, [i, j]]
             if len(both) > 2 and (np.ptp(both, axis=0) > 0).all():
-                matrix[i, j] = matrix[j, i] = np.corrcoef(both.T)[0, 1]
+                matrix[i, j] = matrix[j, i] = np.asarray(np.corrcoef(both.T))[0, 1]
     return matrix
 
 

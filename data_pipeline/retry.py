@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 
+import pyarrow.compute as pc
+
 from data_pipeline.attempts import clear_attempts
+from data_pipeline.candidates import read_candidates_table
 from data_pipeline.observations import part_uri
+from data_pipeline.pack import read_index
 from infra.errors import UserError
-from infra.storage import delete, exists, join, read_bytes
+from infra.storage import commit, delete, exists, join, list_folders, read_bytes
 
 
 def reopen(work: str, reason: str) -> list[str]:
     """Deletes parts and attempts of the sources that failed for a reason (`crash`, `hang`, `memory`, `decode`, `truncated`, `changed`, `missing`).
+
+    `render` stands for pairs whose crops could not be cut: versions that lack such pairs stay published, and the next build makes them again.
 
     Returns:
         Their source ids.
@@ -21,6 +27,8 @@ def reopen(work: str, reason: str) -> list[str]:
     """
     if not exists(join(work, "ledger.jsonl")):
         raise UserError(f"{work}: no build here (ledger.jsonl is missing)")
+    if reason == "render":
+        return _reopen_renders(work)
     failed = [row for row in map(json.loads, read_bytes(join(work, "ledger.jsonl")).splitlines()) if row["status"] == "failed"]
     mine = [row for row in failed if row["reason"] == reason]
     if not mine:
@@ -31,3 +39,20 @@ def reopen(work: str, reason: str) -> list[str]:
         for part in row["parts"]:
             delete(part_uri(work, part))
     return [row["source_id"] for row in mine]
+
+
+def _reopen_renders(work: str) -> list[str]:
+    """Takes from the index of each version with failed renders what it was made from, so that it is not taken to stand; its samples stay as they are."""
+    names: set[str] = set()
+    for folder in list_folders(join(work, "versions")):
+        if not exists(join(folder, "index.json")) or "view_of" in read_index(folder):
+            continue
+        table = read_candidates_table(folder, ["verdict", "source_id", "target_id"])
+        lost = table.filter(pc.equal(table["verdict"], "render failed"))
+        if len(lost):
+            names.update(lost["source_id"].to_pylist(), lost["target_id"].to_pylist())
+            index = read_index(folder) | {"created_from": "reopened"}
+            commit(join(folder, "index.json"), json.dumps(index, indent=1, sort_keys=True).encode())
+    if not names:
+        raise UserError("no pair of a version here is 'render failed'")
+    return sorted(names)

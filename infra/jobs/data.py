@@ -274,7 +274,7 @@ def register(app: typer.Typer) -> None:
 
     @group.command()
     def retry(
-        reason: str = typer.Option(..., "--class", help="crash, hang, decode, truncated, changed or missing."),
+        reason: str = typer.Option(..., "--class", help="crash, hang, memory, decode, truncated, changed, missing, or render."),
         work_dir: str = typer.Option("work/data", help="The build's folder."),
     ) -> None:
         """Reopens what failed for one reason; the next build looks at it again."""

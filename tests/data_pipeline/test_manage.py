@@ -1,6 +1,7 @@
 """After the build: why, diff, report, views, exports."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -341,6 +342,37 @@ def test_failures_are_reopened_by_reason(ray_session, models, tmp_path):
     assert len(list((work / "parts").iterdir())) == parts - 1
     build_dataset(config, str(work), models, [])
     assert len(list((work / "parts").iterdir())) == parts
+
+
+def test_failed_renders_are_reopened(models, clip, tmp_path):
+    """A source that was away when its crops were cut; once it is back the version is that of a build in which it never was."""
+    (tmp_path / "src").mkdir()
+    file = tmp_path / "src/clip.mp4"
+    shutil.copyfile(clip("single_face"), file)
+    config = DataConfig(
+        folder=str(tmp_path / "src"),
+        analyze=AnalyzeConfig(workers=0),
+        synthetic=SyntheticConfig(anny=AnnyConfig(people=3, images=3, workers=0)),
+        pairing=PairingConfig(max_upscale=6.0),
+    )
+    work = str(tmp_path / "w")
+    with pytest.raises(Stopped):
+        build_dataset(config, work, models, [], until="pair")
+    state = file.stat()
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    torn = build_dataset(config, work, models, [])
+    assert {row["source_id"] for row in read_candidates(torn.uri) if row["verdict"] == "render failed"} == {"clip"}
+    file.write_bytes(content)
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert build_dataset(config, work, models, []).digest == torn.digest
+    assert reopen(work, "render") == ["clip"]
+    assert verify_version(torn.uri) == []
+    whole = build_dataset(config, work, models, [])
+    assert whole.digest == build_dataset(config, str(tmp_path / "w2"), models, []).digest != torn.digest
+    with pytest.raises(UserError, match="no pair of a version here is 'render failed'"):
+        reopen(work, "render")
 
 
 def test_evaluation_sets_are_kept_out(ray_session, models, clip, tmp_path):
