@@ -7,22 +7,29 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from infra.config import Config
 from infra.errors import UserError
-from infra.storage import commit, exists, join, read_bytes, sha256_json
-from lato.edits import Edit, Instruction, instruction_for, parse_instruction
+from infra.storage import commit, exists, join, read_bytes, sha256_bytes, sha256_json
+from lato.edits import Edit, Instruction, instruction_for, parse_instruction, unread_words
 
 _PROMPT = (
     "Rewrite this instruction for a photo editor in your own words. Keep its meaning exactly: the same expression and intensity, the same directions and "
     "degrees. Answer with the one sentence only.\n\n{text}"
 )
 _TIMEOUT = 60.0
-_TRIES = 3
+_TRIES = 5
+_PAUSE = 1.0
+"""Seconds before the second try; each further waits twice as long."""
+_AT_ONCE = 8
+"""Requests under way."""
 
 
 class RewriteConfig(Config):
@@ -52,22 +59,37 @@ class Rewriter:
         written = instruction_for(edit, key, split)
         if self._config.endpoint is None:
             return written
-        answer = self._ask(written.text)
+        answer = self._ask(written.text, key)
         try:
-            same = answer != "" and parse_instruction(answer) == edit
+            same = answer != "" and parse_instruction(answer) == edit and not unread_words(answer)
         except ValueError:
             same = False
         self._seen["rewritten" if same else "refused: not the same edit"] += 1
         return Instruction(answer, f"{written.template} rewritten by {self._config.model}") if same else written
 
+    def ask(self, wanted: Iterable[tuple[Edit, str, str]]) -> None:
+        """Asks for the instructions of many samples (edit, key, split), some at a time; `instruction` then finds the answers.
+
+        Raises:
+            UserError: The endpoint does not answer.
+        """
+        if self._config.endpoint is not None:
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                for done in [pool.submit(self._ask, instruction_for(*one).text, one[1]) for one in wanted]:
+                    try:
+                        done.result()
+                    except UserError:
+                        pool.shutdown(wait=True, cancel_futures=True)
+                        raise
+
     def counts(self) -> list[dict[str, Any]]:
         """Funnel rows: how many were rewritten, and how many answers were refused."""
         return [{"step": "instructions", "name": name, "count": count} for name, count in sorted(self._seen.items())]
 
-    def _ask(self, text: str) -> str:
+    def _ask(self, text: str, key: str) -> str:
         asked = {
             "model": self._config.model,
-            "seed": self._config.seed,
+            "seed": int(sha256_bytes(f"{self._config.seed}/{key}".encode())[:8], 16) % 2**31,  # samples of one text get texts of their own
             "temperature": 0.7,
             "max_tokens": 120,
             "messages": [{"role": "user", "content": _PROMPT.format(text=text)}],
@@ -83,12 +105,18 @@ class Rewriter:
             headers["Authorization"] = f"Bearer {os.environ['LATO_API_KEY']}"
         request = urllib.request.Request(f"{str(self._config.endpoint).rstrip('/')}/chat/completions", json.dumps(asked).encode(), headers)
         error: Exception | None = None
-        for _ in range(_TRIES):
+        for attempt in range(_TRIES):
+            if attempt:
+                time.sleep(_PAUSE * 2 ** (attempt - 1))
             try:
                 with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
                     return " ".join(str(json.load(answer)["choices"][0]["message"]["content"]).split())
+            except urllib.error.HTTPError as failed:
+                error = failed
+                if failed.code != 429 and failed.code < 500:  # it will not be otherwise the next time
+                    break
             except (OSError, ValueError, LookupError, TypeError) as failed:  # no answer, or none that can be read
                 error = failed
         raise UserError(
-            f"instructions.endpoint: {self._config.endpoint} gave no answer in {_TRIES} tries ({error}). What was answered stands; run the same command again."
+            f"instructions.endpoint: {self._config.endpoint} gave no answer in {attempt + 1} tries ({error}). What was answered stands; run the same command again."
         )

@@ -71,6 +71,7 @@ def plan_samples(
 ) -> tuple[list[Planned], dict[str, list[str]]]:
     """What is packed of each accepted pair, and the names of its crops by key."""
     ends = read_ends(rows, work)
+    rewriter.ask((edit, row["key"], division.split_of[row["source_id"]]) for row in rows if (edit := edit_of(row)))
     planned, rendered = [], {}
     for row in rows:
         item = items[row["source_id"]]

@@ -226,6 +226,38 @@ _INTENSITY_WORDS = {
 _ROLL_WORDS = re.compile(r"\b(tilt|tilted|lean|leaning|incline|inclined|cock|cant|tip|ear|shoulder)\b")
 
 
+_HARMLESS = set(
+    "a an the this that these their his her its my your you i we they it he she him them me is are be been being was as at by of in on to into onto for "
+    "with from so until just now please kindly would like should can could will may and also then while both same time such way "
+    "person person's people man man's woman woman's subject subject's individual individual's face faces face's facial head head's expression expressions "
+    "photo image picture portrait pose gaze chin look looks looking looked appear appears appearing appearance seem seems seeming feel feels feeling "
+    "show shows showing shown display displays displaying express expresses expressing convey conveys portray wear wears wearing reflect reflects "
+    "make makes making give gives change changes changing alter adjust modify edit transform turn turns turned turning rotate rotates rotated rotating "
+    "move moves shift shifted swivel pivot swing direct point points pointing aim face facing lift raise lower drop tilt tilted lean incline nod bend "
+    "further more additional extra approximately about around exactly toward towards side direction position angle left right up down upward upwards "
+    "downward downwards degree degrees emotion emotional mood smile smiling let have has get bring set put add become becomes".split()  # noqa: SIM905
+)
+
+
+def unread_words(text: str) -> list[str]:
+    """The words of an instruction that neither an edit nor our ways of asking for one account for: something else is asked, or it is negated."""
+    return [word for word in re.findall(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*", text.lower()) if word.replace("\u2019", "'") not in _KNOWN]
+
+
+def _known_words() -> set[str]:
+    templates = [
+        text.format(adjective="", noun="", degrees="", direction="")
+        for sides in TEMPLATES.values()
+        for side in sides.values()
+        for text in side
+    ]
+    own = [word for text in (*templates, *_NOUNS.values()) for word in text.split()]
+    return {*own, *_EXPRESSION_WORDS, *_INTENSITY_WORDS, *_HARMLESS}
+
+
+_KNOWN = _known_words()
+
+
 def _read_expression(clause: str) -> dict[str, object]:
     words = re.findall(r"[a-z]+", clause)
     expressions = {_EXPRESSION_WORDS[word] for word in words if word in _EXPRESSION_WORDS}
