@@ -226,7 +226,8 @@ _INTENSITY_WORDS = {
 _ROLL_WORDS = re.compile(r"\b(tilt|tilted|lean|leaning|incline|inclined|cock|cant|tip|ear|shoulder)\b")
 
 
-_HARMLESS = set(
+_HARMLESS = re.findall(
+    r"\S+",
     "a an the this that these their his her its my your you i we they it he she him them me is are be been being was as at by of in on to into onto for "
     "with from so until just now please kindly would like should can could will may and also then while both same time such way "
     "person person's people man man's woman woman's subject subject's individual individual's face faces face's facial head head's expression expressions "
@@ -235,7 +236,7 @@ _HARMLESS = set(
     "make makes making give gives change changes changing alter adjust modify edit transform turn turns turned turning rotate rotates rotated rotating "
     "move moves shift shifted swivel pivot swing direct point points pointing aim face facing lift raise lower drop tilt tilted lean incline nod bend "
     "further more additional extra approximately about around exactly toward towards side direction position angle left right up down upward upwards "
-    "downward downwards degree degrees emotion emotional mood smile smiling let have has get bring set put add become becomes".split()  # noqa: SIM905
+    "downward downwards degree degrees emotion emotional mood smile smiling let have has get bring set put add become becomes",
 )
 
 
