@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.extend import Base, read_merges
+from data_pipeline.extend import COMPONENTS, Base, read_merges
 from data_pipeline.split import Components, SplitConfig, assign, find_components
 from data_pipeline.worklist import WorkItem
 from infra.errors import UserError
 from infra.storage import commit_changed, delete, exists, join
 from lato.pairs import Split
 
-CONFLICTS, COMPONENTS = "conflicts.json", "components.json"
+CONFLICTS = "conflicts.json"
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,10 @@ def divide(
         config: Shares, seed, thresholds.
 
     Raises:
-        UserError: Pins contradict each other, or one component is too large.
+        UserError: Sources of the extended version are not listed, pins contradict each other, or one component is too large.
     """
+    if base:
+        base.check_listed(items)
     ties: dict[str, list[str]] = defaultdict(list)
     for item in items.values():
         for kind, name in (("identity", item.identity), ("group", item.group)):

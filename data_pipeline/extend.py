@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Any
 
 from data_pipeline.candidates import read_candidates_table
@@ -13,7 +15,7 @@ from infra.errors import UserError
 from infra.storage import commit, exists, join, read_bytes, sha256_json
 from lato.pairs import Split
 
-MERGES = "merges.jsonl"
+COMPONENTS, MERGES = "components.json", "merges.jsonl"
 _RANK: tuple[Split, ...] = ("train", "val", "test")
 """When two people turn out to be one, the samples in the lower of the two splits go: an evaluation set stays what it was."""
 
@@ -31,6 +33,8 @@ class Base:
     """Keys of samples that a merge takes out."""
     usage: Usage
     rendered: dict[str, list[str]]
+    components: dict[str, str] = field(default_factory=dict)
+    """Source id -> its component, of all its sources; empty where something was forgotten since."""
 
     @property
     def keys(self) -> frozenset[str]:
@@ -51,6 +55,45 @@ class Base:
     def digest(self) -> str:
         """Of what is extended, merges too."""
         return sha256_json([self.index["digest"], sorted(self.merged_away)])
+
+    def check_listed(self, listed: Collection[str]) -> None:
+        """A new source is tied to people of the version through its sources: those with samples, and those that tie others.
+
+        Args:
+            listed: Source ids of the work list.
+
+        Raises:
+            UserError: One of them is not listed.
+        """
+        sizes = Counter(self.components.values())
+        tying = {name for name, component in self.components.items() if sizes[component] > 1}
+        lacking = sorted((set(self.split_of_source) | tying) - set(listed))
+        if lacking:
+            raise UserError(
+                f"version {self.index['name']}, which is extended, has {len(lacking)} sources that are not in the work list ({_some(lacking)}): "
+                "a person of theirs in a new source could get into another split. Add them to the work list (or to what `folder` and "
+                "`synthetic` give); they are not looked at again. What is not to be used any more goes with lato data forget."
+            )
+
+    def check_found(self, keys: Collection[str]) -> None:
+        """The faces of a published person are compared with new ones where a sample of theirs is among this build's pairs.
+
+        Args:
+            keys: Of the pairs of this build that were accepted.
+
+        Raises:
+            UserError: Somebody has none.
+        """
+        there = set(keys)
+        found = {(row["source_id"], row["identity"]) for row in self.rows if row["key"] in there}
+        lost = sorted({(row["source_id"], row["identity"]) for row in self.rows} - found)
+        if lost:
+            names = [person if person.startswith(source) else f"{person} in {source}" for source, person in lost]
+            raise UserError(
+                f"{len(lost)} people of version {self.index['name']}, which is extended, are not found any more ({_some(names)}): a new source "
+                "with one of them could get into another split. Their sources are missing or have changed (see ledger.jsonl), or they are "
+                "looked at otherwise: give them back, and keep `analyze` and `pairing.same_person` as they were."
+            )
 
 
 def read_base(folder: str, work: str) -> Base:
@@ -84,7 +127,17 @@ def read_base(folder: str, work: str) -> Base:
         frozenset(gone),
         usage,
         {row["key"]: judged[row["key"]]["rendered"] for row in kept if row["key"] in judged},
+        _read_components(folder),
     )
+
+
+def _read_components(folder: str) -> dict[str, str]:
+    uri = join(folder, COMPONENTS)
+    return json.loads(read_bytes(uri))["components"] if exists(uri) else {}
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def read_merges(work: str) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from data_pipeline.audit import choose, read_labels, serve_audit, summarize
 from data_pipeline.build import DataConfig, build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.divide import divide
-from data_pipeline.extend import Base, merge
+from data_pipeline.extend import Base, merge, read_base
 from data_pipeline.forget import forget
 from data_pipeline.pack import read_index, read_manifest
 from data_pipeline.rules import PairingConfig, Usage
@@ -54,6 +55,31 @@ def test_an_extension_changes_nothing_that_was_published(first, models):
     assert fresh == {f"anny_0_{number:05d}" for number in range(8, 12)}  # quotas are used up where nothing is new
     again = build_dataset(config(12, name="v2", extends="v1"), str(work), models)
     assert again.digest == second.digest
+    used = [read_base(uri, str(work)).usage.person for uri in (version.uri, second.uri)]
+    assert used[0] == {person: count for person, count in used[1].items() if person not in fresh}  # a third version counts on
+
+
+def test_an_extension_lists_what_it_extends(first, models):
+    """Without the old sources nobody would know that a new one shows a person of theirs."""
+    work, _ = first
+    with pytest.raises(UserError, match=r"version v1, .* not in the work list .*anny_0_00004.* Add them"):
+        build_dataset(config(4, name="less", extends="v1"), str(work), models)
+    base = base_of({"old": "test"})
+    with pytest.raises(UserError, match=r"not in the work list \(old\)"):
+        divide([pair("new")], {"new": source("new", identity="alice")}, {}, base, SplitConfig())
+    linked = replace(base, components={"old": "mid", "mid": "mid", "broken": "broken"})
+    with pytest.raises(
+        UserError, match=r"not in the work list \(mid\)"
+    ):  # gave no sample, but it may be what ties a new source to the old one
+        divide([pair("new")], {name: source(name) for name in ("old", "new")}, {}, linked, SplitConfig())
+
+
+def test_an_extension_finds_the_people_it_extends():
+    rows = [{"key": f"p_{n}", "source_id": "old", "split": "test", "identity": f"old/{n // 2}"} for n in range(4)]
+    base = replace(base_of({}), rows=rows)
+    base.check_found({"p_0", "p_3"})
+    with pytest.raises(UserError, match=r"1 people of version v1, .* \(old/1\)"):
+        base.check_found({"p_0", "p_1"})
 
 
 def test_a_confirmed_merge_takes_the_lower_splits_samples(first, models):
