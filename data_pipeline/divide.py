@@ -79,14 +79,7 @@ def divide(
     """
     if base:
         base.check_listed(items)
-    ties: dict[str, list[str]] = defaultdict(list)
-    for item in items.values():
-        for kind, name in (("identity", item.identity), ("group", item.group)):
-            if name:
-                ties[item.source_id].append(f"{kind}:{name}")
-    for number, (first, second) in enumerate(read_merges(base.work) if base else []):
-        for name in (first, second):
-            ties[name].append(f"merge:{number}")
+    ties = _find_ties(items, base)
     samples = Counter(row["source_id"] for row in accepted)
     known = base.split_of_source if base else {}
     components = find_components([*items, *known], ties, centroids, config, samples + Counter(known.keys()))
@@ -112,6 +105,30 @@ def divide(
     largest = counted.most_common(1)[0][0] if counted else ""
     division = assign(counted, pins, config, [link for link in components.links if of[link.first.rsplit("/", 1)[0]] == largest])
     return Division({name: division[component] for name, component in of.items() if component in division}, components, conflicts)
+
+
+def _find_ties(items: dict[str, WorkItem], base: Base | None) -> dict[str, list[str]]:
+    """Source id -> what it shares with others: declared identity or group, a merge, a component of the version that is extended.
+
+    Who was one person then stays so, in particular those who lost their samples to a merge; what was published on two sides although alike ties nobody.
+    """
+    ties: dict[str, list[str]] = defaultdict(list)
+    for item in items.values():
+        for kind, name in (("identity", item.identity), ("group", item.group)):
+            if name:
+                ties[item.source_id].append(f"{kind}:{name}")
+    if base:
+        for number, (first, second) in enumerate(read_merges(base.work)):
+            for name in (first, second):
+                ties[name].append(f"merge:{number}")
+        known = base.split_of_source
+        sides: dict[str, set[Split]] = defaultdict(set)
+        for name, component in base.components.items():
+            sides[component] |= {known[name]} if name in known else set()
+        for name, component in base.components.items():
+            if len(sides[component]) < 2:
+                ties[name].append(f"component:{component}")
+    return ties
 
 
 def _find_conflicts(components: Components, ties: dict[str, list[str]], known: dict[str, Split]) -> dict[str, list[str]]:

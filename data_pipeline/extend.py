@@ -8,6 +8,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+import networkx
+
 from data_pipeline.candidates import read_candidates_table
 from data_pipeline.pack import read_index, read_manifest
 from data_pipeline.rules import Usage
@@ -106,7 +108,8 @@ def read_base(folder: str, work: str) -> Base:
     if "view_of" in index:
         raise UserError(f"{folder} is a view; extend the version it is of: {index['view_of']}")
     rows = read_manifest(folder)
-    gone = _merged_away(rows, read_merges(work))
+    components = _read_components(folder)
+    gone = merged_away(rows, read_merges(work), components)
     kept = [row for row in rows if row["key"] not in gone]
     table = read_candidates_table(folder, ["key", "person", "source_id", "edit", "from_part", "from_row", "to_part", "to_row", "rendered"])
     judged = {row["key"]: row for row in table.to_pylist() if row["rendered"]}
@@ -127,7 +130,7 @@ def read_base(folder: str, work: str) -> Base:
         frozenset(gone),
         usage,
         {row["key"]: judged[row["key"]]["rendered"] for row in kept if row["key"] in judged},
-        _read_components(folder),
+        components,
     )
 
 
@@ -151,12 +154,13 @@ def merge(work: str, version: str, first: str, second: str) -> dict[str, Any]:
     """Records that two sources show one person. The next version that extends this one drops the samples in the lower of their splits.
 
     Returns:
-        `splits` of both, `dropped`: how many samples will go, and from which split.
+        `splits` of both, `dropped`: how many samples will go, with those of earlier merges.
 
     Raises:
         UserError: One of them has no sample in the version.
     """
-    rows = read_manifest(join(work, "versions", version))
+    folder = join(work, "versions", version)
+    rows = read_manifest(folder)
     splits = {row["source_id"]: row["split"] for row in rows}
     unknown = [name for name in (first, second) if name not in splits]
     if unknown:
@@ -166,19 +170,30 @@ def merge(work: str, version: str, first: str, second: str) -> dict[str, Any]:
         known.append((first, second))
         lines = [json.dumps({"first": a, "second": b}, sort_keys=True) for a, b in known]
         commit(join(work, MERGES), "".join(f"{line}\n" for line in lines).encode())
-    gone = _merged_away(rows, [(first, second)])
+    gone = merged_away(rows, known, _read_components(folder))
     return {"splits": (splits[first], splits[second]), "dropped": len(gone)}
 
 
-def _merged_away(rows: list[dict[str, Any]], merges: list[tuple[str, str]]) -> set[str]:
-    """Keys in the lower split of two sources that are one person: of all sources of that person as far as the version names it."""
+def merged_away(rows: list[dict[str, Any]], merges: list[tuple[str, str]], components: dict[str, str]) -> set[str]:
+    """Keys that merges take out: of all that is one person now, what is not in the highest of its splits.
+
+    Args:
+        rows: Manifest rows.
+        merges: Pairs of sources.
+        components: Source id -> component. What a version ties on one side goes together, with a declared person's sources.
+    """
     splits: dict[str, Split] = {row["source_id"]: row["split"] for row in rows}
-    people = {row["source_id"]: row["identity"] for row in rows if row["identity"] and "/" not in row["identity"]}
-    gone: set[str] = set()
-    for first, second in merges:
-        if first not in splits or second not in splits or splits[first] == splits[second]:
-            continue
-        lower = min((first, second), key=lambda name: _RANK.index(splits[name]))
-        mine = {lower} | {name for name, person in people.items() if lower in people and person == people[lower]}
-        gone.update(row["key"] for row in rows if row["source_id"] in mine)
-    return gone
+    graph = networkx.Graph(merges)
+    for name, split in splits.items():
+        if name in components:
+            graph.add_edge(name, (components[name], split))
+    for row in rows:
+        if row["identity"] and "/" not in row["identity"]:
+            graph.add_edge(row["source_id"], ("identity", row["identity"]))
+    lower: set[str] = set()
+    for found in networkx.connected_components(graph):
+        if any(first in found for first, _ in merges):
+            mine = {name for name in found if name in splits}
+            top = max((_RANK.index(splits[name]) for name in mine), default=0)
+            lower |= {name for name in mine if _RANK.index(splits[name]) < top}
+    return {row["key"] for row in rows if row["source_id"] in lower}

@@ -15,7 +15,7 @@ from data_pipeline.audit import choose, read_labels, serve_audit, summarize
 from data_pipeline.build import DataConfig, build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.divide import divide
-from data_pipeline.extend import Base, merge, read_base
+from data_pipeline.extend import Base, merge, merged_away, read_base
 from data_pipeline.forget import forget
 from data_pipeline.pack import read_index, read_manifest
 from data_pipeline.rules import PairingConfig, Usage
@@ -59,6 +59,20 @@ def test_an_extension_changes_nothing_that_was_published(first, models):
     assert used[0] == {person: count for person, count in used[1].items() if person not in fresh}  # a third version counts on
 
 
+def test_a_merge_takes_all_of_the_person(tmp_path):
+    """Undeclared: what the recognizer tied to the named source goes with it, also over further merges."""
+    splits = {"a": "train", "a2": "train", "b": "test", "c": "train", "d": "val", "other": "train"}
+    rows = [{"key": f"p_{name}", "source_id": name, "split": side, "identity": f"{name}/0"} for name, side in splits.items()]
+    components = {"a": "a", "a2": "a", "b": "b", "c": "c", "d": "d", "other": "other"}
+    assert merged_away(rows, [("a2", "b")], components) == {"p_a", "p_a2"}
+    assert merged_away(rows, [("a", "c"), ("c", "b")], components) == {"p_a", "p_a2", "p_c"}
+    assert merged_away(rows, [("a", "c")], components) == set()
+    mixed = {"a": "a", "a2": "a", "b": "a", "c": "c"}  # published on two sides although alike: goes as far as it is said
+    assert merged_away(rows, [("c", "d")], mixed) == {"p_c"}
+    assert merged_away(rows, [("a", "d")], mixed) == {"p_a", "p_a2"}
+    assert merged_away(rows, [("a", "b")], {}) == {"p_a"}
+
+
 def test_an_extension_lists_what_it_extends(first, models):
     """Without the old sources nobody would know that a new one shows a person of theirs."""
     work, _ = first
@@ -87,14 +101,23 @@ def test_a_confirmed_merge_takes_the_lower_splits_samples(first, models):
     splits = {row["source_id"]: row["split"] for row in read_manifest(version.uri)}
     train = next(name for name, side in sorted(splits.items()) if side == "train")
     test = next(name for name, side in sorted(splits.items()) if side == "test")
+    alike = next(name for name, side in sorted(splits.items()) if side == "train" and name != train)
+    stored = work / "versions/v1/components.json"
+    before = stored.read_bytes()
+    found = json.loads(before)
+    found["components"][alike] = found["components"][train]  # as if a recognizer had tied them
+    stored.write_text(json.dumps(found))
     told = merge(str(work), "v1", train, test)
     assert told["splits"] == ("train", "test")
-    assert told["dropped"] == sum(row["source_id"] == train for row in read_manifest(version.uri)) > 0
+    assert told["dropped"] == sum(row["source_id"] in (train, alike) for row in read_manifest(version.uri)) > 0
     merged = build_dataset(config(8, name="merged", extends="v1"), str(work), models)
     assert verify_version(merged.uri) == []
     sides = {row["source_id"]: row["split"] for row in read_manifest(merged.uri)}
-    assert sides.get(train, "test") == "test"
-    assert sides[test] == "test"
+    stored.write_bytes(before)
+    assert sides[train] == sides[alike] == sides[test] == "test"
+    assert {name: side for name, side in sides.items() if name not in (train, alike)} == {
+        name: side for name, side in splits.items() if name not in (train, alike)
+    }
     with pytest.raises(UserError, match="no sample of version v1"):
         merge(str(work), "v1", train, "nobody")
 
