@@ -34,6 +34,8 @@ class Division:
         """Why an accepted pair may not go on; None if it may."""
         if row["source_id"] in self.conflicts or row["target_id"] in self.conflicts:
             return "split conflict"
+        if self.split_of[row["source_id"]] != self.split_of[row["target_id"]]:  # both were published, as two people
+            return "split conflict"
         tracks = {f"{row['source_id']}/{row['from_track']}", f"{row['target_id']}/{row['to_track']}"}
         return "bridge" if tracks & self.components.bridges else None
 
@@ -80,16 +82,19 @@ def divide(
     if base:
         base.check_listed(items)
     ties = _find_ties(items, base)
-    samples = Counter(row["source_id"] for row in accepted)
     known = base.split_of_source if base else {}
-    components = find_components([*items, *known], ties, centroids, config, samples + Counter(known.keys()))
-    conflicts = _find_conflicts(components, ties, known) if known else {}
-    if conflicts:
+    samples = Counter(row["source_id"] for row in accepted)
+    held = Counter(row["source_id"] for row in base.rows) if base else Counter[str]()
+    conflicts: dict[str, list[str]] = {}
+    while True:  # without a source in conflict others are nearest to each other
+        free = [name for name in dict.fromkeys([*items, *known]) if name not in conflicts]
         kept = {track: face for track, face in centroids.items() if track.rsplit("/", 1)[0] not in conflicts}
-        free = {name: shared for name, shared in ties.items() if name not in conflicts}
-        components = find_components(
-            [n for n in [*items, *known] if n not in conflicts], free, kept, config, samples + Counter(known.keys())
-        )
+        counts = Counter({name: samples[name] + held[name] for name in free})
+        components = find_components(free, {name: ties[name] for name in ties if name not in conflicts}, kept, config, counts)
+        found = _find_conflicts(components, ties, known)
+        if not found:
+            break
+        conflicts |= found
     of = components.of_source
     pins: dict[str, Split] = {}
     for name, side in known.items():
@@ -104,7 +109,7 @@ def divide(
             counted[of[name]] += count
     largest = counted.most_common(1)[0][0] if counted else ""
     division = assign(counted, pins, config, [link for link in components.links if of[link.first.rsplit("/", 1)[0]] == largest])
-    return Division({name: division[component] for name, component in of.items() if component in division}, components, conflicts)
+    return Division({name: division[component] for name, component in of.items() if component in division} | known, components, conflicts)
 
 
 def _find_ties(items: dict[str, WorkItem], base: Base | None) -> dict[str, list[str]]:
@@ -132,9 +137,14 @@ def _find_ties(items: dict[str, WorkItem], base: Base | None) -> dict[str, list[
 
 
 def _find_conflicts(components: Components, ties: dict[str, list[str]], known: dict[str, Split]) -> dict[str, list[str]]:
-    """New sources that would tie sources of different splits, taken in order: each is added unless it would."""
+    """New sources that tie published ones of different splits, over others too; taken in order, each is added unless it would.
+
+    Returns:
+        New source -> published sources that it would tie, at least one of each split.
+    """
     parent: dict[str, str] = {}
-    side: dict[str, Split] = {}
+    sides: dict[str, dict[Split, str]] = {name: {split: name} for name, split in known.items()}
+    """Root -> its splits, each with a published source. Two where published sources turn out to be alike: they stay, and nobody joins them."""
 
     def root(name: str) -> str:
         while parent.setdefault(name, name) != name:
@@ -143,31 +153,27 @@ def _find_conflicts(components: Components, ties: dict[str, list[str]], known: d
         return name
 
     def join_names(names: list[str]) -> None:
-        roots = sorted({root(name) for name in names})
-        sides = [side[r] for r in roots if r in side]
-        for other in roots[1:]:
-            parent[other] = roots[0]
-        if sides:
-            side[roots[0]] = sides[0]
+        first, *others = sorted({root(name) for name in names})
+        for other in others:
+            parent[other] = first
+            sides[first] = sides.pop(other, {}) | sides.get(first, {})
 
     neighbours: dict[str, set[str]] = defaultdict(set)
     for _, a, b in components.links:
         first, second = a.rsplit("/", 1)[0], b.rsplit("/", 1)[0]
         neighbours[first].add(second)
         neighbours[second].add(first)
-    for name, split in known.items():
-        side[root(name)] = split
     present = set(known)
-    for name in sorted(known):  # what was published is tied as it was: by split, never against it
-        for tie in ties.get(name, []):
-            if side.get(root(tie), known[name]) == side[root(name)]:
-                join_names([name, tie])
+    for name in sorted(known):
+        join_names([name, *neighbours[name] & present, *ties.get(name, [])])
     conflicts: dict[str, list[str]] = {}
     for name in sorted(set(components.of_source) - present):
-        touched = [other for other in sorted(neighbours[name]) if other in present] + ties.get(name, [])
-        sides = {side[root(other)] for other in touched if root(other) in side}
-        if len(sides) > 1:
-            conflicts[name] = sorted(other for other in touched if root(other) in side)
+        touched = [*sorted(neighbours[name] & present), *ties.get(name, [])]
+        reached: dict[Split, str] = {}
+        for other in touched:
+            reached = sides.get(root(other), {}) | reached
+        if len(reached) > 1:
+            conflicts[name] = sorted({*reached.values(), *(other for other in touched if other in known)})
             continue
         join_names([name, *touched])
         present.add(name)

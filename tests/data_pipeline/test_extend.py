@@ -162,6 +162,30 @@ def test_a_conflict_of_declared_people_is_found_too():
     assert list(divide([pair("c")], items, {}, base, SplitConfig()).conflicts) == ["c"]
 
 
+def test_what_was_published_never_changes_sides():
+    """Two of them look alike by now: they stay, no pair goes over, and a new source like either would have its person on both sides."""
+    items = {name: source(name) for name in ("a", "b", "new")}
+    centroids = {"a/0": face(0), "b/0": face(0, 1), "new/0": face(1)}
+    accepted = [*map(pair, items), pair("a") | {"target_id": "b"}]
+    division = divide(accepted, items, centroids, base_of({"a": "train", "b": "test"}), SplitConfig(link_similarity=0.6))
+    assert division.conflicts == {"new": ["a", "b"]}
+    assert {name: division.split_of[name] for name in ("a", "b")} == {"a": "train", "b": "test"}
+    assert [division.verdict(row) for row in accepted] == [None, None, "split conflict", "split conflict"]
+    same = {"a": source("a", identity="x"), "b": source("b", identity="x"), "new": source("new", identity="x")}
+    assert divide(accepted, same, {}, base_of({"a": "train", "b": "test"}), SplitConfig()).conflicts == {"new": ["a", "b"]}
+
+
+def test_links_that_appear_without_a_conflict_are_looked_at_too():
+    """Each face has one nearest: once `c` is out, `e` is like `b` and not only like `a`."""
+    base = base_of({"a": "train", "a2": "train", "b": "test", "b2": "test"})
+    centroids = {"a/0": face(0), "a2/0": face(5), "b/0": face(1), "b2/0": face(6)}
+    centroids |= {"c/0": face(1, 2), "c/1": face(5), "c/2": face(6), "e/0": face(0), "e/1": face(1, 2, 3)}
+    names = ("a", "a2", "b", "b2", "c", "e")
+    config = SplitConfig(link_similarity=0.5, link_nearest=1, small_dataset=1, max_component=1.0)
+    division = divide([pair("c"), pair("e")], {name: source(name) for name in names}, centroids, base, config)
+    assert sorted(division.conflicts) == ["c", "e"]
+
+
 def test_a_bridge_is_left_out_and_only_it():
     """Two large groups of one person each, held together by one blurred track that looks like both."""
     centroids = {f"l{n}/0": face(0) for n in range(6)} | {f"r{n}/0": face(1) for n in range(6)} | {"m/0": face(0, 1)}
