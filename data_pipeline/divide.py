@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.conflicts import Conflicts, find_conflicts
 from data_pipeline.extend import COMPONENTS, Base, read_merges
 from data_pipeline.split import Components, SplitConfig, assign, find_components
 from data_pipeline.worklist import WorkItem
@@ -29,6 +30,8 @@ class Division:
     components: Components
     conflicts: dict[str, list[str]] = field(default_factory=dict)
     """New source -> sources of different splits that it would tie."""
+    tracks: dict[str, list[str]] = field(default_factory=dict)
+    """New track (`source/track`) that links people of different splits -> their sources. The others of its source go on."""
 
     def verdict(self, row: dict[str, Any]) -> str | None:
         """Why an accepted pair may not go on; None if it may."""
@@ -37,6 +40,8 @@ class Division:
         if self.split_of[row["source_id"]] != self.split_of[row["target_id"]]:  # both were published, as two people
             return "split conflict"
         tracks = {f"{row['source_id']}/{row['from_track']}", f"{row['target_id']}/{row['to_track']}"}
+        if tracks & self.tracks.keys():
+            return "split conflict"
         return "bridge" if tracks & self.components.bridges else None
 
     def write(self, folder: str, work: str) -> None:
@@ -49,11 +54,13 @@ class Division:
         }
         found |= {"links": [link._asdict() for link in self.components.links]}
         commit_changed(join(folder, COMPONENTS), json.dumps(found, indent=1, sort_keys=True).encode())
-        if self.conflicts:
+        if self.conflicts or self.tracks:
             from data_pipeline.sheet import draw_conflicts
 
-            commit_changed(join(folder, CONFLICTS), json.dumps(self.conflicts, indent=1, sort_keys=True).encode())
-            commit_changed(join(folder, "conflicts.jpg"), draw_conflicts(self.conflicts, work))
+            listed = {"sources": self.conflicts, "tracks": self.tracks}
+            shown = {track.rsplit("/", 1)[0]: others for track, others in self.tracks.items()} | self.conflicts
+            commit_changed(join(folder, CONFLICTS), json.dumps(listed, indent=1, sort_keys=True).encode())
+            commit_changed(join(folder, "conflicts.jpg"), draw_conflicts(shown, work))
         else:
             for uri in (join(folder, CONFLICTS), join(folder, "conflicts.jpg")):
                 if exists(uri):
@@ -85,16 +92,19 @@ def divide(
     known = base.split_of_source if base else {}
     samples = Counter(row["source_id"] for row in accepted)
     held = Counter(row["source_id"] for row in base.rows) if base else Counter[str]()
-    conflicts: dict[str, list[str]] = {}
-    while True:  # without a source in conflict others are nearest to each other
+    conflicts, tracks = Conflicts({}, {})
+    while True:  # without a track or source in conflict others are nearest to each other
         free = [name for name in dict.fromkeys([*items, *known]) if name not in conflicts]
-        kept = {track: face for track, face in centroids.items() if track.rsplit("/", 1)[0] not in conflicts}
+        left = {track: face for track, face in centroids.items() if track not in tracks and track.rsplit("/", 1)[0] not in conflicts}
+        shared = {name: names for name, names in ties.items() if name not in conflicts}
         counts = Counter({name: samples[name] + held[name] for name in free})
-        components = find_components(free, {name: ties[name] for name in ties if name not in conflicts}, kept, config, counts)
-        found = _find_conflicts(components, ties, known)
-        if not found:
+        components = find_components(free, shared, left, config, counts)
+        published = base.tracks if base else frozenset[str]()
+        found = find_conflicts(components.of_source, components.links, shared, left, known, published, config.link_similarity)
+        if not (found.sources or found.tracks):
             break
-        conflicts |= found
+        conflicts |= found.sources
+        tracks |= found.tracks
     of = components.of_source
     pins: dict[str, Split] = {}
     for name, side in known.items():
@@ -109,7 +119,8 @@ def divide(
             counted[of[name]] += count
     largest = counted.most_common(1)[0][0] if counted else ""
     division = assign(counted, pins, config, [link for link in components.links if of[link.first.rsplit("/", 1)[0]] == largest])
-    return Division({name: division[component] for name, component in of.items() if component in division} | known, components, conflicts)
+    split_of = {name: division[component] for name, component in of.items() if component in division} | known
+    return Division(split_of, components, conflicts, tracks)
 
 
 def _find_ties(items: dict[str, WorkItem], base: Base | None) -> dict[str, list[str]]:
@@ -134,47 +145,3 @@ def _find_ties(items: dict[str, WorkItem], base: Base | None) -> dict[str, list[
             if len(sides[component]) < 2:
                 ties[name].append(f"component:{component}")
     return ties
-
-
-def _find_conflicts(components: Components, ties: dict[str, list[str]], known: dict[str, Split]) -> dict[str, list[str]]:
-    """New sources that tie published ones of different splits, over others too; taken in order, each is added unless it would.
-
-    Returns:
-        New source -> published sources that it would tie, at least one of each split.
-    """
-    parent: dict[str, str] = {}
-    sides: dict[str, dict[Split, str]] = {name: {split: name} for name, split in known.items()}
-    """Root -> its splits, each with a published source. Two where published sources turn out to be alike: they stay, and nobody joins them."""
-
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    def join_names(names: list[str]) -> None:
-        first, *others = sorted({root(name) for name in names})
-        for other in others:
-            parent[other] = first
-            sides[first] = sides.pop(other, {}) | sides.get(first, {})
-
-    neighbours: dict[str, set[str]] = defaultdict(set)
-    for _, a, b in components.links:
-        first, second = a.rsplit("/", 1)[0], b.rsplit("/", 1)[0]
-        neighbours[first].add(second)
-        neighbours[second].add(first)
-    present = set(known)
-    for name in sorted(known):
-        join_names([name, *neighbours[name] & present, *ties.get(name, [])])
-    conflicts: dict[str, list[str]] = {}
-    for name in sorted(set(components.of_source) - present):
-        touched = [*sorted(neighbours[name] & present), *ties.get(name, [])]
-        reached: dict[Split, str] = {}
-        for other in touched:
-            reached = sides.get(root(other), {}) | reached
-        if len(reached) > 1:
-            conflicts[name] = sorted({*reached.values(), *(other for other in touched if other in known)})
-            continue
-        join_names([name, *touched])
-        present.add(name)
-    return conflicts

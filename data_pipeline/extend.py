@@ -37,6 +37,8 @@ class Base:
     rendered: dict[str, list[str]]
     components: dict[str, str] = field(default_factory=dict)
     """Source id -> its component, of all its sources; empty where something was forgotten since."""
+    tracks: frozenset[str] = frozenset()
+    """Tracks (`source/track`) that have samples."""
 
     @property
     def keys(self) -> frozenset[str]:
@@ -111,12 +113,14 @@ def read_base(folder: str, work: str) -> Base:
     components = _read_components(folder)
     gone = merged_away(rows, read_merges(work), components)
     kept = [row for row in rows if row["key"] not in gone]
-    table = read_candidates_table(folder, ["key", "person", "source_id", "edit", "from_part", "from_row", "to_part", "to_row", "rendered"])
+    ends = ["from_part", "from_row", "from_track", "to_part", "to_row", "to_track"]
+    table = read_candidates_table(folder, ["key", "person", "source_id", "target_id", "edit", "rendered", *ends])
     judged = {row["key"]: row for row in table.to_pylist() if row["rendered"]}
     usage = Usage()
-    twins = set()
+    twins, tracks = set(), set()
     for row in (judged[row["key"]] for row in kept if row["key"] in judged):
         usage.cell[row["person"], row["edit"]] += 1
+        tracks |= {f"{row['source_id']}/{row['from_track']}", f"{row['target_id']}/{row['to_track']}"}
         twin = frozenset([(row["from_part"], row["from_row"]), (row["to_part"], row["to_row"])])
         if twin not in twins:
             twins.add(twin)
@@ -131,6 +135,7 @@ def read_base(folder: str, work: str) -> Base:
         usage,
         {row["key"]: judged[row["key"]]["rendered"] for row in kept if row["key"] in judged},
         components,
+        frozenset(tracks),
     )
 
 
