@@ -223,6 +223,8 @@ def _publish(
         raise Stopped(_funnel(observed.ledger, judged, Counter()))
     centroids = {track: face for found in judged for track, face in found.people.items()}
     division = divide([row for _, row in fresh], observed.items, centroids, base, config.split)
+    if base:
+        base.check_found([row["key"] for _, row in accepted])
     refused = {row["key"]: division.verdict(row) for _, row in fresh}
     failed = render_crops(
         crops_to_render([row for _, row in fresh if not refused[row["key"]]], work, config.render.seeker),

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.extend import Base, read_merges
+from data_pipeline.conflicts import Conflicts, find_conflicts
+from data_pipeline.extend import COMPONENTS, Base, read_merges
 from data_pipeline.split import Components, SplitConfig, assign, find_components
 from data_pipeline.worklist import WorkItem
 from infra.errors import UserError
 from infra.storage import commit_changed, delete, exists, join
 from lato.pairs import Split
 
-CONFLICTS, COMPONENTS = "conflicts.json", "components.json"
+CONFLICTS = "conflicts.json"
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,18 @@ class Division:
     components: Components
     conflicts: dict[str, list[str]] = field(default_factory=dict)
     """New source -> sources of different splits that it would tie."""
+    tracks: dict[str, list[str]] = field(default_factory=dict)
+    """New track (`source/track`) that links people of different splits -> their sources. The others of its source go on."""
 
     def verdict(self, row: dict[str, Any]) -> str | None:
         """Why an accepted pair may not go on; None if it may."""
         if row["source_id"] in self.conflicts or row["target_id"] in self.conflicts:
             return "split conflict"
+        if self.split_of[row["source_id"]] != self.split_of[row["target_id"]]:  # both were published, as two people
+            return "split conflict"
         tracks = {f"{row['source_id']}/{row['from_track']}", f"{row['target_id']}/{row['to_track']}"}
+        if tracks & self.tracks.keys():
+            return "split conflict"
         return "bridge" if tracks & self.components.bridges else None
 
     def write(self, folder: str, work: str) -> None:
@@ -47,11 +54,13 @@ class Division:
         }
         found |= {"links": [link._asdict() for link in self.components.links]}
         commit_changed(join(folder, COMPONENTS), json.dumps(found, indent=1, sort_keys=True).encode())
-        if self.conflicts:
+        if self.conflicts or self.tracks:
             from data_pipeline.sheet import draw_conflicts
 
-            commit_changed(join(folder, CONFLICTS), json.dumps(self.conflicts, indent=1, sort_keys=True).encode())
-            commit_changed(join(folder, "conflicts.jpg"), draw_conflicts(self.conflicts, work))
+            listed = {"sources": self.conflicts, "tracks": self.tracks}
+            shown = {track.rsplit("/", 1)[0]: others for track, others in self.tracks.items()} | self.conflicts
+            commit_changed(join(folder, CONFLICTS), json.dumps(listed, indent=1, sort_keys=True).encode())
+            commit_changed(join(folder, "conflicts.jpg"), draw_conflicts(shown, work))
         else:
             for uri in (join(folder, CONFLICTS), join(folder, "conflicts.jpg")):
                 if exists(uri):
@@ -75,26 +84,27 @@ def divide(
         config: Shares, seed, thresholds.
 
     Raises:
-        UserError: Pins contradict each other, or one component is too large.
+        UserError: Sources of the extended version are not listed, pins contradict each other, or one component is too large.
     """
-    ties: dict[str, list[str]] = defaultdict(list)
-    for item in items.values():
-        for kind, name in (("identity", item.identity), ("group", item.group)):
-            if name:
-                ties[item.source_id].append(f"{kind}:{name}")
-    for number, (first, second) in enumerate(read_merges(base.work) if base else []):
-        for name in (first, second):
-            ties[name].append(f"merge:{number}")
-    samples = Counter(row["source_id"] for row in accepted)
+    if base:
+        base.check_listed(items)
+    ties = _find_ties(items, base)
     known = base.split_of_source if base else {}
-    components = find_components([*items, *known], ties, centroids, config, samples + Counter(known.keys()))
-    conflicts = _find_conflicts(components, ties, known) if known else {}
-    if conflicts:
-        kept = {track: face for track, face in centroids.items() if track.rsplit("/", 1)[0] not in conflicts}
-        free = {name: shared for name, shared in ties.items() if name not in conflicts}
-        components = find_components(
-            [n for n in [*items, *known] if n not in conflicts], free, kept, config, samples + Counter(known.keys())
-        )
+    samples = Counter(row["source_id"] for row in accepted)
+    held = Counter(row["source_id"] for row in base.rows) if base else Counter[str]()
+    conflicts, tracks = Conflicts({}, {})
+    while True:  # without a track or source in conflict others are nearest to each other
+        free = [name for name in dict.fromkeys([*items, *known]) if name not in conflicts]
+        left = {track: face for track, face in centroids.items() if track not in tracks and track.rsplit("/", 1)[0] not in conflicts}
+        shared = {name: names for name, names in ties.items() if name not in conflicts}
+        counts = Counter({name: samples[name] + held[name] for name in free})
+        components = find_components(free, shared, left, config, counts)
+        published = base.tracks if base else frozenset[str]()
+        found = find_conflicts(components.of_source, components.links, shared, left, known, published, config.link_similarity)
+        if not (found.sources or found.tracks):
+            break
+        conflicts |= found.sources
+        tracks |= found.tracks
     of = components.of_source
     pins: dict[str, Split] = {}
     for name, side in known.items():
@@ -109,47 +119,29 @@ def divide(
             counted[of[name]] += count
     largest = counted.most_common(1)[0][0] if counted else ""
     division = assign(counted, pins, config, [link for link in components.links if of[link.first.rsplit("/", 1)[0]] == largest])
-    return Division({name: division[component] for name, component in of.items() if component in division}, components, conflicts)
+    split_of = {name: division[component] for name, component in of.items() if component in division} | known
+    return Division(split_of, components, conflicts, tracks)
 
 
-def _find_conflicts(components: Components, ties: dict[str, list[str]], known: dict[str, Split]) -> dict[str, list[str]]:
-    """New sources that would tie sources of different splits, taken in order: each is added unless it would."""
-    parent: dict[str, str] = {}
-    side: dict[str, Split] = {}
+def _find_ties(items: dict[str, WorkItem], base: Base | None) -> dict[str, list[str]]:
+    """Source id -> what it shares with others: declared identity or group, a merge, a component of the version that is extended.
 
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    def join_names(names: list[str]) -> None:
-        roots = sorted({root(name) for name in names})
-        sides = [side[r] for r in roots if r in side]
-        for other in roots[1:]:
-            parent[other] = roots[0]
-        if sides:
-            side[roots[0]] = sides[0]
-
-    neighbours: dict[str, set[str]] = defaultdict(set)
-    for _, a, b in components.links:
-        first, second = a.rsplit("/", 1)[0], b.rsplit("/", 1)[0]
-        neighbours[first].add(second)
-        neighbours[second].add(first)
-    for name, split in known.items():
-        side[root(name)] = split
-    present = set(known)
-    for name in sorted(known):  # what was published is tied as it was: by split, never against it
-        for tie in ties.get(name, []):
-            if side.get(root(tie), known[name]) == side[root(name)]:
-                join_names([name, tie])
-    conflicts: dict[str, list[str]] = {}
-    for name in sorted(set(components.of_source) - present):
-        touched = [other for other in sorted(neighbours[name]) if other in present] + ties.get(name, [])
-        sides = {side[root(other)] for other in touched if root(other) in side}
-        if len(sides) > 1:
-            conflicts[name] = sorted(other for other in touched if root(other) in side)
-            continue
-        join_names([name, *touched])
-        present.add(name)
-    return conflicts
+    Who was one person then stays so, in particular those who lost their samples to a merge; what was published on two sides although alike ties nobody.
+    """
+    ties: dict[str, list[str]] = defaultdict(list)
+    for item in items.values():
+        for kind, name in (("identity", item.identity), ("group", item.group)):
+            if name:
+                ties[item.source_id].append(f"{kind}:{name}")
+    if base:
+        for number, (first, second) in enumerate(read_merges(base.work)):
+            for name in (first, second):
+                ties[name].append(f"merge:{number}")
+        known = base.split_of_source
+        sides: dict[str, set[Split]] = defaultdict(set)
+        for name, component in base.components.items():
+            sides[component] |= {known[name]} if name in known else set()
+        for name, component in base.components.items():
+            if len(sides[component]) < 2:
+                ties[name].append(f"component:{component}")
+    return ties

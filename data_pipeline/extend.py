@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Any
+
+import networkx
 
 from data_pipeline.candidates import read_candidates_table
 from data_pipeline.pack import read_index, read_manifest
@@ -13,7 +17,7 @@ from infra.errors import UserError
 from infra.storage import commit, exists, join, read_bytes, sha256_json
 from lato.pairs import Split
 
-MERGES = "merges.jsonl"
+COMPONENTS, MERGES = "components.json", "merges.jsonl"
 _RANK: tuple[Split, ...] = ("train", "val", "test")
 """When two people turn out to be one, the samples in the lower of the two splits go: an evaluation set stays what it was."""
 
@@ -31,6 +35,10 @@ class Base:
     """Keys of samples that a merge takes out."""
     usage: Usage
     rendered: dict[str, list[str]]
+    components: dict[str, str] = field(default_factory=dict)
+    """Source id -> its component, of all its sources; empty where something was forgotten since."""
+    tracks: frozenset[str] = frozenset()
+    """Tracks (`source/track`) that have samples."""
 
     @property
     def keys(self) -> frozenset[str]:
@@ -52,6 +60,45 @@ class Base:
         """Of what is extended, merges too."""
         return sha256_json([self.index["digest"], sorted(self.merged_away)])
 
+    def check_listed(self, listed: Collection[str]) -> None:
+        """A new source is tied to people of the version through its sources: those with samples, and those that tie others.
+
+        Args:
+            listed: Source ids of the work list.
+
+        Raises:
+            UserError: One of them is not listed.
+        """
+        sizes = Counter(self.components.values())
+        tying = {name for name, component in self.components.items() if sizes[component] > 1}
+        lacking = sorted((set(self.split_of_source) | tying) - set(listed))
+        if lacking:
+            raise UserError(
+                f"version {self.index['name']}, which is extended, has {len(lacking)} sources that are not in the work list ({_some(lacking)}): "
+                "a person of theirs in a new source could get into another split. Add them to the work list (or to what `folder` and "
+                "`synthetic` give); they are not looked at again. What is not to be used any more goes with lato data forget."
+            )
+
+    def check_found(self, keys: Collection[str]) -> None:
+        """The faces of a published person are compared with new ones where a sample of theirs is among this build's pairs.
+
+        Args:
+            keys: Of the pairs of this build that were accepted.
+
+        Raises:
+            UserError: Somebody has none.
+        """
+        there = set(keys)
+        found = {(row["source_id"], row["identity"]) for row in self.rows if row["key"] in there}
+        lost = sorted({(row["source_id"], row["identity"]) for row in self.rows} - found)
+        if lost:
+            names = [person if person.startswith(source) else f"{person} in {source}" for source, person in lost]
+            raise UserError(
+                f"{len(lost)} people of version {self.index['name']}, which is extended, are not found any more ({_some(names)}): a new source "
+                "with one of them could get into another split. Their sources are missing or have changed (see ledger.jsonl), or they are "
+                "looked at otherwise: give them back, and keep `analyze` and `pairing.same_person` as they were."
+            )
+
 
 def read_base(folder: str, work: str) -> Base:
     """Reads a version that is to be extended.
@@ -63,14 +110,17 @@ def read_base(folder: str, work: str) -> Base:
     if "view_of" in index:
         raise UserError(f"{folder} is a view; extend the version it is of: {index['view_of']}")
     rows = read_manifest(folder)
-    gone = _merged_away(rows, read_merges(work))
+    components = _read_components(folder)
+    gone = merged_away(rows, read_merges(work), components)
     kept = [row for row in rows if row["key"] not in gone]
-    table = read_candidates_table(folder, ["key", "person", "source_id", "edit", "from_part", "from_row", "to_part", "to_row", "rendered"])
+    ends = ["from_part", "from_row", "from_track", "to_part", "to_row", "to_track"]
+    table = read_candidates_table(folder, ["key", "person", "source_id", "target_id", "edit", "rendered", *ends])
     judged = {row["key"]: row for row in table.to_pylist() if row["rendered"]}
     usage = Usage()
-    twins = set()
+    twins, tracks = set(), set()
     for row in (judged[row["key"]] for row in kept if row["key"] in judged):
         usage.cell[row["person"], row["edit"]] += 1
+        tracks |= {f"{row['source_id']}/{row['from_track']}", f"{row['target_id']}/{row['to_track']}"}
         twin = frozenset([(row["from_part"], row["from_row"]), (row["to_part"], row["to_row"])])
         if twin not in twins:
             twins.add(twin)
@@ -84,7 +134,18 @@ def read_base(folder: str, work: str) -> Base:
         frozenset(gone),
         usage,
         {row["key"]: judged[row["key"]]["rendered"] for row in kept if row["key"] in judged},
+        components,
+        frozenset(tracks),
     )
+
+
+def _read_components(folder: str) -> dict[str, str]:
+    uri = join(folder, COMPONENTS)
+    return json.loads(read_bytes(uri))["components"] if exists(uri) else {}
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def read_merges(work: str) -> list[tuple[str, str]]:
@@ -98,12 +159,13 @@ def merge(work: str, version: str, first: str, second: str) -> dict[str, Any]:
     """Records that two sources show one person. The next version that extends this one drops the samples in the lower of their splits.
 
     Returns:
-        `splits` of both, `dropped`: how many samples will go, and from which split.
+        `splits` of both, `dropped`: how many samples will go, with those of earlier merges.
 
     Raises:
         UserError: One of them has no sample in the version.
     """
-    rows = read_manifest(join(work, "versions", version))
+    folder = join(work, "versions", version)
+    rows = read_manifest(folder)
     splits = {row["source_id"]: row["split"] for row in rows}
     unknown = [name for name in (first, second) if name not in splits]
     if unknown:
@@ -113,19 +175,30 @@ def merge(work: str, version: str, first: str, second: str) -> dict[str, Any]:
         known.append((first, second))
         lines = [json.dumps({"first": a, "second": b}, sort_keys=True) for a, b in known]
         commit(join(work, MERGES), "".join(f"{line}\n" for line in lines).encode())
-    gone = _merged_away(rows, [(first, second)])
+    gone = merged_away(rows, known, _read_components(folder))
     return {"splits": (splits[first], splits[second]), "dropped": len(gone)}
 
 
-def _merged_away(rows: list[dict[str, Any]], merges: list[tuple[str, str]]) -> set[str]:
-    """Keys in the lower split of two sources that are one person: of all sources of that person as far as the version names it."""
+def merged_away(rows: list[dict[str, Any]], merges: list[tuple[str, str]], components: dict[str, str]) -> set[str]:
+    """Keys that merges take out: of all that is one person now, what is not in the highest of its splits.
+
+    Args:
+        rows: Manifest rows.
+        merges: Pairs of sources.
+        components: Source id -> component. What a version ties on one side goes together, with a declared person's sources.
+    """
     splits: dict[str, Split] = {row["source_id"]: row["split"] for row in rows}
-    people = {row["source_id"]: row["identity"] for row in rows if row["identity"] and "/" not in row["identity"]}
-    gone: set[str] = set()
-    for first, second in merges:
-        if first not in splits or second not in splits or splits[first] == splits[second]:
-            continue
-        lower = min((first, second), key=lambda name: _RANK.index(splits[name]))
-        mine = {lower} | {name for name, person in people.items() if lower in people and person == people[lower]}
-        gone.update(row["key"] for row in rows if row["source_id"] in mine)
-    return gone
+    graph = networkx.Graph(merges)
+    for name, split in splits.items():
+        if name in components:
+            graph.add_edge(name, (components[name], split))
+    for row in rows:
+        if row["identity"] and "/" not in row["identity"]:
+            graph.add_edge(row["source_id"], ("identity", row["identity"]))
+    lower: set[str] = set()
+    for found in networkx.connected_components(graph):
+        if any(first in found for first, _ in merges):
+            mine = {name for name in found if name in splits}
+            top = max((_RANK.index(splits[name]) for name in mine), default=0)
+            lower |= {name for name in mine if _RANK.index(splits[name]) < top}
+    return {row["key"] for row in rows if row["source_id"] in lower}

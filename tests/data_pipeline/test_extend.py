@@ -5,7 +5,9 @@ import threading
 import urllib.error
 import urllib.request
 from collections import Counter
+from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ from data_pipeline.audit import choose, read_labels, serve_audit, summarize
 from data_pipeline.build import DataConfig, build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.divide import divide
-from data_pipeline.extend import Base, merge
+from data_pipeline.extend import Base, merge, merged_away, read_base
 from data_pipeline.forget import forget
 from data_pipeline.pack import read_index, read_manifest
 from data_pipeline.rules import PairingConfig, Usage
@@ -54,6 +56,45 @@ def test_an_extension_changes_nothing_that_was_published(first, models):
     assert fresh == {f"anny_0_{number:05d}" for number in range(8, 12)}  # quotas are used up where nothing is new
     again = build_dataset(config(12, name="v2", extends="v1"), str(work), models)
     assert again.digest == second.digest
+    used = [read_base(uri, str(work)).usage.person for uri in (version.uri, second.uri)]
+    assert used[0] == {person: count for person, count in used[1].items() if person not in fresh}  # a third version counts on
+
+
+def test_a_merge_takes_all_of_the_person(tmp_path):
+    """Undeclared: what the recognizer tied to the named source goes with it, also over further merges."""
+    splits = {"a": "train", "a2": "train", "b": "test", "c": "train", "d": "val", "other": "train"}
+    rows = [{"key": f"p_{name}", "source_id": name, "split": side, "identity": f"{name}/0"} for name, side in splits.items()]
+    components = {"a": "a", "a2": "a", "b": "b", "c": "c", "d": "d", "other": "other"}
+    assert merged_away(rows, [("a2", "b")], components) == {"p_a", "p_a2"}
+    assert merged_away(rows, [("a", "c"), ("c", "b")], components) == {"p_a", "p_a2", "p_c"}
+    assert merged_away(rows, [("a", "c")], components) == set()
+    mixed = {"a": "a", "a2": "a", "b": "a", "c": "c"}  # published on two sides although alike: goes as far as it is said
+    assert merged_away(rows, [("c", "d")], mixed) == {"p_c"}
+    assert merged_away(rows, [("a", "d")], mixed) == {"p_a", "p_a2"}
+    assert merged_away(rows, [("a", "b")], {}) == {"p_a"}
+
+
+def test_an_extension_lists_what_it_extends(first, models):
+    """Without the old sources nobody would know that a new one shows a person of theirs."""
+    work, _ = first
+    with pytest.raises(UserError, match=r"version v1, .* not in the work list .*anny_0_00004.* Add them"):
+        build_dataset(config(4, name="less", extends="v1"), str(work), models)
+    base = base_of({"old": "test"})
+    with pytest.raises(UserError, match=r"not in the work list \(old\)"):
+        divide([pair("new")], {"new": source("new", identity="alice")}, {}, base, SplitConfig())
+    linked = replace(base, components={"old": "mid", "mid": "mid", "broken": "broken"})
+    with pytest.raises(
+        UserError, match=r"not in the work list \(mid\)"
+    ):  # gave no sample, but it may be what ties a new source to the old one
+        divide([pair("new")], {name: source(name) for name in ("old", "new")}, {}, linked, SplitConfig())
+
+
+def test_an_extension_finds_the_people_it_extends():
+    rows = [{"key": f"p_{n}", "source_id": "old", "split": "test", "identity": f"old/{n // 2}"} for n in range(4)]
+    base = replace(base_of({}), rows=rows)
+    base.check_found({"p_0", "p_3"})
+    with pytest.raises(UserError, match=r"1 people of version v1, .* \(old/1\)"):
+        base.check_found({"p_0", "p_1"})
 
 
 def test_a_confirmed_merge_takes_the_lower_splits_samples(first, models):
@@ -61,14 +102,23 @@ def test_a_confirmed_merge_takes_the_lower_splits_samples(first, models):
     splits = {row["source_id"]: row["split"] for row in read_manifest(version.uri)}
     train = next(name for name, side in sorted(splits.items()) if side == "train")
     test = next(name for name, side in sorted(splits.items()) if side == "test")
+    alike = next(name for name, side in sorted(splits.items()) if side == "train" and name != train)
+    stored = work / "versions/v1/components.json"
+    before = stored.read_bytes()
+    found = json.loads(before)
+    found["components"][alike] = found["components"][train]  # as if a recognizer had tied them
+    stored.write_text(json.dumps(found))
     told = merge(str(work), "v1", train, test)
     assert told["splits"] == ("train", "test")
-    assert told["dropped"] == sum(row["source_id"] == train for row in read_manifest(version.uri)) > 0
+    assert told["dropped"] == sum(row["source_id"] in (train, alike) for row in read_manifest(version.uri)) > 0
     merged = build_dataset(config(8, name="merged", extends="v1"), str(work), models)
     assert verify_version(merged.uri) == []
     sides = {row["source_id"]: row["split"] for row in read_manifest(merged.uri)}
-    assert sides.get(train, "test") == "test"
-    assert sides[test] == "test"
+    stored.write_bytes(before)
+    assert sides[train] == sides[alike] == sides[test] == "test"
+    assert {name: side for name, side in sides.items() if name not in (train, alike)} == {
+        name: side for name, side in splits.items() if name not in (train, alike)
+    }
     with pytest.raises(UserError, match="no sample of version v1"):
         merge(str(work), "v1", train, "nobody")
 
@@ -96,10 +146,42 @@ def test_a_track_that_links_two_splits_is_a_conflict():
     items = {name: source(name) for name in ("a", "b", "c", "d")}
     centroids = {"a/0": face(0), "b/0": face(1), "c/0": face(0, 1), "d/0": face(0, 2)}
     division = divide([pair("c"), pair("d")], items, centroids, base_of({"a": "train", "b": "test"}), SplitConfig(link_similarity=0.6))
-    assert division.conflicts == {"c": ["a", "b"]}
+    assert division.tracks == {"c/0": ["a", "b"]}
+    assert division.conflicts == {}
     assert division.verdict(pair("c")) == "split conflict"
     assert division.split_of["d"] == "train"  # goes with the one it looks like
     assert division.verdict(pair("d")) is None
+
+
+def test_only_the_tracks_that_link_are_left_out(tmp_path):
+    """Of one source: `c/0` links two people, `c/1` is like `c/0`, `c/2` is somebody else. `e` is all of it in conflict: a track like each."""
+    items = {name: source(name) for name in ("a", "b", "c", "e", "f")}
+    centroids = {"a/0": face(0), "b/0": face(1), "c/0": face(0, 1), "c/1": face(0, 1, 2, 3), "c/2": face(7), "e/0": face(0), "e/1": face(1)}
+    centroids |= {"f/0": face(0), "f/1": face(1)}  # declared to be of a's group: the track that is like b goes
+    items |= {"a": source("a", group="g"), "f": source("f", group="g")}
+    tracks = [pair("c") | {"from_track": n, "to_track": n} for n in range(3)]
+    division = divide(
+        [*tracks, pair("e"), pair("f")], items, centroids, base_of({"a": "train", "b": "test"}), SplitConfig(link_similarity=0.6)
+    )
+    assert [division.verdict(row) for row in tracks] == ["split conflict", "split conflict", None]
+    assert division.conflicts == {"e": ["a", "b"]}
+    assert division.tracks == {"c/0": ["a", "b"], "c/1": ["a", "b"], "f/1": ["a", "b"]}
+    assert division.split_of["f"] == "train"
+    assert division.verdict(pair("f")) is None
+    assert division.verdict(pair("f") | {"to_track": 1}) == "split conflict"
+    (tmp_path / "ledger.jsonl").write_text("")
+    division.write(str(tmp_path), str(tmp_path))
+    assert json.loads((tmp_path / "conflicts.json").read_text()) == {"sources": division.conflicts, "tracks": division.tracks}
+    assert cv2.imread(str(tmp_path / "conflicts.jpg")).shape == (3 * 256, 6 * 256, 3)  # a row for each source
+
+
+def test_a_new_track_of_a_published_source_may_link_too():
+    """It was left out of what is extended, or is seen only now: it goes, and ties nobody."""
+    base = replace(base_of({"a": "train", "b": "test"}), tracks=frozenset({"a/0", "b/0"}))
+    centroids = {"a/0": face(0), "a/1": face(1), "b/0": face(1), "new/0": face(0)}
+    division = divide([pair("new")], {name: source(name) for name in ("a", "b", "new")}, centroids, base, SplitConfig(link_similarity=0.6))
+    assert (division.tracks, division.conflicts) == ({"a/1": ["a", "b"]}, {})
+    assert division.split_of["new"] == "train"
 
 
 def test_a_conflict_of_declared_people_is_found_too():
@@ -111,6 +193,30 @@ def test_a_conflict_of_declared_people_is_found_too():
     }
     base = base_of({"a": "train", "b": "test", "b2": "test"})
     assert list(divide([pair("c")], items, {}, base, SplitConfig()).conflicts) == ["c"]
+
+
+def test_what_was_published_never_changes_sides():
+    """Two of them look alike by now: they stay, no pair goes over, and a new source like either would have its person on both sides."""
+    items = {name: source(name) for name in ("a", "b", "new")}
+    centroids = {"a/0": face(0), "b/0": face(0, 1), "new/0": face(1)}
+    accepted = [*map(pair, items), pair("a") | {"target_id": "b"}]
+    division = divide(accepted, items, centroids, base_of({"a": "train", "b": "test"}), SplitConfig(link_similarity=0.6))
+    assert division.tracks == {"new/0": ["a", "b"]}
+    assert {name: division.split_of[name] for name in ("a", "b")} == {"a": "train", "b": "test"}
+    assert [division.verdict(row) for row in accepted] == [None, None, "split conflict", "split conflict"]
+    same = {"a": source("a", identity="x"), "b": source("b", identity="x"), "new": source("new", identity="x")}
+    assert divide(accepted, same, {}, base_of({"a": "train", "b": "test"}), SplitConfig()).conflicts == {"new": ["a", "b"]}
+
+
+def test_links_that_appear_without_a_conflict_are_looked_at_too():
+    """Each face has one nearest: once `c` is out, `e` is like `b` and not only like `a`."""
+    base = base_of({"a": "train", "a2": "train", "b": "test", "b2": "test"})
+    centroids = {"a/0": face(0), "a2/0": face(5), "b/0": face(1), "b2/0": face(6)}
+    centroids |= {"c/0": face(1, 2), "c/1": face(5), "c/2": face(6), "e/0": face(0), "e/1": face(1, 2, 3)}
+    names = ("a", "a2", "b", "b2", "c", "e")
+    config = SplitConfig(link_similarity=0.5, link_nearest=1, small_dataset=1, max_component=1.0)
+    division = divide([pair("c"), pair("e")], {name: source(name) for name in names}, centroids, base, config)
+    assert sorted(division.conflicts) == ["c", "e"]
 
 
 def test_a_bridge_is_left_out_and_only_it():
