@@ -13,6 +13,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
 from data_pipeline import observations
@@ -185,6 +186,7 @@ class _Worker:
     """Holds the models."""
 
     def __init__(self, models: Path, config: AnalyzeConfig, model_hashes: dict[str, str], work: str) -> None:
+        cv2.setNumThreads(1)
         self._reader = FaceReader.from_folder(models)
         self._config, self._model_hashes, self._work = config, model_hashes, work
         self._decoder = Decoder()

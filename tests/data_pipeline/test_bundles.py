@@ -5,9 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+from PIL import Image
 
 import data_pipeline.analyze as module
+import data_pipeline.sources as sources_module
 from data_pipeline.analyze import AnalyzeConfig, Segment, Try, analyze, bundle
 from data_pipeline.attempts import count_attempts, mark
 from data_pipeline.decode import DecodeError, Decoder, sample_frames
@@ -111,6 +115,37 @@ def test_one_that_ends_its_worker_three_times_is_failed_and_its_bundle_goes_on(m
     seen = Path(f"{work}.seen").read_text().split()
     assert seen.count("c") == 3
     assert all(seen.count(name) == 1 for name in "abde")  # nothing that was done is done again
+
+
+@pytest.mark.parametrize("kind", ["hang", "changed"])
+def test_what_the_other_segments_saw_goes_on_unless_the_file_changed(models, tmp_path, monkeypatch, clip, kind):
+    """Three segments of one video, of which the middle one fails."""
+    path = write(tmp_path / "x.mp4", count=120, make=lambda number, height, width: face_picture(clip, number), size=(320, 320), options={"g": "20"})
+    monkeypatch.setattr(sources_module, "SEGMENT_SECONDS", 2.0)
+    real = module._Worker._observe
+
+    def observe(self, segment):
+        if segment.start and segment.end:
+            return [], {"status": "failed", "reason": kind, "message": "as the test wants it"}
+        return real(self, segment)
+
+    monkeypatch.setattr(module._Worker, "_observe", observe)
+    ledger = analyze([item_for(path)], AnalyzeConfig(workers=0, fps=1.0), models, str(tmp_path / "work"))
+    (row,) = ledger.rows
+    assert (row["status"], row["reason"], len(row["parts"])) == ("failed", kind, 3)
+    assert row["faces"] == 4  # of six seconds, two are lost
+    assert ledger.usable() == ([row] if kind == "hang" else [])
+
+
+def face_picture(clip, number):
+    image = np.asarray(Image.open(clip("obama")).convert("RGB").resize((320, 320)))
+    return np.ascontiguousarray(np.roll(image, number % 3, axis=1))
+
+
+def test_a_worker_takes_one_thread(models, tmp_path):
+    cv2.setNumThreads(2)
+    module._Worker(models, AnalyzeConfig(), {}, str(tmp_path))
+    assert cv2.getNumThreads() == 1
 
 
 def test_marks_are_counted(tmp_path):
