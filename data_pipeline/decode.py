@@ -243,7 +243,7 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
         stream.thread_type = "NONE"
         assert stream.time_base is not None, "an opened stream has a time base"
         tick = stream.time_base
-        length = float(stream.duration * tick) if stream.duration else (container.duration or 0) / 1e6 or None
+        length = _stated_length(container, stream)
         start = float((stream.start_time or 0) * tick)
         rate = float(stream.average_rate or 25)
         if begin > 1.0:  # a piece of a long video: from the keyframe before it
@@ -255,7 +255,7 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
         for index, frame in enumerate(_frames_until_torn(container, stream, torn)):
             shots.see(frame)
             pts = float(frame.pts * tick) - start if frame.pts is not None else index / rate
-            last = pts
+            last = pts + (float(frame.duration * tick) if frame.duration else 1 / rate)  # the last one is shown for a while too
             if end is not None and pts >= end:
                 return FrameCount(stated, inside)
             inside += pts + 1e-6 >= begin
@@ -269,6 +269,18 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
         of = "" if length is None else f" of {length:.1f} s"
         raise DecodeError("truncated", f"ends at {last:.1f} s{of}" + "".join(f" ({why})" for why in torn))
     return FrameCount(stated, inside)
+
+
+def _stated_length(container: Any, stream: Any) -> float | None:
+    """Seconds of the pictures by the stream's header, or by the tag that Matroska's writers leave. By the container's only where nothing else is in it:
+    sound may be longer."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    tags = [value for name, value in stream.metadata.items() if name.startswith("DURATION")]
+    with suppress(IndexError, ValueError):  # no tag, or one that is no time
+        hours, minutes, seconds = tags[0].split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    return (container.duration or 0) / 1e6 or None if len(container.streams) == 1 else None
 
 
 def _stated_frames(stream: Any) -> int:

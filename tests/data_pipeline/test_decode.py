@@ -114,6 +114,64 @@ def test_a_torn_stream_gives_what_came_before(tmp_path):
     assert 5 < len(frames) < 25
 
 
+def write_with_sound(path, times, sound, last=None):
+    """Pictures at those times (seconds), the last one shown for `last` seconds, and so many seconds of silence."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=20, options={"bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 120, 160, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        voice = container.add_stream("aac", rate=48000) if sound else None
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode():
+            if last is not None:
+                packet.duration = round(last / packet.time_base)
+            container.mux(packet)
+        for number in range(int(sound * 48000) // 1024):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 48000, number * 1024, Fraction(1, 48000)
+            for packet in voice.encode(frame):
+                container.mux(packet)
+        for packet in voice.encode() if voice else ():
+            container.mux(packet)
+    return path
+
+
+WHOLE = {
+    "one frame a second": (range(10), 0, 1.0),
+    "its last frame stays": ([n * 0.05 for n in range(20)], 0, 3.0),
+    "ever slower": ([0.0, 0.1, 0.3, 0.7, 1.5, 3.1], 0, 3.0),
+    "longer sound": ([n * 0.05 for n in range(60)], 4.5, None),
+}
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_whole_video_is_not_called_truncated(tmp_path, kind, suffix):
+    times, sound, last = WHOLE[kind]
+    path = write_with_sound(tmp_path / f"x.{suffix}", times, sound, last)
+    assert len(list(sample_frames(str(path), 20.0))) == len(times)
+
+
+@pytest.mark.parametrize(("suffix", "sound"), [("mkv", 0), ("mkv", 4.5), ("mp4", 4.5)])
+def test_a_torn_one_with_sound_is_called_so(tmp_path, suffix, sound):
+    path = write_with_sound(tmp_path / f"x.{suffix}", [n * 0.05 for n in range(100)], sound)
+    content = path.read_bytes()
+    quarter = len(content) // 4
+    if suffix == "mkv":
+        path.write_bytes(content[: 2 * quarter])
+    else:  # its index is at the end: bytes of the pictures are lost instead
+        at = content.index(b"mdat") + 4 + quarter
+        path.write_bytes(content[:at] + bytes(quarter) + content[at + quarter :])
+    torn_by: list[DecodeError] = []
+    frames = list(until_torn(sample_frames(str(path), 5.0), torn_by, []))
+    assert [error.kind for error in torn_by] == ["truncated"]
+    assert 3 < len(frames) < 25
+
+
 def test_a_tear_at_the_very_end_is_told_too(tmp_path):
     """Less than half a second is missing: the length alone would not say so."""
     whole = Path(write(tmp_path / "x.mp4", count=100, faststart=True)).read_bytes()
