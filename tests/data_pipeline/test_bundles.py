@@ -120,7 +120,9 @@ def test_one_that_ends_its_worker_three_times_is_failed_and_its_bundle_goes_on(m
 @pytest.mark.parametrize("kind", ["hang", "changed"])
 def test_what_the_other_segments_saw_goes_on_unless_the_file_changed(models, tmp_path, monkeypatch, clip, kind):
     """Three segments of one video, of which the middle one fails."""
-    path = write(tmp_path / "x.mp4", count=120, make=lambda number, height, width: face_picture(clip, number), size=(320, 320), options={"g": "20"})
+    path = write(
+        tmp_path / "x.mp4", count=120, make=lambda number, height, width: face_picture(clip, number), size=(320, 320), options={"g": "20"}
+    )
     monkeypatch.setattr(sources_module, "SEGMENT_SECONDS", 2.0)
     real = module._Worker._observe
 
