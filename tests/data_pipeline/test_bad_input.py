@@ -26,7 +26,7 @@ def face(clip):
 
 @pytest.fixture(scope="module")
 def worker(models, tmp_path_factory):
-    return _Worker(models, AnalyzeConfig(licences=("test",), consents=("given",)), {}, str(tmp_path_factory.mktemp("bad")))
+    return _Worker(models, AnalyzeConfig(licences=("test",), consents=("given",)), {}, str(tmp_path_factory.mktemp("bad")), "run")
 
 
 def encoded(image, kind, **options):

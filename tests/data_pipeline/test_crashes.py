@@ -110,11 +110,11 @@ def test_a_source_whose_decoder_hangs_twice_is_failed_and_the_others_go_on(model
     items = [item_for(clip(name)) for name in ("carphone", "single_face", "no_face")]
     ledger = analyze_module.analyze(items, analyze_module.AnalyzeConfig(workers=0, fps=1.0), models, str(tmp_path))
     assert {row["source_id"]: (row["status"], row["reason"]) for row in ledger.rows} == {
-        "carphone": ("ok", None),
+        "carphone_pristine": ("ok", None),
         "single_face": ("failed", "hang"),
         "no_face": ("rejected", "no face"),
     }
-    assert sorted(tries) == ["carphone", "no_face", "single_face", "single_face"]
+    assert sorted(tries) == ["carphone_pristine", "no_face", "single_face", "single_face"]
 
 
 def test_a_source_that_eats_memory_is_failed_and_takes_nobody_with_it(models, clip, tmp_path, monkeypatch):
