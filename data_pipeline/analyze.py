@@ -2,21 +2,25 @@
 
 A round maps over what has no part yet; rounds repeat until nothing is pending or two in a row commit nothing. Short sources go to a worker in bundles,
 which share its models, its decoder and their first mark of an attempt; each source has a part, a ledger row and a verdict of its own, and in which bundle it
-was is in no fingerprint. Attempts are counted on storage before the work starts, so that a source that kills its worker three times is failed(crash), and an
-error of Ray's is never a verdict.
+was is in no fingerprint. What is in flight is marked on storage before the work starts, so that a source that kills its worker three times in a run is
+failed(crash); a driver that is stopped or killed, and an error of Ray's, are never a verdict.
 """
 
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Generator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
 from data_pipeline import observations
-from data_pipeline.attempts import clear_attempts, count_attempts, mark
+from data_pipeline.attempts import clear_attempts, in_flight, take_marked
 from data_pipeline.decode import PERHAPS_THE_MACHINE, DecodeError, Decoder, Frame, FrameCount, check_is_video, sample_frames
 from data_pipeline.groups import GroupsConfig
 from data_pipeline.image_set import content_sha256, read_image_set
@@ -27,7 +31,7 @@ from data_pipeline.worklist import WorkItem
 from infra.config import Config
 from infra.console import Progress
 from infra.pool import Died, run_jobs
-from infra.storage import commit_changed, delete, exists, read_bytes, sha256_file, sha256_json
+from infra.storage import commit_changed, exists, read_bytes, sha256_file, sha256_json
 from lato.faces import MODEL_FILES, FaceReader
 from lato.pairs import decode_image
 
@@ -66,7 +70,7 @@ class Segment(NamedTuple):
 
 
 class Try(NamedTuple):
-    """A segment that is to be looked at, and how often it was about to be before."""
+    """A segment that is to be looked at, and how often in this run that ended its worker, or its decoder."""
 
     segment: Segment
     attempts: int
@@ -88,16 +92,18 @@ def analyze(items: list[WorkItem], config: AnalyzeConfig, models: Path, work: st
     planned = plan(items, config, model_hashes, work)
     segments = {segment.fingerprint: segment for pieces in planned.values() for segment in pieces}
     progress = Progress("analyze", len(segments), "segments")
+    clear_attempts(work)
+    run, attempts = os.urandom(8).hex(), Counter[str]()
     idle_rounds = 0
     while idle_rounds < 2:
         done = observations.committed_fingerprints(work)
         pending = [segment for fingerprint, segment in segments.items() if fingerprint not in done]
         if not pending:
-            clear_attempts(work)
             break
         progress.done = len(segments) - len(pending)
-        _run_round(pending, config, models, model_hashes, work, progress)
-        idle_rounds = 0 if observations.committed_fingerprints(work) - done else idle_rounds + 1
+        blamed = attempts.total()
+        _run_round(pending, attempts, run, config, models, model_hashes, work, progress)
+        idle_rounds = 0 if observations.committed_fingerprints(work) - done or attempts.total() > blamed else idle_rounds + 1
     rows = [_ledger_row(item, planned[item.source_id], work) for item in items]
     return Ledger(sorted(rows, key=lambda row: row["source_id"]))
 
@@ -143,13 +149,23 @@ def _ledger_row(item: WorkItem, pieces: list[Segment], work: str) -> dict[str, A
 
 
 def _run_round(
-    pending: list[Segment], config: AnalyzeConfig, models: Path, model_hashes: dict[str, str], work: str, progress: Progress
+    pending: list[Segment],
+    attempts: Counter[str],
+    run: str,
+    config: AnalyzeConfig,
+    models: Path,
+    model_hashes: dict[str, str],
+    work: str,
+    progress: Progress,
 ) -> None:
-    attempts = count_attempts(work)
+    """Looks at what is pending, and counts in `attempts` what is to be looked at again."""
     bundles = bundle([Try(segment, attempts[segment.fingerprint]) for segment in pending], config.workers)
-    for done in run_jobs(lambda: _Worker(models, config, model_hashes, work), bundles, config.workers):
-        if not isinstance(done.result, Died):  # the sources of a worker that died stay pending, and the next round counts the attempt
-            progress.advance(len(done.job))
+    for done in run_jobs(lambda: _Worker(models, config, model_hashes, work, run), bundles, config.workers):
+        if isinstance(done.result, Died):  # seen by a living driver: only now is it an attempt
+            attempts.update(take_marked(work, run, {one.segment.fingerprint for one in done.job}))
+        else:
+            attempts.update(done.result)
+            progress.advance(len(done.job) - len(done.result))
 
 
 def bundle(tries: list[Try], workers: int) -> list[list[Try]]:
@@ -184,36 +200,32 @@ def _cost(one: Try) -> float:
 class _Worker:
     """Holds the models."""
 
-    def __init__(self, models: Path, config: AnalyzeConfig, model_hashes: dict[str, str], work: str) -> None:
+    def __init__(self, models: Path, config: AnalyzeConfig, model_hashes: dict[str, str], work: str, run: str) -> None:
+        cv2.setNumThreads(1)
         self._reader = FaceReader.from_folder(models)
-        self._config, self._model_hashes, self._work = config, model_hashes, work
+        self._config, self._model_hashes, self._work, self._run = config, model_hashes, work, run
         self._decoder = Decoder()
 
-    def run(self, tries: list[Try]) -> None:
-        """Observes some segments, and commits each."""
+    def run(self, tries: list[Try]) -> list[str]:
+        """Observes some segments, and commits each; returns fingerprints of those whose failure may be the machine's doing, to be looked at again."""
         calm = [one.segment.fingerprint for one in tries if not one.attempts]
-        shared = mark(self._work, calm) if calm else None
-        with self._decoder:
-            for one in tries:
-                self._look_at(one, shared)
+        with self._decoder, in_flight(self._work, self._run, calm) if calm else nullcontext():
+            return [one.segment.fingerprint for one in tries if not self._look_at(one)]
 
-    def _look_at(self, one: Try, shared: str | None) -> None:
+    def _look_at(self, one: Try) -> bool:
+        """Whether the segment has its verdict now."""
         segment = one.segment
         if one.attempts >= _MAX_ATTEMPTS:
-            died = {"status": "failed", "reason": "crash", "message": f"ended its worker {one.attempts} times"}
-            self._commit(segment, [], died)
-            return
-        own = mark(self._work, [segment.fingerprint]) if one.attempts else shared
+            self._commit(segment, [], {"status": "failed", "reason": "crash", "message": f"ended its worker {one.attempts} times"})
+            return True
         if one.attempts:
             self._decoder.close()  # what may end a decoder gets one of its own
-        try:
+        with in_flight(self._work, self._run, [segment.fingerprint]) if one.attempts else nullcontext():
             rows, outcome = self._observe(segment)
-        except Exception:  # the machine's fault: told, and not counted against the source (a death is, as nothing can take it back)
-            delete(str(own))
-            raise
-        if outcome["reason"] in PERHAPS_THE_MACHINE and not one.attempts:
-            return  # once may be the machine's doing (a kill, no memory left): the next round looks again, and a second time is a verdict
-        self._commit(segment, rows, outcome)
+            if outcome["reason"] in PERHAPS_THE_MACHINE and not one.attempts:
+                return False  # once may be the machine's doing (a kill, no memory left): a second time is a verdict
+            self._commit(segment, rows, outcome)
+        return True
 
     def _commit(self, segment: Segment, rows: list[dict[str, Any]], outcome: dict[str, Any]) -> None:
         item = segment.item

@@ -6,6 +6,7 @@ PyAV reads in order; that choice and the one of `seek` are measured: docs/benchm
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import resource
 import sys
@@ -22,6 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 NO_PROGRESS_SECONDS = 60.0
+"""Without a decoded frame, asked for or not: then a child hangs."""
+_ALIVE_SECONDS = 5.0
+"""So often a child says that it goes on, while no frame that it decodes is asked for."""
 MEMORY_BYTES = 2 * 1024**3
 """What a child may hold. An 8K frame in 10 bits is 100 MB, and no standard lets a decoder keep more than 16; more than this the kernel refuses."""
 PERHAPS_THE_MACHINE = ("crash", "hang", "memory")
@@ -62,7 +66,22 @@ class DecodeError(Exception):
 
 
 class MachineError(RuntimeError):
-    """The machine, not the source, kept a video from being decoded (a missing library): never a verdict on the source."""
+    """The machine, not the source, kept a video from being decoded (a missing library, a disk that cannot be read): never a verdict on the source."""
+
+
+_MACHINE = (
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENODEV,
+    errno.ENXIO,
+)
+_NOT_READABLE = (errno.ENOENT, errno.EACCES)
 
 
 def sample_frames(
@@ -139,6 +158,8 @@ class Decoder:
                     raise DecodeError("crash", f"the decoder died (exit code {self._child.exitcode})") from None
                 if kind == "frame":
                     yield value
+                elif kind == "alive":
+                    continue
                 elif kind == "end":
                     well = True
                     return value
@@ -226,9 +247,49 @@ def _run(pipe: Connection, work: object, path: str, argument: object) -> bool:
         pipe.send(("memory", f"decoding it takes more memory than the {limit / 1024**2:,.0f} MB that a decoder may have"))
     except ConnectionError:  # nobody reads any more
         return False
+    except OSError as error:
+        pipe.send((_kind_of(error, path), f"{type(error).__name__}: {error}"))
     except Exception as error:  # whatever the decoder raises is this source's verdict, told to the parent
         pipe.send(("decode", f"{type(error).__name__}: {error}"))
     return False
+
+
+def _kind_of(error: OSError, path: str) -> str:
+    """Whose fault an error of the system is. FFmpeg says EIO of contents too: then the file itself can be read."""
+    import av
+
+    if error.errno in _NOT_READABLE:
+        return "missing"
+    if error.errno == errno.ENOMEM:
+        return "memory"
+    if error.errno not in _MACHINE:
+        return "decode"
+    if error.errno == errno.EIO and isinstance(error, av.error.FFmpegError):
+        return "machine" if _cannot_be_read(path) else "decode"
+    return "machine"
+
+
+def _cannot_be_read(path: str) -> bool:
+    try:
+        with Path(path).open("rb") as file:
+            while file.read(1 << 20):
+                pass
+    except OSError:
+        return True
+    return False
+
+
+class Alive:
+    """Tells the parent now and then that the child goes on: a far start may take a busy machine minutes, and is no hang."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._told = pipe, time.monotonic()
+
+    def tell(self) -> None:
+        """To be called for every frame that is decoded."""
+        if time.monotonic() - self._told > _ALIVE_SECONDS:
+            self._pipe.send(("alive", None))
+            self._told = time.monotonic()
 
 
 def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, float | None]) -> FrameCount:
@@ -243,7 +304,7 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
         stream.thread_type = "NONE"
         assert stream.time_base is not None, "an opened stream has a time base"
         tick = stream.time_base
-        length = float(stream.duration * tick) if stream.duration else (container.duration or 0) / 1e6 or None
+        length = _stated_length(container, stream)
         start = float((stream.start_time or 0) * tick)
         rate = float(stream.average_rate or 25)
         if begin > 1.0:  # a piece of a long video: from the keyframe before it
@@ -252,10 +313,12 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
         stated = _stated_frames(stream)
         shots = _ShotCounter(rate)
         torn: list[str] = []
+        alive = Alive(sender)
         for index, frame in enumerate(_frames_until_torn(container, stream, torn)):
+            alive.tell()
             shots.see(frame)
             pts = float(frame.pts * tick) - start if frame.pts is not None else index / rate
-            last = pts
+            last = pts + (float(frame.duration * tick) if frame.duration else 1 / rate)  # the last one is shown for a while too
             if end is not None and pts >= end:
                 return FrameCount(stated, inside)
             inside += pts + 1e-6 >= begin
@@ -269,6 +332,18 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
         of = "" if length is None else f" of {length:.1f} s"
         raise DecodeError("truncated", f"ends at {last:.1f} s{of}" + "".join(f" ({why})" for why in torn))
     return FrameCount(stated, inside)
+
+
+def _stated_length(container: Any, stream: Any) -> float | None:
+    """Seconds of the pictures by the stream's header, or by the tag that Matroska's writers leave. By the container's only where nothing else is in it:
+    sound may be longer."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    tags = [value for name, value in stream.metadata.items() if name.startswith("DURATION")]
+    with suppress(IndexError, ValueError):  # no tag, or one that is no time
+        hours, minutes, seconds = tags[0].split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    return (container.duration or 0) / 1e6 or None if len(container.streams) == 1 else None
 
 
 def _stated_frames(stream: Any) -> int:

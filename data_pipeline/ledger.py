@@ -19,6 +19,10 @@ def warn_of_count(pieces: list[dict[str, Any]]) -> list[str]:
     return [] if stated == decoded else [f"its container states {stated} frames, it has {decoded}"]
 
 
+_GONE = ("changed", "missing")
+"""Failures after which there is nothing to cut crops from: the file is not what was looked at."""
+
+
 @dataclass(frozen=True)
 class Ledger:
     """One row a source: `source_id`, `status` (ok | rejected | failed | pending), `reason`, `message`, counts, `parts`, and `warnings` where there are any."""
@@ -30,8 +34,8 @@ class Ledger:
         return [row for row in self.rows if row["status"] == status]
 
     def usable(self) -> list[dict[str, Any]]:
-        """The rows whose observations go on: ok, and those cut short after faces were seen."""
-        return [row for row in self.rows if row["status"] == "ok" or (row.get("reason") == "truncated" and row.get("faces"))]
+        """The rows whose observations go on: ok, and those failed of which something was seen before a tear, or in other segments."""
+        return [row for row in self.rows if row["status"] == "ok" or (row.get("faces") and row.get("reason") not in _GONE)]
 
     def counts(self) -> dict[str, int]:
         """How many sources ended how: `ok`, `rejected: no face`, `failed: truncated` ..."""

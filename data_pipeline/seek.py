@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_pipeline.decode import DecodeError, Decoder, Frame, run_decoder, upright
+from data_pipeline.decode import Alive, DecodeError, Decoder, Frame, run_decoder, upright
 
 Seeker = Literal["pyav", "decord"]
 _SAME = 0.0005
@@ -40,7 +40,7 @@ def read_frames_at(path: str, pts: list[float], decoder: Decoder | None = None, 
 
 
 def _send_at(sender: Connection, path: str, times: list[float]) -> None:
-    with _Seeker(path) as seeker:
+    with _Seeker(path, Alive(sender)) as seeker:
         for number, wanted in enumerate(times):
             sender.send(("frame", Frame(number, wanted, upright(seeker.frame_at(wanted)))))
 
@@ -48,8 +48,8 @@ def _send_at(sender: Connection, path: str, times: list[float]) -> None:
 class _Seeker:
     """Frames of a video at ascending times: decodes on where a time is no farther than keyframes were found to lie apart, else from the keyframe before it."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, alive: Alive) -> None:
+        self._path, self._alive = path, alive
         self._frame: Any = None
         self._open()
         self._start = float((self._stream.start_time or 0) * self._stream.time_base)
@@ -100,6 +100,7 @@ class _Seeker:
 
     def _next(self) -> None:
         for number, frame in self._frames:
+            self._alive.tell()
             if frame.pts is not None or not self._timed:
                 self._frame = frame
                 self._pts = number / self._rate if frame.pts is None else float(frame.pts * self._stream.time_base) - self._start

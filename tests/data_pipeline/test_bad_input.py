@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from data_pipeline.analyze import AnalyzeConfig, Segment, _Worker
 from data_pipeline.decode import sample_frames
@@ -26,7 +26,7 @@ def face(clip):
 
 @pytest.fixture(scope="module")
 def worker(models, tmp_path_factory):
-    return _Worker(models, AnalyzeConfig(licences=("test",), consents=("given",)), {}, str(tmp_path_factory.mktemp("bad")))
+    return _Worker(models, AnalyzeConfig(licences=("test",), consents=("given",)), {}, str(tmp_path_factory.mktemp("bad")), "run")
 
 
 def encoded(image, kind, **options):
@@ -64,6 +64,17 @@ def crowd(image, count):
     return sheet
 
 
+def cartoon(size=300):
+    """A face as a child draws it: a disc, two eyes, a mouth."""
+    image = Image.new("RGB", (size, size), "white")
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((40, 40, 260, 260), fill=(255, 220, 120), outline="black", width=4)
+    for left in (100, 170):
+        draw.ellipse((left, 110, left + 30, 150), fill="black")
+    draw.arc((90, 120, 210, 220), 20, 160, fill="black", width=6)
+    return image
+
+
 OK, NO_FACE, FAILED = "ok", "rejected: no face", "failed: decode"
 IMAGES = {
     "jpeg": ("a.jpg", lambda f: encoded(f, "JPEG"), OK),
@@ -84,6 +95,9 @@ IMAGES = {
     "name in capitals": ("A.JPG", lambda f: encoded(f, "JPEG"), OK),
     "name with spaces and quotes": ("a 'b' \"c\".jpg", lambda f: encoded(f, "JPEG"), OK),
     "ten faces": ("a.jpg", lambda f: encoded(crowd(f, 10), "JPEG"), OK),
+    "twenty faces": ("a.jpg", lambda f: encoded(crowd(f, 20), "JPEG"), OK),
+    "cut in mid-face": ("a.png", lambda f: encoded(half(f, 0.5), "PNG"), NO_FACE),
+    "a drawn face": ("a.png", lambda f: encoded(cartoon(), "PNG"), NO_FACE),
     "very wide": ("a.jpg", lambda f: encoded(crowd(f, 5), "JPEG"), OK),
     "large": ("a.jpg", lambda f: encoded(f.resize((4000, 4000)), "JPEG"), OK),
     "dark": ("a.jpg", lambda f: encoded(f.point(lambda v: v // 4), "JPEG"), OK),
@@ -121,6 +135,45 @@ def test_images(worker, face, tmp_path, kind):
     assert outcome["status"] + (f": {outcome['reason']}" if outcome["reason"] else "") == expected, outcome
     assert bool(rows) == (expected == OK)
     assert outcome["status"] == "ok" or outcome["message"]
+
+
+def _turned(content):
+    at = content.index(b"tkhd") + 44
+    for place, value in zip((0, 4, 12, 16), (-1, 0, 0, -1), strict=True):
+        content[at + place : at + place + 4] = (value * 65536).to_bytes(4, "big", signed=True)
+    return content
+
+
+def _without_rate(content):
+    """A container whose frames all last no time: its rate cannot be told."""
+    at = content.index(b"stts") + 12
+    content[at + 4 : at + 8] = bytes(4)
+    return content
+
+
+VIDEOS = {
+    "upside down, and its header says so": (True, _turned, "ok"),
+    "torn": (False, lambda content: content[: len(content) * 2 // 3], "failed: truncated"),
+    "without a rate": (False, _without_rate, "failed: truncated"),  # its frames do not fill the two seconds that it states
+}
+
+
+@pytest.mark.parametrize("kind", VIDEOS)
+def test_videos(worker, face, tmp_path, kind):
+    flip, change, expected = VIDEOS[kind]
+    small = np.asarray(face.resize((320, 320)))
+    step = -1 if flip else 1
+
+    def still(number, height, width):
+        return np.ascontiguousarray(np.roll(small, number % 3, axis=1)[::step, ::step])
+
+    path = tmp_path / "x.mp4"
+    write(path, size=(320, 320), make=still, faststart=True, options={"g": "5"})
+    path.write_bytes(change(bytearray(path.read_bytes())))
+    item = item_for(str(path), source_id="x", licence="test", consent="given")
+    rows, outcome = worker._observe(Segment(item, 0.0, None, content_sha256(item.uri), "x"))
+    assert outcome["status"] + (f": {outcome['reason']}" if outcome["reason"] else "") == expected, outcome
+    assert rows
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,20 @@
 """Short sources go in bundles; bytes, verdicts and blame stay each source's own."""
 
+import multiprocessing
+import os
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+from PIL import Image
 
 import data_pipeline.analyze as module
+import data_pipeline.sources as sources_module
 from data_pipeline.analyze import AnalyzeConfig, Segment, Try, analyze, bundle
-from data_pipeline.attempts import count_attempts, mark
+from data_pipeline.attempts import in_flight, take_marked
 from data_pipeline.decode import DecodeError, Decoder, sample_frames
 from data_pipeline.seek import read_frames_at
 from data_pipeline.worklist import WorkItem, item_for
@@ -57,66 +62,116 @@ def test_the_parts_are_the_same_in_any_bundle(models, clip, tmp_path, monkeypatc
     assert {row["status"] for row in ledgers[0]} == {"ok", "rejected", "failed"}
 
 
-_POISONED = """
-import os, signal, sys, json
-from pathlib import Path
-import data_pipeline.analyze as module
-from data_pipeline.worklist import WorkItem
+class Poisoned(module._Worker):
+    """One source ends its process; which are looked at is written down."""
 
-work, models, items = sys.argv[1], Path(sys.argv[2]), [WorkItem(**row) for row in json.loads(sys.argv[3])]
-real = module._Worker._watch
+    def _watch(self, segment, *told):
+        with open(f"{self._work}.seen", "a") as file:
+            file.write(segment.item.source_id + "\n")
+        if segment.item.source_id == "c":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._watch(segment, *told)
 
-def watch(self, segment, *told):
-    with open(work + ".seen", "a") as file:
-        file.write(segment.item.source_id + "\\n")
-    if segment.item.source_id == "c":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, segment, *told)
 
-module._Worker._watch = watch
-module._BUNDLES_A_WORKER = 1
-deaths = 0
-while True:
-    pid = os.fork()
-    if pid == 0:
-        rows = module.analyze(items, module.AnalyzeConfig(workers=0, fps=1.0), models, work).rows
-        Path(work + ".json").write_text(json.dumps(rows))
-        os._exit(0)
-    if not os.WIFSIGNALED(os.waitpid(pid, 0)[1]):
-        break
-    deaths += 1
-print(deaths)
-"""
+def five_sources(clip, folder):
+    items = []
+    for name in "abcde":
+        shutil.copy(clip("no_face" if name != "b" else "single_face"), folder / f"{name}.mp4")
+        with (folder / f"{name}.mp4").open("ab") as file:
+            file.write(name.encode())  # contents differ
+        items.append(item_for(str(folder / f"{name}.mp4")))
+    return items
 
 
 @pytest.mark.slow
-def test_one_that_ends_its_worker_three_times_is_failed_and_its_bundle_goes_on(models, clip, tmp_path):
-    import json
-
-    items = []
-    for name in "abcde":
-        shutil.copy(clip("no_face" if name != "b" else "single_face"), tmp_path / f"{name}.mp4")
-        with (tmp_path / f"{name}.mp4").open("ab") as file:
-            file.write(name.encode())  # contents differ
-        items.append(item_for(str(tmp_path / f"{name}.mp4")).model_dump())
-    work = tmp_path / "work"
-    command = [sys.executable, "-c", _POISONED, str(work), str(models), json.dumps(items)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout.split()[-1]) == 3
-    rows = {row["source_id"]: (row["status"], row["reason"]) for row in json.loads(Path(f"{work}.json").read_text())}
-    assert rows.pop("c") == ("failed", "crash")
-    assert rows.pop("b") == ("ok", None)
-    assert set(rows.values()) == {("rejected", "no face")}
-    seen = Path(f"{work}.seen").read_text().split()
-    assert seen.count("c") == 3
-    assert all(seen.count(name) == 1 for name in "abde")  # nothing that was done is done again
+@pytest.mark.parametrize("names", ["abcde", "c"])
+def test_one_that_ends_its_worker_three_times_is_failed_and_its_bundle_goes_on(ray_session, models, clip, tmp_path, monkeypatch, names):
+    monkeypatch.setattr(module, "_Worker", Poisoned)
+    monkeypatch.setattr(module, "_BUNDLES_A_WORKER", 1)
+    items = [item for item in five_sources(clip, tmp_path) if item.source_id in names]
+    ledger = analyze(items, AnalyzeConfig(workers=1, fps=1.0), models, str(tmp_path / "work"))
+    rows = {row["source_id"]: (row["status"], row["reason"], row.get("message")) for row in ledger.rows}
+    assert rows.pop("c") == ("failed", "crash", "ended its worker 3 times")
+    assert {name: row[:2] for name, row in rows.items()} == {
+        name: ("ok", None) if name == "b" else ("rejected", "no face") for name in names if name != "c"
+    }
+    seen = Path(f"{tmp_path}/work.seen").read_text().split()
+    assert {name: seen.count(name) for name in names} == {
+        name: 3 if name == "c" else 1 for name in names
+    }  # nothing that was done is done again
+    assert not list((tmp_path / "work" / "attempts").iterdir())
 
 
-def test_marks_are_counted(tmp_path):
-    mark(str(tmp_path), ["a", "b"])
-    mark(str(tmp_path), ["a"])
-    assert count_attempts(str(tmp_path)) == {"a": 2, "b": 1}
+@pytest.mark.parametrize("how", [KeyboardInterrupt, "kill -9"])
+def test_a_driver_that_is_stopped_or_killed_is_no_sources_fault(models, clip, tmp_path, monkeypatch, how):
+    """Five times, with one photo in flight each time."""
+    items, config = [item_for(clip("obama"))], AnalyzeConfig(workers=0)
+
+    def end(self, segment):
+        if how is KeyboardInterrupt:  # what SIGTERM becomes
+            raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.MonkeyPatch.context() as ending:
+        ending.setattr(module._Worker, "_observe", end)
+        for _ in range(5):
+            if how is KeyboardInterrupt:
+                with pytest.raises(KeyboardInterrupt):
+                    analyze(items, config, models, str(tmp_path / "work"))
+                assert not list((tmp_path / "work" / "attempts").iterdir())
+            else:
+                child = multiprocessing.get_context("fork").Process(target=analyze, args=(items, config, models, str(tmp_path / "work")))
+                child.start()
+                child.join()
+                assert child.exitcode == -signal.SIGKILL
+    (row,) = analyze(items, config, models, str(tmp_path / "work")).rows
+    assert row["status"] == "ok"
+    assert not list((tmp_path / "work" / "attempts").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["hang", "changed"])
+def test_what_the_other_segments_saw_goes_on_unless_the_file_changed(models, tmp_path, monkeypatch, clip, kind):
+    """Three segments of one video, of which the middle one fails."""
+    path = write(
+        tmp_path / "x.mp4", count=120, make=lambda number, height, width: face_picture(clip, number), size=(320, 320), options={"g": "20"}
+    )
+    monkeypatch.setattr(sources_module, "SEGMENT_SECONDS", 2.0)
+    real = module._Worker._observe
+
+    def observe(self, segment):
+        if segment.start and segment.end:
+            return [], {"status": "failed", "reason": kind, "message": "as the test wants it"}
+        return real(self, segment)
+
+    monkeypatch.setattr(module._Worker, "_observe", observe)
+    ledger = analyze([item_for(path)], AnalyzeConfig(workers=0, fps=1.0), models, str(tmp_path / "work"))
+    (row,) = ledger.rows
+    assert (row["status"], row["reason"], len(row["parts"])) == ("failed", kind, 3)
+    assert row["faces"] == 4  # of six seconds, two are lost
+    assert ledger.usable() == ([row] if kind == "hang" else [])
+
+
+def face_picture(clip, number):
+    image = np.asarray(Image.open(clip("obama")).convert("RGB").resize((320, 320)))
+    return np.ascontiguousarray(np.roll(image, number % 3, axis=1))
+
+
+def test_a_worker_takes_one_thread(models, tmp_path):
+    cv2.setNumThreads(2)
+    module._Worker(models, AnalyzeConfig(), {}, str(tmp_path), "run")
+    assert cv2.getNumThreads() == 1
+
+
+def test_marks_of_this_run_alone_are_taken_and_once(tmp_path):
+    work = str(tmp_path)
+    with pytest.raises(ZeroDivisionError), in_flight(work, "mine", ["a", "b"]):
+        1 / 0  # noqa: B018
+    assert take_marked(work, "mine", {"a", "b"}) == set()  # its end was seen
+    left = [in_flight(work, run, names) for run, names in (("mine", ["a", "b"]), ("other", ["c"]), ("mine", ["d"]))]
+    for mark in left:
+        mark.__enter__()
+    assert take_marked(work, "mine", {"a", "c", "e"}) == {"a"}
+    assert take_marked(work, "mine", {"a", "c", "d"}) == {"d"}
 
 
 def _die(pipe, path, argument):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,36 @@ def test_a_source_that_kills_its_decoder_twice_is_failed_and_once_is_not(models,
     twice = {row["source_id"]: row["reason"] for row in module.analyze(items, lone, models, str(tmp_path / "twice")).rows}
     assert twice == {"single_face": "crash", "no_face": "no face"}
     assert deaths["count"] == 2
+
+
+def _hangs(pipe, path, argument):
+    time.sleep(600)
+
+
+def test_a_source_whose_decoder_hangs_twice_is_failed_and_the_others_go_on(models, clip, tmp_path, monkeypatch):
+    import data_pipeline.analyze as analyze_module
+    import data_pipeline.decode as decode_module
+
+    real, tries = analyze_module.sample_frames, []
+
+    def watch(path, fps, start, end, decoder):
+        tries.append(Path(path).stem)
+        if "single_face" not in path:
+            return (yield from real(path, fps, start, end, decoder))
+        with pytest.MonkeyPatch.context() as soon:
+            soon.setattr(decode_module, "NO_PROGRESS_SECONDS", 0.5)
+            return (yield from decode_module.run_decoder(decoder, _hangs, path, None))
+
+    monkeypatch.setattr(analyze_module, "sample_frames", watch)
+    monkeypatch.setattr(analyze_module, "_BUNDLES_A_WORKER", 1e-9)  # all in one
+    items = [item_for(clip(name)) for name in ("carphone", "single_face", "no_face")]
+    ledger = analyze_module.analyze(items, analyze_module.AnalyzeConfig(workers=0, fps=1.0), models, str(tmp_path))
+    assert {row["source_id"]: (row["status"], row["reason"]) for row in ledger.rows} == {
+        "carphone_pristine": ("ok", None),
+        "single_face": ("failed", "hang"),
+        "no_face": ("rejected", "no face"),
+    }
+    assert sorted(tries) == ["carphone_pristine", "no_face", "single_face", "single_face"]
 
 
 def test_a_source_that_eats_memory_is_failed_and_takes_nobody_with_it(models, clip, tmp_path, monkeypatch):

@@ -1,9 +1,11 @@
 """Videos as they come: variable frame rate, HEVC, 10 bits, odd sizes, rotation, torn streams, cuts. Sampling and seeking must agree."""
 
+import errno
 import multiprocessing.forkserver
 import os
 import signal
 import struct
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,8 +15,8 @@ import pytest
 
 import data_pipeline.decode as decode_module
 from data_pipeline.analyze import until_torn
-from data_pipeline.decode import DecodeError, Decoder, MachineError, run_decoder, sample_frames
-from data_pipeline.seek import read_frames_at
+from data_pipeline.decode import DecodeError, Decoder, MachineError, _send_sampled, run_decoder, sample_frames
+from data_pipeline.seek import _send_at, read_frames_at
 
 
 def picture(number, height=120, width=160):
@@ -114,6 +116,64 @@ def test_a_torn_stream_gives_what_came_before(tmp_path):
     assert 5 < len(frames) < 25
 
 
+def write_with_sound(path, times, sound, last=None):
+    """Pictures at those times (seconds), the last one shown for `last` seconds, and so many seconds of silence."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=20, options={"bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 120, 160, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        voice = container.add_stream("aac", rate=48000) if sound else None
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode():
+            if last is not None:
+                packet.duration = round(last / packet.time_base)
+            container.mux(packet)
+        for number in range(int(sound * 48000) // 1024):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 48000, number * 1024, Fraction(1, 48000)
+            for packet in voice.encode(frame):
+                container.mux(packet)
+        for packet in voice.encode() if voice else ():
+            container.mux(packet)
+    return path
+
+
+WHOLE = {
+    "one frame a second": (range(10), 0, 1.0),
+    "its last frame stays": ([n * 0.05 for n in range(20)], 0, 3.0),
+    "ever slower": ([0.0, 0.1, 0.3, 0.7, 1.5, 3.1], 0, 3.0),
+    "longer sound": ([n * 0.05 for n in range(60)], 4.5, None),
+}
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_whole_video_is_not_called_truncated(tmp_path, kind, suffix):
+    times, sound, last = WHOLE[kind]
+    path = write_with_sound(tmp_path / f"x.{suffix}", times, sound, last)
+    assert len(list(sample_frames(str(path), 20.0))) == len(times)
+
+
+@pytest.mark.parametrize(("suffix", "sound"), [("mkv", 0), ("mkv", 4.5), ("mp4", 4.5)])
+def test_a_torn_one_with_sound_is_called_so(tmp_path, suffix, sound):
+    path = write_with_sound(tmp_path / f"x.{suffix}", [n * 0.05 for n in range(100)], sound)
+    content = path.read_bytes()
+    quarter = len(content) // 4
+    if suffix == "mkv":
+        path.write_bytes(content[: 2 * quarter])
+    else:  # its index is at the end: bytes of the pictures are lost instead
+        at = content.index(b"mdat") + 4 + quarter
+        path.write_bytes(content[:at] + bytes(quarter) + content[at + quarter :])
+    torn_by: list[DecodeError] = []
+    frames = list(until_torn(sample_frames(str(path), 5.0), torn_by, []))
+    assert [error.kind for error in torn_by] == ["truncated"]
+    assert 3 < len(frames) < 25
+
+
 def test_a_tear_at_the_very_end_is_told_too(tmp_path):
     """Less than half a second is missing: the length alone would not say so."""
     whole = Path(write(tmp_path / "x.mp4", count=100, faststart=True)).read_bytes()
@@ -156,6 +216,78 @@ def _lacks_a_library(sender, path, argument):
 def test_a_missing_library_is_no_verdict_on_the_source():
     with pytest.raises(MachineError, match="No module named 'decoder'"):
         list(run_decoder(None, _lacks_a_library, "x.mp4", None))
+
+
+def _raises(sender, path, error):
+    raise error
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ESTALE])
+def test_an_error_of_the_machine_is_no_verdict_on_the_source(number):
+    with pytest.raises(MachineError, match=os.strerror(number)):
+        list(run_decoder(None, _raises, "x.mp4", OSError(number, os.strerror(number))))
+
+
+def _ffmpeg_fails(sender, path, number):
+    av.error.err_check(-number)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.EIO, "decode"), (errno.EINVAL, "decode"), (errno.ENOENT, "missing"), (errno.EACCES, "missing"), (errno.ENOMEM, "memory")],
+)
+def test_what_ffmpeg_says_of_a_file_that_can_be_read_is_the_files(tmp_path, number, kind):
+    path = write(tmp_path / "x.mp4")
+    with pytest.raises(DecodeError) as error:
+        list(run_decoder(None, _ffmpeg_fails, path, number))
+    assert error.value.kind == kind
+    if number == errno.EIO:
+        with pytest.raises(MachineError):
+            list(run_decoder(None, _ffmpeg_fails, str(tmp_path / "cannot be read"), number))
+
+
+def _hangs(sender, path, seconds):
+    sender.send(("frame", "before"))
+    time.sleep(seconds)
+
+
+def test_a_child_that_hangs_is_killed(monkeypatch, tmp_path):
+    with Decoder() as decoder:
+        assert len(list(sample_frames(write(tmp_path / "x.mp4"), 5.0, decoder=decoder))) == 10
+        child = decoder._child
+        monkeypatch.setattr(decode_module, "NO_PROGRESS_SECONDS", 0.5)
+        frames = decoder.frames(_hangs, "x.mp4", 600.0)
+        assert next(frames) == "before"
+        with pytest.raises(DecodeError, match="no frame for") as error:
+            next(frames)
+        assert error.value.kind == "hang"
+        assert not child.is_alive()
+
+
+def _says_that_it_lives(sender, path, times):
+    for _ in range(times):
+        time.sleep(0.5)
+        sender.send(("alive", None))
+
+
+def test_a_child_that_says_it_lives_does_not_hang(monkeypatch, tmp_path):
+    with Decoder() as decoder:
+        list(sample_frames(write(tmp_path / "x.mp4"), 5.0, decoder=decoder))  # it has started
+        monkeypatch.setattr(decode_module, "NO_PROGRESS_SECONDS", 2.0)
+        assert list(decoder.frames(_says_that_it_lives, "x.mp4", 6)) == []
+
+
+class _Pipe(list):
+    send = list.append
+
+
+@pytest.mark.parametrize("look", [_send_sampled, _send_at])
+def test_frames_that_are_passed_over_are_signs_of_life(tmp_path, monkeypatch, look):
+    monkeypatch.setattr(decode_module, "_ALIVE_SECONDS", -1.0)
+    pipe = _Pipe()
+    look(pipe, write(tmp_path / "x.mp4"), (20.0, 1.5, None) if look is _send_sampled else [0.9])
+    kinds = [kind for kind, _ in pipe]
+    assert kinds[: kinds.index("frame")].count("alive") >= 10  # one a frame, before the first that is asked for
 
 
 def _takes_memory(sender, path, block):
