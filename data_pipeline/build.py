@@ -34,7 +34,7 @@ from infra.console import heading, say, table
 from infra.errors import UserError
 from infra.storage import commit_changed, exists, join, read_bytes, sha256_json, sweep_temporaries
 
-VERSION = 6
+VERSION = 7
 """Raise it when the same plan would give other samples."""
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.candidates import read_candidates_table
-from data_pipeline.pack import read_index, read_manifest
+from data_pipeline.pack import read_index, read_manifest, sources_of
 from data_pipeline.rules import Usage
 from infra.errors import UserError
 from infra.storage import commit, exists, join, read_bytes, sha256_json
@@ -127,5 +127,5 @@ def _merged_away(rows: list[dict[str, Any]], merges: list[tuple[str, str]]) -> s
             continue
         lower = min((first, second), key=lambda name: _RANK.index(splits[name]))
         mine = {lower} | {name for name, person in people.items() if lower in people and person == people[lower]}
-        gone.update(row["key"] for row in rows if row["source_id"] in mine)
+        gone.update(row["key"] for row in rows if sources_of(row) & mine)
     return gone

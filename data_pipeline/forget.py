@@ -27,7 +27,7 @@ from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.identities import NAME, Identities
 from data_pipeline.image_set import read_image_set
 from data_pipeline.observations import part_uri
-from data_pipeline.pack import encode_table, read_index, read_manifest, rewrite_shards
+from data_pipeline.pack import encode_table, licences_of, read_index, read_manifest, rewrite_shards, sources_of
 from data_pipeline.sources import drop_staged
 from data_pipeline.subset import remake_view
 from data_pipeline.worklist import WorkItem, read_worklist, write_worklist
@@ -154,12 +154,7 @@ def sources_like(work: str, photo: str, models: Path, similarity: float = 0.45) 
 
 def _clean_inputs(work: str, removals: Removals, gone: set[str]) -> None:
     """Takes the removed people out of labels and merges, while the versions still say which keys are theirs."""
-    keys = {
-        row["key"]
-        for folder in _versions(work, views=False)
-        for row in [*read_manifest(folder), *read_candidates(folder)]
-        if removals.covers(row["source_id"], row.get("identity") or row.get("person"), row["licence"])
-    }
+    keys = {key for folder in _versions(work, views=False) for key in _lost_keys(folder, removals)}
     for name, theirs in ((LABELS, keys), (MERGES, gone)):
         uri = join(work, name)
         lines = read_bytes(uri).decode().splitlines() if exists(uri) else []
@@ -202,11 +197,11 @@ def _record(work: str, rows: list[dict[str, Any]]) -> None:
 
 def _shrink(folder: str, removals: Removals) -> int:
     """Publishes a version without what was removed; returns the number of samples taken out."""
-    index, manifest = read_index(folder), read_manifest(folder)
-    keep = [row for row in manifest if not removals.covers(row["source_id"], row["identity"], row["licence"])]
+    index, manifest, lost = read_index(folder), read_manifest(folder), _lost_keys(folder, removals)
+    keep = [row for row in manifest if row["key"] not in lost]
     revision = index.get("revision", 0) + 1
     if len(keep) == len(manifest):
-        if _shrink_candidates(folder, removals, revision):  # refused pairs name people too; samples and digest stay
+        if _shrink_candidates(folder, lost, revision):  # refused pairs name people too; samples and digest stay
             fresh = index | {"candidates": f"candidates.r{revision}.parquet", "revision": revision}
             commit(join(folder, "index.json"), json.dumps(fresh, indent=1, sort_keys=True).encode())
         return 0
@@ -216,7 +211,7 @@ def _shrink(folder: str, removals: Removals) -> int:
     manifest_name = f"manifest.r{revision}.parquet"
     data = encode_table(sorted(rows, key=lambda row: (row["shard"], row["key"])))
     commit(join(folder, manifest_name), data)
-    has_candidates = _shrink_candidates(folder, removals, revision)
+    has_candidates = _shrink_candidates(folder, lost, revision)
     changed = {
         "shards": shards,
         "manifest": manifest_name,
@@ -232,12 +227,20 @@ def _shrink(folder: str, removals: Removals) -> int:
     return len(manifest) - len(keep)
 
 
-def _shrink_candidates(folder: str, removals: Removals, revision: int) -> bool:
+def _lost_keys(folder: str, removals: Removals) -> set[str]:
+    """Keys of a version's samples and refused pairs of which either end was removed; candidates name the targets that older manifests do not."""
+    lost = set()
+    for row in [*read_manifest(folder), *read_candidates(folder)]:
+        person = row.get("identity") or row.get("person")
+        if any(removals.covers(name, person, None) for name in sources_of(row)) or licences_of(row) & removals.licences:
+            lost.add(row["key"])
+    return lost
+
+
+def _shrink_candidates(folder: str, lost: set[str], revision: int) -> bool:
     """Writes the candidates without what was removed, where they hold any of it; whether they do."""
     rows = read_candidates(folder)
-    kept = [
-        r for r in rows if not (removals.covers(r["source_id"], r["person"], r["licence"]) or removals.covers(r["target_id"], None, None))
-    ]
+    kept = [row for row in rows if row["key"] not in lost]
     if len(kept) == len(rows):
         return False
     commit(join(folder, f"candidates.r{revision}.parquet"), encode_table(kept))

@@ -161,9 +161,10 @@ def write_shard(samples: list[tuple[dict[str, Any], dict[str, bytes]]], shard: s
 
 
 def encode_table(rows: list[dict[str, Any]]) -> bytes:
-    """Rows as the bytes of a Parquet file; equal rows, equal bytes."""
+    """Rows as the bytes of a Parquet file, with the columns of all of them; equal rows, equal bytes."""
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
+    names = dict.fromkeys(name for row in rows for name in row)  # rows of an extended version may have fewer
+    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), buffer, compression="zstd")
     return buffer.getvalue()
 
 
@@ -199,6 +200,21 @@ def home_of(folder: str) -> str:
     if home != folder and read_index(home)["digest"] != index["parent"]:
         raise UserError(f"{folder}: the version that this view is of has changed (samples were removed from it). Make the view again.")
     return home
+
+
+def sources_of(row: dict[str, Any]) -> set[str]:
+    """Sources of a manifest row: the source's, and the target's where it is another. Older manifests name only the first."""
+    return {row["source_id"], row.get("target_id") or row["source_id"]}
+
+
+def licences_of(row: dict[str, Any]) -> set[str]:
+    """Licences of a manifest row: a pair is under those of both its ends."""
+    return {row["licence"], row.get("target_licence") or row["licence"]}
+
+
+def licence_text(row: dict[str, Any]) -> str:
+    """The same for people."""
+    return " and ".join(sorted(licences_of(row)))
 
 
 def read_manifest(folder: str) -> list[dict[str, Any]]:

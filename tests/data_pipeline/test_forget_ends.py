@@ -1,0 +1,105 @@
+"""Pairs of two sources: both ends are somebody's, and both have a licence."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.analyze import AnalyzeConfig
+from data_pipeline.build import DataConfig, build_dataset
+from data_pipeline.extend import _merged_away
+from data_pipeline.forget import forget
+from data_pipeline.groups import GroupsConfig
+from data_pipeline.pack import MANIFEST, encode_table, read_manifest, read_members
+from data_pipeline.rules import PairingConfig
+from data_pipeline.subset import export, make_view
+from data_pipeline.verify import verify_version
+from data_pipeline.worklist import item_for
+from infra.storage import sha256_bytes, sha256_file, sha256_json
+from lato.pairs import decode_pair
+from tests.data_pipeline.test_forget import all_text_of
+
+LOOSE = PairingConfig(
+    max_upscale=20, max_padding=1, same_person=True, min_background=-1, min_clothing=-1, min_similarity=-1, min_expression=0, max_occlusion=9,
+    near_duplicate_bits=-1, pose_tolerance=15.0, min_sharpness=0, max_writing=1, max_noise=99, max_clipped=1, max_blockiness=99, per_cell=99,
+)  # fmt: skip
+PHOTOS = DataConfig(analyze=AnalyzeConfig(workers=0, groups=GroupsConfig(names=("identity",))), pairing=LOOSE)
+
+
+@pytest.fixture(scope="module")
+def built(models, clip, tmp_path_factory):
+    """Two photos of one declared person under two licences: a pair each way."""
+    work = tmp_path_factory.mktemp("ends") / "w"
+    items = [item_for(clip("obama"), licence="CC0-1.0", identity="o"), item_for(clip("obama2"), licence="secret-NC", identity="o")]
+    version = build_dataset(PHOTOS, str(work), models, items)
+    rows = read_manifest(version.uri)
+    assert sorted((row["source_id"], row["target_id"], row["licence"], row["target_licence"]) for row in rows) == [
+        ("obama", "obama2", "CC0-1.0", "secret-NC"),
+        ("obama2", "obama", "secret-NC", "CC0-1.0"),
+    ]
+    return work, items
+
+
+@pytest.fixture
+def copied(built, tmp_path):
+    """A build of which a test may forget something."""
+    shutil.copytree(built[0], tmp_path / "w")
+    return tmp_path / "w"
+
+
+def as_written_before(folder):
+    """Takes the columns of the target out of a version, as if an older build had written it."""
+    index = json.loads((folder / "index.json").read_text())
+    rows = [{name: value for name, value in row.items() if not name.startswith("target_")} for row in read_manifest(str(folder))]
+    data = encode_table(rows)
+    (folder / MANIFEST).write_bytes(data)
+    index["manifest_sha256"] = sha256_bytes(data)
+    index["digest"] = sha256_json({"shards": index["shards"], "manifest": index["manifest_sha256"]})
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def test_the_sample_says_whose_its_target_is(built):
+    work, items = built
+    row = next(row for row in read_manifest(str(work / "versions/v1")) if row["source_id"] == "obama")
+    origin = decode_pair(row["key"], read_members(str(work / "versions/v1"), row)).meta.provenance
+    assert (origin.target_id, origin.target_licence, origin.target_sha256) == ("obama2", "secret-NC", sha256_file(items[1].uri))
+
+
+@pytest.mark.parametrize("asked", [{"source": "obama2"}, {"licence": "secret-NC"}, {"sources": ("obama2",)}, {"source": "obama"}])
+@pytest.mark.parametrize("older", [False, True])
+def test_either_end_takes_the_pair_with_it(copied, asked, older):
+    version = copied / "versions/v1"
+    if older:
+        as_written_before(version)
+    keys = [row["key"] for row in read_manifest(str(version))]
+    (copied / "labels.jsonl").write_text("".join(json.dumps({"key": key, "good": True}) + "\n" for key in keys))
+    done = forget(str(copied), **asked)
+    assert done.sources == 1 and done.samples == {"v1": 2}
+    assert read_manifest(str(version)) == [] and verify_version(str(version)) == []
+    assert list((version / "shards").iterdir()) == [] and list((copied / "renders").iterdir()) == []
+    assert (copied / "labels.jsonl").read_text() == ""
+    assert not any(key in all_text_of(path) for path in copied.rglob("*") if path.is_file() for key in keys)
+
+
+def test_a_pair_is_exported_only_where_both_licences_allow_it(built, tmp_path):
+    work, _ = built
+    version = str(work / "versions/v1")
+    with pytest.raises(Exception, match="no sample has a licence of commercial"):
+        export(version, str(tmp_path / "free"), ["commercial"])
+    exported, left = export(version, str(tmp_path / "both"), ["commercial", "secret-NC"])
+    assert exported == {"CC0-1.0 and secret-NC": 2} and left == {}
+    with pytest.raises(Exception, match="no sample is left"):
+        make_view(version, "free", "licence = CC0-1.0")
+    assert sum(make_view(version, "both", "licence in CC0-1.0,secret-NC")[1].values()) == 2
+    card = (Path(version) / "README.md").read_text()
+    assert "license: other" in card and "| CC0-1.0 and secret-NC | 2 |" in card
+    assert json.loads((Path(version) / "croissant.json").read_text())["license"] == ["CC0-1.0", "secret-NC"]
+
+
+def test_a_merge_takes_out_pairs_of_which_either_end_is_in_the_lower_split():
+    rows = [
+        {"key": key, "source_id": source, "target_id": target, "split": split, "identity": f"{source}/0"}
+        for key, source, target, split in (("ab", "a", "b", "train"), ("ba", "b", "a", "train"), ("cc", "c", "c", "test"))
+    ]
+    assert _merged_away(rows, [("a", "c")]) == {"ab", "ba"}
