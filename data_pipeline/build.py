@@ -175,13 +175,13 @@ def read_sources(config: DataConfig, extra: list[WorkItem]) -> list[WorkItem]:
 
 def _sources(config: DataConfig, work: str, models: Path, extra: list[WorkItem]) -> list[WorkItem]:
     """All sources, generated ones too, without what was removed; written as the build's work list."""
-    given = read_sources(config, extra)
-    items = given + synthetic_sources(config.synthetic, given, models, work)
     removals = Removals.read(work)
-    removed = [item for item in items if removals.covers(item.source_id, item.identity, item.licence)]
-    if removed:
-        say(f"  {len(removed)} sources are left out: they were removed from this build ({FILE})")
-        items = [item for item in items if item not in removed]
+    named = read_sources(config, extra)
+    given = removals.keep(named)  # before anything is generated of them
+    made = synthetic_sources(config.synthetic, given, models, work)
+    items = given + removals.keep(made)
+    if len(items) < len(named) + len(made):
+        say(f"  {len(named) + len(made) - len(items)} sources are left out: they were removed from this build ({FILE})")
     if not items:
         raise UserError("there are no sources: give worklist=, folder= or synthetic.anny.people=")
     write_worklist(items, join(work, "worklist.parquet"))

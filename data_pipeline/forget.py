@@ -66,6 +66,13 @@ class Removals:
             or (licence is not None and licence in self.licences)
         )
 
+    def keep(self, items: list[WorkItem]) -> list[WorkItem]:
+        """The sources that were not removed, nor made from one that was."""
+        gone = {item.source_id for item in items if self.covers(item.source_id, item.identity, item.licence)}
+        origins = {item.source_id: item.attributes.get("made_from") for item in items}
+        gone |= {name for name, origin in origins.items() if origin and (origin in gone or self.covers(origin, None, None))}
+        return [item for item in items if item.source_id not in gone]
+
 
 @dataclass(frozen=True)
 class Forgotten:

@@ -7,16 +7,19 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.analyze import AnalyzeConfig
-from data_pipeline.build import DataConfig, build_dataset
+from data_pipeline.build import DataConfig, build_dataset, observe
 from data_pipeline.extend import _merged_away
 from data_pipeline.forget import forget
 from data_pipeline.groups import GroupsConfig
 from data_pipeline.pack import MANIFEST, encode_table, read_manifest, read_members
 from data_pipeline.rules import PairingConfig
 from data_pipeline.subset import export, make_view
+from data_pipeline.synthetic.sources import SyntheticConfig
+from data_pipeline.synthetic.warp import WarpConfig
 from data_pipeline.verify import verify_version
 from data_pipeline.worklist import item_for
 from infra.storage import sha256_bytes, sha256_file, sha256_json
+from lato.edits import Expression
 from lato.pairs import decode_pair
 from tests.data_pipeline.test_forget import all_text_of
 
@@ -25,6 +28,7 @@ LOOSE = PairingConfig(
     near_duplicate_bits=-1, pose_tolerance=15.0, min_sharpness=0, max_writing=1, max_noise=99, max_clipped=1, max_blockiness=99, per_cell=99,
 )  # fmt: skip
 PHOTOS = DataConfig(analyze=AnalyzeConfig(workers=0, groups=GroupsConfig(names=("identity",))), pairing=LOOSE)
+EDITED = PHOTOS.model_copy(update={"synthetic": SyntheticConfig(warp=WarpConfig(workers=0, expressions=(Expression.HAPPY,)))})
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +107,14 @@ def test_a_merge_takes_out_pairs_of_which_either_end_is_in_the_lower_split():
         for key, source, target, split in (("ab", "a", "b", "train"), ("ba", "b", "a", "train"), ("cc", "c", "c", "test"))
     ]
     assert _merged_away(rows, [("a", "c")]) == {"ab", "ba"}
+
+
+def test_a_forgotten_photo_does_not_come_back_through_its_edits(models, clip, tmp_path):
+    """Nor through a work list that names the edits themselves."""
+    work, photos = str(tmp_path / "w"), [item_for(clip("obama"), licence="t"), item_for(clip("obama2"), licence="t")]
+    looked = observe(EDITED, work, models, photos)
+    assert set(looked.items) == {"obama", "obama2", "obama_warp", "obama2_warp"}
+    assert forget(work, source="obama").sources == 2
+    again = observe(EDITED, work, models, [*photos, looked.items["obama_warp"]])
+    assert set(again.items) == {"obama2", "obama2_warp"}
+    assert all(path.read_bytes() != Path(photos[0].uri).read_bytes() for path in (tmp_path / "w/synthetic").iterdir())
