@@ -14,13 +14,13 @@ from data_pipeline.candidates import write_candidates
 from data_pipeline.card import CARD, write_card
 from data_pipeline.divide import divide
 from data_pipeline.extend import Base, read_base
-from data_pipeline.forget import FILE, Removals
 from data_pipeline.groups import backfill, group_digests, group_models
 from data_pipeline.holdout import Holdout, HoldoutConfig
 from data_pipeline.identities import NAME, Identities
 from data_pipeline.judge import Judged, accepted_rows, count_verdicts, judge
 from data_pipeline.ledger import Ledger
 from data_pipeline.pack import PackConfig, pack
+from data_pipeline.removals import FILE, Removals
 from data_pipeline.render import RenderConfig, render_crops
 from data_pipeline.rewrite import RewriteConfig, Rewriter
 from data_pipeline.rules import SETTINGS, VERDICTS, PairingConfig, Rules, Usage

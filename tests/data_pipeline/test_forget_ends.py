@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline import forget as forget_module
 from data_pipeline.analyze import AnalyzeConfig
 from data_pipeline.build import DataConfig, build_dataset, observe
 from data_pipeline.extend import _merged_away
-from data_pipeline.forget import forget
+from data_pipeline.forget import PENDING, forget
 from data_pipeline.groups import GroupsConfig
 from data_pipeline.pack import MANIFEST, encode_table, read_manifest, read_members
 from data_pipeline.rules import PairingConfig
@@ -21,7 +22,7 @@ from data_pipeline.worklist import item_for
 from infra.storage import sha256_bytes, sha256_file, sha256_json
 from lato.edits import Expression
 from lato.pairs import decode_pair
-from tests.data_pipeline.test_forget import all_text_of
+from tests.data_pipeline.test_forget import all_text_of, observed_rows
 
 LOOSE = PairingConfig(
     max_upscale=20, max_padding=1, same_person=True, min_background=-1, min_clothing=-1, min_similarity=-1, min_expression=0, max_occlusion=9,
@@ -118,3 +119,60 @@ def test_a_forgotten_photo_does_not_come_back_through_its_edits(models, clip, tm
     again = observe(EDITED, work, models, [*photos, looked.items["obama_warp"]])
     assert set(again.items) == {"obama2", "obama2_warp"}
     assert all(path.read_bytes() != Path(photos[0].uri).read_bytes() for path in (tmp_path / "w/synthetic").iterdir())
+
+
+def source_ids(work):
+    return {row["source_id"] for row in observed_rows(work)}
+
+
+@pytest.mark.parametrize("asked", [{"source": "obama"}, {"identity": "o"}, {"licence": "old"}])
+def test_forgetting_reaches_what_the_last_work_list_does_not_name(models, clip, tmp_path, asked):
+    """Parts of an earlier work list and of earlier settings, edited sets of earlier settings with their records, images and parts."""
+    work, photo = tmp_path / "w", item_for(clip("obama"), licence="old", identity="o")
+    surprised = EDITED.model_copy(update={"synthetic": SyntheticConfig(warp=WarpConfig(workers=0, expressions=(Expression.SURPRISED,)))})
+    for config, item in ((EDITED, photo), (surprised, photo), (PHOTOS, photo.model_copy(update={"box": (0.0, 0.0, 1.0, 1.0)}))):
+        observe(config, str(work), models, [item])
+    observe(EDITED, str(work), models, [item_for(clip("obama2"), licence="new")])
+    assert len(list((work / "parts").iterdir())) == 4 + 2  # a photo cut otherwise, and two sets of warps, are superseded
+    assert source_ids(work) == {"obama", "obama_warp", "obama2", "obama2_warp"}
+    kept = {path.name for path in (work / "synthetic").iterdir() if "obama2" in path.read_text("latin-1")}
+    assert forget(str(work), **asked).sources == 2
+    assert source_ids(work) == {"obama2", "obama2_warp"}
+    assert {path.name.split(".")[0] for path in (work / "columns").rglob("*.*")} <= {path.stem for path in (work / "parts").iterdir()}
+    left = list((work / "synthetic").iterdir())
+    assert kept and len(left) == 4  # the other photo's set, its record, itself and one edit
+    assert all(path.read_bytes() != Path(photo.uri).read_bytes() and '"obama"' not in path.read_text("latin-1") for path in left)
+    assert not (work / PENDING).exists()
+
+
+def test_what_no_list_names_is_forgotten_even_if_killed_at_any_step(built, models, clip, tmp_path, monkeypatch):
+    """Version v1 is of photos that the last work list does not name."""
+    shutil.copytree(built[0], tmp_path / "start")
+    observe(PHOTOS, str(tmp_path / "start"), models, [item_for(clip("biden"), licence="new")])
+    left = 0
+
+    def counted(real):
+        def act(*args, **options):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return real(*args, **options)
+
+        return act
+
+    for name in ("commit", "delete"):
+        monkeypatch.setattr(forget_module, name, counted(getattr(forget_module, name)))
+    for steps in range(1000):
+        work = shutil.copytree(tmp_path / "start", tmp_path / f"w{steps}")
+        left = steps
+        try:
+            forget(str(work), licence="secret-NC")
+            break
+        except KeyboardInterrupt:
+            left = 1000
+            forget(str(work), licence="secret-NC")
+        assert source_ids(work) == {"obama", "biden"}
+        assert read_manifest(str(work / "versions/v1")) == [] and list((work / "renders").iterdir()) == []
+        assert not (work / PENDING).exists()
+    assert steps > 12
