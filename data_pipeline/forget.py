@@ -31,7 +31,19 @@ from data_pipeline.sources import drop_staged
 from data_pipeline.subset import remake_view
 from data_pipeline.worklist import WorkItem, read_worklist, write_worklist
 from infra.errors import UserError
-from infra.storage import commit, commit_changed, delete, exists, join, list_files, list_folders, read_bytes, sha256_bytes, sha256_json
+from infra.storage import (
+    commit,
+    commit_changed,
+    delete,
+    delete_folder,
+    exists,
+    join,
+    list_files,
+    list_folders,
+    read_bytes,
+    sha256_bytes,
+    sha256_json,
+)
 from lato.faces import FaceReader
 from lato.pairs import decode_image
 
@@ -94,6 +106,9 @@ def apply_removals(work: str) -> Forgotten:
         _sweep(folder, bool(found or known))
     for folder in _versions(work, views=True):
         _remake_view(folder)
+    for folder in list_folders(join(work, "versions")):  # of a build that was killed before it published: made anew
+        if not exists(join(folder, "index.json")):
+            delete_folder(folder)
     for uri in list_files(join(work, "pairs")):  # scores of whole bundles: made anew from the observations that stay
         delete(uri)
     _delete_observations(work, lost)

@@ -176,3 +176,11 @@ def test_what_no_list_names_is_forgotten_even_if_killed_at_any_step(built, model
         assert read_manifest(str(work / "versions/v1")) == [] and list((work / "renders").iterdir()) == []
         assert not (work / PENDING).exists()
     assert steps > 12
+
+
+def test_a_version_that_was_never_published_goes(copied):
+    """A build killed between shards and index: what it packed holds people that no index says are there."""
+    (copied / "versions/v1/index.json").unlink()
+    assert list((copied / "versions/v1/shards").iterdir())
+    forget(str(copied), source="obama2")
+    assert not (copied / "versions/v1").exists() and list((copied / "renders").iterdir()) == []
