@@ -88,6 +88,9 @@ def pack(samples: list[Planned], config: PackConfig, folder: str, name: str, cre
     if base:
         index["extends"] = {"name": base.index["name"], "digest": base.index["digest"], "samples": len(base.rows)}
     index["digest"] = sha256_json({"shards": shards, "manifest": index["manifest_sha256"]})
+    tombstones = read_index(folder).get("tombstones") if exists(join(folder, "index.json")) else None
+    if tombstones:  # what was forgotten of a version of this name: runs that were trained on it can still be named
+        index["tombstones"] = tombstones
     commit(join(folder, "index.json"), json.dumps(index, indent=1, sort_keys=True).encode())
     return index["digest"]
 

@@ -12,9 +12,10 @@ from data_pipeline.build import DataConfig, build_dataset, observe
 from data_pipeline.extend import _merged_away
 from data_pipeline.forget import PENDING, forget
 from data_pipeline.groups import GroupsConfig
-from data_pipeline.pack import MANIFEST, encode_table, read_manifest, read_members
+from data_pipeline.pack import MANIFEST, PackConfig, encode_table, read_index, read_manifest, read_members
 from data_pipeline.rules import PairingConfig
 from data_pipeline.subset import export, make_view
+from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig
 from data_pipeline.synthetic.warp import WarpConfig
 from data_pipeline.verify import verify_version
@@ -184,3 +185,14 @@ def test_a_version_that_was_never_published_goes(copied):
     assert list((copied / "versions/v1/shards").iterdir())
     forget(str(copied), source="obama2")
     assert not (copied / "versions/v1").exists() and list((copied / "renders").iterdir()) == []
+
+
+def test_tombstones_outlive_the_next_build_of_the_name(models, tmp_path):
+    people = SyntheticConfig(anny=AnnyConfig(people=3, images=3, workers=0))
+    config = DataConfig(analyze=AnalyzeConfig(workers=0), synthetic=people, pack=PackConfig(samples_per_shard=1))
+    build_dataset(config, str(tmp_path), models, [])
+    before = forget(str(tmp_path), source="anny_0_00001").digests
+    version = build_dataset(config.model_copy(update={"pack": PackConfig()}), str(tmp_path), models, [])
+    assert read_manifest(version.uri) and verify_version(version.uri) == []
+    assert len(before) == 1 and read_index(version.uri)["tombstones"] == before
+    assert forget(str(tmp_path), source="anny_0_00001").digests == before
