@@ -11,7 +11,7 @@ from typing import Any, Literal
 from data_pipeline.analyze import AnalyzeConfig, analyze, write_ledger
 from data_pipeline.audit import read_labels
 from data_pipeline.candidates import write_candidates
-from data_pipeline.card import CARD, write_card
+from data_pipeline.card import write_card
 from data_pipeline.divide import divide
 from data_pipeline.extend import Base, read_base
 from data_pipeline.groups import backfill, group_digests, group_models
@@ -19,7 +19,7 @@ from data_pipeline.holdout import Holdout, HoldoutConfig
 from data_pipeline.identities import NAME, Identities
 from data_pipeline.judge import Judged, accepted_rows, count_verdicts, judge
 from data_pipeline.ledger import Ledger
-from data_pipeline.pack import PackConfig, pack
+from data_pipeline.pack import PackConfig, pack, sweep_shards
 from data_pipeline.removals import FILE, Removals
 from data_pipeline.render import RenderConfig, render_crops
 from data_pipeline.rewrite import RewriteConfig, Rewriter
@@ -133,8 +133,8 @@ def build_dataset(
     )
     published = _read_published(folder, created_from)
     if published:
-        if not exists(join(folder, CARD)):  # a build that was killed between the two
-            write_card(folder)
+        sweep_shards(folder)  # of a build that was killed after it published
+        write_card(folder)
         say(f"  version {config.name} stands already ({sum(published.samples.values())} samples)")
         return published
     return _publish(config, observed, base, labels, folder, work, created_from, until)

@@ -16,7 +16,19 @@ import pyarrow.parquet as pq
 from infra.config import Config
 from infra.console import Progress
 from infra.errors import UserError
-from infra.storage import commit, commit_changed, copy_file, exists, join, open_read, read_bytes, sha256_bytes, sha256_json
+from infra.storage import (
+    commit,
+    commit_changed,
+    copy_file,
+    delete,
+    exists,
+    join,
+    list_files,
+    open_read,
+    read_bytes,
+    sha256_bytes,
+    sha256_json,
+)
 from lato.pairs import MEMBERS, FacePair, Split, encode_pair
 
 if TYPE_CHECKING:
@@ -92,7 +104,16 @@ def pack(samples: list[Planned], config: PackConfig, folder: str, name: str, cre
     if tombstones:  # what was forgotten of a version of this name: runs that were trained on it can still be named
         index["tombstones"] = tombstones
     commit(join(folder, "index.json"), json.dumps(index, indent=1, sort_keys=True).encode())
+    sweep_shards(folder)
     return index["digest"]
+
+
+def sweep_shards(folder: str) -> None:
+    """Deletes the shards that a version's index does not name, of an earlier version of its name: who reads `shards/*.tar` reads these samples only."""
+    named = {shard["name"] for shard in read_index(folder)["shards"]}
+    for uri in list_files(join(folder, "shards")):
+        if uri.rsplit("/", 1)[-1] not in named:
+            delete(uri)
 
 
 def _take_over(base: Base, folder: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import forget as forget_module
+from data_pipeline import pack as pack_module
 from data_pipeline.analyze import AnalyzeConfig
 from data_pipeline.build import DataConfig, build_dataset, observe
 from data_pipeline.extend import _merged_away
@@ -196,3 +197,24 @@ def test_tombstones_outlive_the_next_build_of_the_name(models, tmp_path):
     assert read_manifest(version.uri) and verify_version(version.uri) == []
     assert len(before) == 1 and read_index(version.uri)["tombstones"] == before
     assert forget(str(tmp_path), source="anny_0_00001").digests == before
+
+
+def test_shards_of_an_earlier_version_of_the_name_go(models, tmp_path, monkeypatch):
+    """Who reads `shards/*.tar` reads no sample twice; a build killed right after it published is tidied, and described anew, by a rerun."""
+    people = SyntheticConfig(anny=AnnyConfig(people=3, images=3, workers=0))
+    config = DataConfig(analyze=AnalyzeConfig(workers=0), synthetic=people, pack=PackConfig(samples_per_shard=1))
+    fewer = config.model_copy(update={"pack": PackConfig()})
+    version = build_dataset(config, str(tmp_path), models, [])
+    assert len(list(Path(version.uri, "shards").iterdir())) > 3
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_module, "sweep_shards", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build_dataset(fewer, str(tmp_path), models, [])
+    again = build_dataset(fewer, str(tmp_path), models, [])
+    named = {shard["name"] for shard in read_index(again.uri)["shards"]}
+    assert {path.name for path in Path(again.uri, "shards").iterdir()} == named
+    assert again.digest in Path(again.uri, "README.md").read_text()
+
+
+def interrupt(folder):
+    raise KeyboardInterrupt
