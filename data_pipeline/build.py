@@ -11,16 +11,16 @@ from typing import Any, Literal
 from data_pipeline.analyze import AnalyzeConfig, analyze, write_ledger
 from data_pipeline.audit import read_labels
 from data_pipeline.candidates import write_candidates
-from data_pipeline.card import CARD, write_card
+from data_pipeline.card import write_card
 from data_pipeline.divide import divide
 from data_pipeline.extend import Base, read_base
-from data_pipeline.forget import FILE, Removals
 from data_pipeline.groups import backfill, group_digests, group_models
 from data_pipeline.holdout import Holdout, HoldoutConfig
 from data_pipeline.identities import NAME, Identities, same_person_threshold
 from data_pipeline.judge import Judged, accepted_rows, count_verdicts, judge
 from data_pipeline.ledger import Ledger
-from data_pipeline.pack import PackConfig, pack
+from data_pipeline.pack import PackConfig, pack, sweep_shards
+from data_pipeline.removals import FILE, Removals
 from data_pipeline.render import RenderConfig, render_crops
 from data_pipeline.rewrite import RewriteConfig, Rewriter
 from data_pipeline.rules import READ_FROM, SETTINGS, VERDICTS, PairingConfig, Rules, Usage
@@ -34,7 +34,7 @@ from infra.console import heading, say, table
 from infra.errors import UserError
 from infra.storage import commit_changed, exists, join, read_bytes, sha256_json, sweep_temporaries
 
-VERSION = 6
+VERSION = 7
 """Raise it when the same plan would give other samples."""
 
 
@@ -134,8 +134,8 @@ def build_dataset(
     )
     published = _read_published(folder, created_from)
     if published:
-        if not exists(join(folder, CARD)):  # a build that was killed between the two
-            write_card(folder)
+        sweep_shards(folder)  # of a build that was killed after it published
+        write_card(folder)
         say(f"  version {config.name} stands already ({sum(published.samples.values())} samples)")
         return published
     return _publish(config, observed, base, labels, folder, work, created_from, until)
@@ -186,13 +186,13 @@ def read_sources(config: DataConfig, extra: list[WorkItem]) -> list[WorkItem]:
 
 def _sources(config: DataConfig, work: str, models: Path, extra: list[WorkItem]) -> list[WorkItem]:
     """All sources, generated ones too, without what was removed; written as the build's work list."""
-    given = read_sources(config, extra)
-    items = given + synthetic_sources(config.synthetic, given, models, work)
     removals = Removals.read(work)
-    removed = [item for item in items if removals.covers(item.source_id, item.identity, item.licence)]
-    if removed:
-        say(f"  {len(removed)} sources are left out: they were removed from this build ({FILE})")
-        items = [item for item in items if item not in removed]
+    named = read_sources(config, extra)
+    given = removals.keep(named)  # before anything is generated of them
+    made = synthetic_sources(config.synthetic, given, models, work)
+    items = given + removals.keep(made)
+    if len(items) < len(named) + len(made):
+        say(f"  {len(named) + len(made) - len(items)} sources are left out: they were removed from this build ({FILE})")
     if not items:
         raise UserError("there are no sources: give worklist=, folder= or synthetic.anny.people=")
     write_worklist(items, join(work, "worklist.parquet"))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.pack import read_index, read_manifest
+from data_pipeline.pack import licence_text, licences_of, read_index, read_manifest
 from infra.storage import commit_changed, join
 
 CARD, CROISSANT = "README.md", "croissant.json"
@@ -24,15 +25,15 @@ def write_card(folder: str) -> None:
 
 
 def _card(index: dict[str, Any], manifest: list[dict[str, Any]]) -> str:
-    def counts(column: str) -> str:
-        return "\n".join(f"| {name} | {count:,} |" for name, count in Counter(str(row[column]) for row in manifest).most_common())
+    def counts(names: Iterable[str]) -> str:
+        return "\n".join(f"| {name} | {count:,} |" for name, count in Counter(names).most_common())
 
     size = next(
         label
         for limit, label in ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e12, "n>1M"))
         if len(manifest) < limit
     )
-    licences = sorted({str(row["licence"]) for row in manifest})
+    licences = sorted(set[str]().union(*map(licences_of, manifest)))
     return f"""---
 pretty_name: {index["name"]}
 license: {"cc0-1.0" if licences == ["CC0-1.0"] else "other"}
@@ -55,15 +56,15 @@ offset of every member; `index.json` has the sha256 of every shard.
 
 | split | samples |
 |---|---|
-{counts("split")}
+{counts(str(row["split"]) for row in manifest)}
 
 | kind of edit | samples |
 |---|---|
-{counts("edit_kind")}
+{counts(str(row["edit_kind"]) for row in manifest)}
 
-| licence of the source | samples |
+| licences of source and target | samples |
 |---|---|
-{counts("licence")}
+{counts(map(licence_text, manifest))}
 
 No person, source or group is in two splits. Faces are measured by detectors, not labelled by hand; instructions come from templates. People can be taken out
 (`lato data forget`); what was removed stays removed in later builds.
@@ -94,7 +95,7 @@ def _croissant(index: dict[str, Any], manifest: list[dict[str, Any]]) -> dict[st
         "name": index["name"],
         "description": "Face-edit pairs with instructions and landmarks.",
         "version": f"1.0.0+{index['digest'][:12]}",  # readers want three numbers; the digest is what tells versions apart
-        "license": sorted({str(row["licence"]) for row in manifest}),
+        "license": sorted(set[str]().union(*map(licences_of, manifest))),
         "distribution": [table, *shards],
         "recordSet": [{"@type": "cr:RecordSet", "@id": "samples", "name": "samples", "field": fields}],
     }  # fmt: skip

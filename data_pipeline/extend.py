@@ -11,7 +11,7 @@ from typing import Any
 import networkx
 
 from data_pipeline.candidates import read_candidates_table
-from data_pipeline.pack import read_index, read_manifest
+from data_pipeline.pack import read_index, read_manifest, sources_of
 from data_pipeline.rules import Usage
 from infra.errors import UserError
 from infra.storage import commit, exists, join, read_bytes, sha256_json
@@ -201,4 +201,4 @@ def merged_away(rows: list[dict[str, Any]], merges: list[tuple[str, str]], compo
             mine = {name for name in found if name in splits}
             top = max((_RANK.index(splits[name]) for name in mine), default=0)
             lower |= {name for name in mine if _RANK.index(splits[name]) < top}
-    return {row["key"] for row in rows if row["source_id"] in lower}
+    return {row["key"] for row in rows if sources_of(row) & lower}

@@ -8,7 +8,6 @@ in the work folder (text states, edits, pages, pictures of runs) is deleted firs
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from data_pipeline.attempts import clear_attempts
 from data_pipeline.audit import LABELS
@@ -26,45 +24,31 @@ from data_pipeline.extend import MERGES
 from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.identities import NAME, Identities
 from data_pipeline.image_set import read_image_set
-from data_pipeline.observations import part_uri
-from data_pipeline.pack import encode_table, read_index, read_manifest, rewrite_shards
+from data_pipeline.observations import part_uri, read_columns
+from data_pipeline.pack import encode_table, licences_of, read_index, read_manifest, rewrite_shards, sources_of, sweep_shards
+from data_pipeline.removals import FILE, Removals, find_removed, hash_name, read_parts, read_sets
 from data_pipeline.sources import drop_staged
 from data_pipeline.subset import remake_view
 from data_pipeline.worklist import WorkItem, read_worklist, write_worklist
 from infra.errors import UserError
-from infra.storage import commit, commit_changed, delete, exists, join, list_files, list_folders, read_bytes, sha256_bytes, sha256_json
+from infra.storage import (
+    commit,
+    commit_changed,
+    delete,
+    delete_folder,
+    exists,
+    join,
+    list_files,
+    list_folders,
+    read_bytes,
+    sha256_bytes,
+    sha256_json,
+)
 from lato.faces import FaceReader
 from lato.pairs import decode_image
 
-FILE = "removals.jsonl"
-
-
-@dataclass(frozen=True)
-class Removals:
-    """What may not come back: hashes of source ids and identities, and licences. Names are not kept."""
-
-    sources: frozenset[str]
-    identities: frozenset[str]
-    licences: frozenset[str]
-
-    @classmethod
-    def read(cls, work: str) -> Removals:
-        """The removals of a build; none where there is no file."""
-        uri = join(work, FILE)
-        rows = [json.loads(line) for line in read_bytes(uri).splitlines()] if exists(uri) else []
-
-        def of(kind: str) -> frozenset[str]:
-            return frozenset(row["value"] for row in rows if row["kind"] == kind)
-
-        return cls(of("source"), of("identity"), of("licence"))
-
-    def covers(self, source_id: str, identity: str | None, licence: str | None) -> bool:
-        """Whether a source was removed."""
-        return (
-            _hash(source_id) in self.sources
-            or (identity is not None and _hash(identity) in self.identities)
-            or (licence is not None and licence in self.licences)
-        )
+PENDING = "forgetting.json"
+"""Hashes of the source ids that a removal found, while it runs: what told of them may be deleted before the rest."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +79,8 @@ def forget(
     """
     if not exists(join(work, "worklist.parquet")):
         raise UserError(f"{work}: no build here (worklist.parquet is missing)")
-    asked: list[tuple[str, str | None]] = [("source", _hash(name)) for name in sources]
-    asked += [("source", source and _hash(source)), ("identity", identity and _hash(identity)), ("licence", licence)]
+    asked: list[tuple[str, str | None]] = [("source", hash_name(name)) for name in sources]
+    asked += [("source", source and hash_name(source)), ("identity", identity and hash_name(identity)), ("licence", licence)]
     if not any(value for _, value in asked):
         raise UserError("nothing to forget: give --source, --identity, --licence or --photo")
     _record(work, [{"kind": kind, "value": value} for kind, value in asked if value])
@@ -105,29 +89,37 @@ def forget(
 
 def apply_removals(work: str) -> Forgotten:
     """Carries out all recorded removals."""
-    removals = Removals.read(work)
     items = read_worklist(join(work, "worklist.parquet"))
-    gone = {item.source_id: item for item in items if removals.covers(item.source_id, item.identity, item.licence)}
-    gone |= {item.source_id: item for item in items if item.attributes.get("made_from") in gone}  # generated from their photos
-    lost = Removals(removals.sources | {_hash(name) for name in gone}, removals.identities, removals.licences)
-    _clean_inputs(work, lost, set(gone))
+    pending, removals = join(work, PENDING), Removals.read(work)
+    known = frozenset(json.loads(read_bytes(pending)) if exists(pending) else [])
+    found = find_removed(work, removals, items, _versions(work, views=False))
+    lost = Removals(removals.sources | known | {hash_name(name) for name in found}, removals.identities, removals.licences)
+    if found:
+        commit(pending, json.dumps(sorted(known | {hash_name(name) for name in found})).encode())
+    gone = {item.source_id: item for item in items if lost.covers(item.source_id, item.identity, item.licence)}
+    _clean_inputs(work, lost)
     samples = {}
     for folder in _versions(work, views=False):
         taken = _shrink(folder, lost)
         if taken:
             samples[folder.rsplit("/", 1)[-1]] = taken
-        _sweep(folder, bool(gone))
+        _sweep(folder, bool(found or known))
     for folder in _versions(work, views=True):
         _remake_view(folder)
+    for folder in list_folders(join(work, "versions")):  # of a build that was killed before it published: made anew
+        if not exists(join(folder, "index.json")):
+            delete_folder(folder)
     for uri in list_files(join(work, "pairs")):  # scores of whole bundles: made anew from the observations that stay
         delete(uri)
-    _delete_observations(work, gone)
+    _delete_observations(work, lost)
+    _delete_images(work, lost, gone)
     _sweep_crops(work)
     write_worklist([item for item in items if item.source_id not in gone], join(work, "worklist.parquet"))
     digests = {
         digest for views in (False, True) for folder in _versions(work, views) for digest in read_index(folder).get("tombstones", [])
     }
-    return Forgotten(len(gone), samples, sorted(digests))
+    delete(pending)
+    return Forgotten(len(found), samples, sorted(digests))
 
 
 def sources_like(work: str, photo: str, models: Path, similarity: float = 0.45) -> list[tuple[str, float]]:
@@ -139,7 +131,7 @@ def sources_like(work: str, photo: str, models: Path, similarity: float = 0.45) 
     reading = FaceReader.from_folder(models).read(decode_image(read_bytes(photo), photo))
     if reading is None:
         raise UserError(f"{photo}: no face is found in it")
-    parts = {part: row["source_id"] for row in _read_ledger(work) if row.get("faces") for part in row["parts"]}
+    parts = {part: source for part, source, _, _ in read_parts(work)}  # of all work lists and settings there ever were
     config = GroupsConfig(names=(NAME,))  # the recognizer that read the photo, whichever the build used
     digests = group_digests(models, config)
     backfill(list(parts), digests, config, models, work, 0)  # a build computes identity only where a pair needs it
@@ -152,18 +144,14 @@ def sources_like(work: str, photo: str, models: Path, similarity: float = 0.45) 
     return sorted(alike.items(), key=lambda entry: -entry[1])
 
 
-def _clean_inputs(work: str, removals: Removals, gone: set[str]) -> None:
+def _clean_inputs(work: str, removals: Removals) -> None:
     """Takes the removed people out of labels and merges, while the versions still say which keys are theirs."""
-    keys = {
-        row["key"]
-        for folder in _versions(work, views=False)
-        for row in [*read_manifest(folder), *read_candidates(folder)]
-        if removals.covers(row["source_id"], row.get("identity") or row.get("person"), row["licence"])
-    }
-    for name, theirs in ((LABELS, keys), (MERGES, gone)):
+    keys = {key for folder in _versions(work, views=False) for key in _lost_keys(folder, removals)}
+    for name in (LABELS, MERGES):  # of keys, of source ids
         uri = join(work, name)
         lines = read_bytes(uri).decode().splitlines() if exists(uri) else []
-        kept = [line for line in lines if not theirs & {value for value in json.loads(line).values() if isinstance(value, str)}]
+        values = {line: [value for value in json.loads(line).values() if isinstance(value, str)] for line in lines}
+        kept = [line for line in lines if not any(value in keys or removals.covers(value, None, None) for value in values[line])]
         if kept != lines:
             commit(uri, "".join(f"{line}\n" for line in kept).encode())
     if keys:
@@ -189,10 +177,6 @@ def _read_ledger(work: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in read_bytes(uri).splitlines()] if exists(uri) else []
 
 
-def _hash(name: str) -> str:
-    return sha256_bytes(name.encode())
-
-
 def _record(work: str, rows: list[dict[str, Any]]) -> None:
     uri = join(work, FILE)
     known = read_bytes(uri).decode().splitlines() if exists(uri) else []
@@ -202,11 +186,11 @@ def _record(work: str, rows: list[dict[str, Any]]) -> None:
 
 def _shrink(folder: str, removals: Removals) -> int:
     """Publishes a version without what was removed; returns the number of samples taken out."""
-    index, manifest = read_index(folder), read_manifest(folder)
-    keep = [row for row in manifest if not removals.covers(row["source_id"], row["identity"], row["licence"])]
+    index, manifest, lost = read_index(folder), read_manifest(folder), _lost_keys(folder, removals)
+    keep = [row for row in manifest if row["key"] not in lost]
     revision = index.get("revision", 0) + 1
     if len(keep) == len(manifest):
-        if _shrink_candidates(folder, removals, revision):  # refused pairs name people too; samples and digest stay
+        if _shrink_candidates(folder, lost, revision):  # refused pairs name people too; samples and digest stay
             fresh = index | {"candidates": f"candidates.r{revision}.parquet", "revision": revision}
             commit(join(folder, "index.json"), json.dumps(fresh, indent=1, sort_keys=True).encode())
         return 0
@@ -216,7 +200,7 @@ def _shrink(folder: str, removals: Removals) -> int:
     manifest_name = f"manifest.r{revision}.parquet"
     data = encode_table(sorted(rows, key=lambda row: (row["shard"], row["key"])))
     commit(join(folder, manifest_name), data)
-    has_candidates = _shrink_candidates(folder, removals, revision)
+    has_candidates = _shrink_candidates(folder, lost, revision)
     changed = {
         "shards": shards,
         "manifest": manifest_name,
@@ -232,12 +216,20 @@ def _shrink(folder: str, removals: Removals) -> int:
     return len(manifest) - len(keep)
 
 
-def _shrink_candidates(folder: str, removals: Removals, revision: int) -> bool:
+def _lost_keys(folder: str, removals: Removals) -> set[str]:
+    """Keys of a version's samples and refused pairs of which either end was removed; candidates name the targets that older manifests do not."""
+    lost = set()
+    for row in [*read_manifest(folder), *read_candidates(folder)]:
+        person = row.get("identity") or row.get("person")
+        if any(removals.covers(name, person, None) for name in sources_of(row)) or licences_of(row) & removals.licences:
+            lost.add(row["key"])
+    return lost
+
+
+def _shrink_candidates(folder: str, lost: set[str], revision: int) -> bool:
     """Writes the candidates without what was removed, where they hold any of it; whether they do."""
     rows = read_candidates(folder)
-    kept = [
-        r for r in rows if not (removals.covers(r["source_id"], r["person"], r["licence"]) or removals.covers(r["target_id"], None, None))
-    ]
+    kept = [row for row in rows if row["key"] not in lost]
     if len(kept) == len(rows):
         return False
     commit(join(folder, f"candidates.r{revision}.parquet"), encode_table(kept))
@@ -249,9 +241,8 @@ def _sweep(folder: str, removed: bool) -> None:
     index = read_index(folder)
     if not (index.get("revision") or removed):
         return
-    named = {shard["name"] for shard in index["shards"]}
-    stale = [uri for uri in list_files(join(folder, "shards")) if uri.rsplit("/", 1)[-1] not in named]
-    stale += [uri for uri in list_files(folder, ".parquet") if uri.rsplit("/", 1)[-1] not in (index["manifest"], index["candidates"])]
+    sweep_shards(folder)
+    stale = [uri for uri in list_files(folder, ".parquet") if uri.rsplit("/", 1)[-1] not in (index["manifest"], index["candidates"])]
     for uri in [*stale, *(join(folder, name) for name in ("report.html", "conflicts.json", "conflicts.jpg", "components.json"))]:
         delete(uri)
     write_card(folder)
@@ -280,40 +271,48 @@ def _sweep_crops(work: str) -> None:
             delete(uri)
 
 
+def _delete_observations(work: str, lost: Removals) -> None:
+    """Deletes parts, those that later settings superseded too, attempts, content hashes and ledger rows of removed sources."""
+    parts = [part for part, source, identity, _ in read_parts(work) if lost.covers(source, identity, None)]
+    _delete_hashes(work, parts)
+    clear_attempts(work)
+    gone = set(parts)
+    for columns in list_folders(join(work, "columns")):
+        for uri in list_files(columns):
+            if uri.rsplit("/", 1)[-1].split(".")[0] in gone:
+                delete(uri)
+    for part in parts:
+        delete(part_uri(work, part))
+    uri = join(work, "ledger.jsonl")
+    kept = [row for row in _read_ledger(work) if not lost.covers(row["source_id"], None, None)]
+    commit(uri, "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept).encode())
+
+
 def _delete_hashes(work: str, parts: list[str]) -> None:
     """Takes the content hashes of removed sources, as far as faces were seen in them, out of the file that keeps them."""
     uri = join(work, "contents.json")
     if not exists(uri):
         return
-    contents: set[str] = set()
-    for part in parts:
-        if exists(part_uri(work, part)):
-            contents.update(pq.read_table(io.BytesIO(read_bytes(part_uri(work, part))), columns=["source_sha256"])[0].to_pylist())
+    contents = {value for part in parts for value in read_columns(work, part, ["source_sha256"])["source_sha256"].to_pylist()}
     commit_changed(uri, json.dumps({k: v for k, v in json.loads(read_bytes(uri)).items() if v not in contents}, sort_keys=True).encode())
 
 
-def _delete_observations(work: str, gone: dict[str, WorkItem]) -> None:
-    """Deletes parts, attempts, generated images, staged copies, hashes and ledger rows of removed sources; the user's own files stay."""
-    ledger_uri, ledger = join(work, "ledger.jsonl"), _read_ledger(work)
-    _delete_hashes(work, [part for row in ledger if row["source_id"] in gone for part in row["parts"]])
-    clear_attempts(work)
-    for row in ledger:
-        for part in row["parts"] if row["source_id"] in gone else []:
-            for columns in list_folders(join(work, "columns")):
-                for uri in list_files(columns):
-                    if uri.rsplit("/", 1)[-1].startswith(part):
-                        delete(uri)
-            delete(part_uri(work, part))
-    sets = {item.uri.rsplit("/", 1)[-1] for item in gone.values()}
+def _delete_images(work: str, lost: Removals, gone: dict[str, WorkItem]) -> None:
+    """Deletes generated sets of removed sources, whichever settings made them, with records and images, and staged copies; the user's own files stay."""
+    theirs = {uri for uri, source in read_sets(work) if lost.covers(source, None, None)}
+    for item in gone.values():
+        drop_staged(item.uri)
+        if item.uri.startswith(join(work, "synthetic", "")):  # made by this build, not the user's own file
+            theirs.add(item.uri)
+    sets = {uri.rsplit("/", 1)[-1] for uri in theirs}
     for uri in list_files(join(work, "synthetic"), ".json"):  # which set was made of which photo
         made = json.loads(read_bytes(uri))
         if isinstance(made, dict) and made.get("set") in sets:
             delete(uri)
-    for item in gone.values():
-        drop_staged(item.uri)
-        if item.uri.startswith(join(work, "synthetic", "")):  # made by this build, not the user's own file
-            if item.uri.endswith(".json"):
-                for image in read_image_set(item.uri).images if exists(item.uri) else []:
+    stay = {image.uri for uri, _ in read_sets(work) if uri not in theirs for image in read_image_set(uri).images}
+    for uri in sorted(theirs):
+        if uri.endswith(".json"):
+            for image in read_image_set(uri).images if exists(uri) else []:
+                if image.uri not in stay:
                     delete(image.uri)
-            delete(item.uri)
-    commit(ledger_uri, "".join(json.dumps(row, sort_keys=True) + "\n" for row in ledger if row["source_id"] not in gone).encode())
+        delete(uri)

@@ -82,6 +82,11 @@ def read_part(work: str, fingerprint: str) -> pa.Table:
     return pq.read_table(io.BytesIO(read_bytes(part_uri(work, fingerprint))))
 
 
+def read_columns(work: str, fingerprint: str, names: list[str]) -> pa.Table:
+    """Some columns of a part's observations."""
+    return pq.read_table(io.BytesIO(read_bytes(part_uri(work, fingerprint))), columns=names)
+
+
 def read_representatives(work: str, fingerprint: str) -> list[dict[str, Any]]:
     """A part's representatives, each with its number in the part as `row`, without chips."""
     names = [name for name in SCHEMA.names if name not in _HEAVY]

@@ -16,7 +16,19 @@ import pyarrow.parquet as pq
 from infra.config import Config
 from infra.console import Progress
 from infra.errors import UserError
-from infra.storage import commit, commit_changed, copy_file, exists, join, open_read, read_bytes, sha256_bytes, sha256_json
+from infra.storage import (
+    commit,
+    commit_changed,
+    copy_file,
+    delete,
+    exists,
+    join,
+    list_files,
+    open_read,
+    read_bytes,
+    sha256_bytes,
+    sha256_json,
+)
 from lato.pairs import MEMBERS, FacePair, Split, encode_pair
 
 if TYPE_CHECKING:
@@ -88,8 +100,20 @@ def pack(samples: list[Planned], config: PackConfig, folder: str, name: str, cre
     if base:
         index["extends"] = {"name": base.index["name"], "digest": base.index["digest"], "samples": len(base.rows)}
     index["digest"] = sha256_json({"shards": shards, "manifest": index["manifest_sha256"]})
+    tombstones = read_index(folder).get("tombstones") if exists(join(folder, "index.json")) else None
+    if tombstones:  # what was forgotten of a version of this name: runs that were trained on it can still be named
+        index["tombstones"] = tombstones
     commit(join(folder, "index.json"), json.dumps(index, indent=1, sort_keys=True).encode())
+    sweep_shards(folder)
     return index["digest"]
+
+
+def sweep_shards(folder: str) -> None:
+    """Deletes the shards that a version's index does not name, of an earlier version of its name: who reads `shards/*.tar` reads these samples only."""
+    named = {shard["name"] for shard in read_index(folder)["shards"]}
+    for uri in list_files(join(folder, "shards")):
+        if uri.rsplit("/", 1)[-1] not in named:
+            delete(uri)
 
 
 def _take_over(base: Base, folder: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -161,9 +185,10 @@ def write_shard(samples: list[tuple[dict[str, Any], dict[str, bytes]]], shard: s
 
 
 def encode_table(rows: list[dict[str, Any]]) -> bytes:
-    """Rows as the bytes of a Parquet file; equal rows, equal bytes."""
+    """Rows as the bytes of a Parquet file, with the columns of all of them; equal rows, equal bytes."""
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
+    names = dict.fromkeys(name for row in rows for name in row)  # rows of an extended version may have fewer
+    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), buffer, compression="zstd")
     return buffer.getvalue()
 
 
@@ -199,6 +224,21 @@ def home_of(folder: str) -> str:
     if home != folder and read_index(home)["digest"] != index["parent"]:
         raise UserError(f"{folder}: the version that this view is of has changed (samples were removed from it). Make the view again.")
     return home
+
+
+def sources_of(row: dict[str, Any]) -> set[str]:
+    """Sources of a manifest row: the source's, and the target's where it is another. Older manifests name only the first."""
+    return {row["source_id"], row.get("target_id") or row["source_id"]}
+
+
+def licences_of(row: dict[str, Any]) -> set[str]:
+    """Licences of a manifest row: a pair is under those of both its ends."""
+    return {row["licence"], row.get("target_licence") or row["licence"]}
+
+
+def licence_text(row: dict[str, Any]) -> str:
+    """The same for people."""
+    return " and ".join(sorted(licences_of(row)))
 
 
 def read_manifest(folder: str) -> list[dict[str, Any]]:

@@ -74,9 +74,9 @@ def plan_samples(
     rewriter.ask((edit, row["key"], division.split_of[row["source_id"]]) for row in rows if (edit := edit_of(row)))
     planned, rendered = [], {}
     for row in rows:
-        item = items[row["source_id"]]
+        item, target = items[row["source_id"]], items[row["target_id"]]
         rendered[row["key"]] = crop_names(row, ends[row["key"]], seeker)
-        planned.append(_plan(row, ends[row["key"]], division, item, models[item.source_id], rewriter, rendered[row["key"]], work))
+        planned.append(_plan(row, ends[row["key"]], division, item, target, models[item.source_id], rewriter, rendered[row["key"]], work))
     return planned, rendered
 
 
@@ -85,6 +85,7 @@ def _plan(
     ends: Ends,
     division: Division,
     item: WorkItem,
+    target: WorkItem,
     models: dict[str, str],
     rewriter: Rewriter,
     names: list[str],
@@ -93,6 +94,9 @@ def _plan(
     edit, split, crops = edit_of(row), division.split_of[row["source_id"]], crops_of(row)
     assert edit is not None, "an accepted candidate has an edit"
     instruction = rewriter.instruction(edit, row["key"], split)
+    other = {} if target == item else {"target_id": target.source_id, "target_licence": target.licence}
+    if other:
+        other["target_sha256"] = ends[1]["source_sha256"]
     meta = PairMeta(
         instruction=instruction.text,
         template=instruction.template,
@@ -111,6 +115,7 @@ def _plan(
             licence=item.licence,
             scope=row["scope"],
             models=models,
+            **other,
         ),
     )
 
@@ -132,6 +137,8 @@ def _plan(
         "roll": edit.roll,
         "identity_similarity": meta.identity_similarity,
         "licence": item.licence,
+        "target_id": target.source_id,
+        "target_licence": target.licence,
     }
     return Planned(row["key"], split, columns, load)
 

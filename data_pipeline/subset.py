@@ -9,7 +9,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from data_pipeline.pack import MANIFEST, encode_table, home_of, read_index, read_manifest, read_members, write_shard
+from data_pipeline.pack import (
+    MANIFEST,
+    encode_table,
+    home_of,
+    licence_text,
+    licences_of,
+    read_index,
+    read_manifest,
+    read_members,
+    write_shard,
+)
 from infra.errors import UserError
 from infra.storage import commit, exists, join, sha256_bytes, sha256_json
 
@@ -30,6 +40,7 @@ def make_view(version: str, name: str, where: str, weight: float = 1.0) -> tuple
         version: Folder of the version.
         name: Name of the view.
         where: Conditions on manifest columns joined by `and`, for example `kind = video and identity_similarity >= 0.6 and expression in happy,sad`.
+            `licence` is asked of both ends of a pair.
         weight: How often training draws these samples, against 1 for others it is mixed with.
 
     Returns:
@@ -78,7 +89,7 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
     Args:
         version: Folder of the version.
         folder: Where to.
-        licences: Only these; `commercial` stands for `COMMERCIAL`. None given: all.
+        licences: Only these, of both ends of a pair; `commercial` stands for `COMMERCIAL`. None given: all.
 
     Returns:
         Samples exported and left out, each by licence.
@@ -90,9 +101,9 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
         raise UserError(f"{folder}: a version is published there already")
     index, manifest, home = read_index(version), read_manifest(version), home_of(version)
     allowed = {name for given in licences for name in (COMMERCIAL if given == "commercial" else (given,))}
-    kept = [row for row in manifest if not licences or row["licence"] in allowed]
+    kept = [row for row in manifest if not licences or licences_of(row) <= allowed]
     if not kept:
-        known = ", ".join(sorted({row["licence"] for row in manifest}))
+        known = ", ".join(sorted(set(map(licence_text, manifest))))
         raise UserError(f"{version}: no sample has a licence of {', '.join(licences)}. Licences: {known}")
     shards, rows = [], []
     for shard in read_index(home)["shards"]:
@@ -109,8 +120,8 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
     made |= {"manifest_sha256": sha256_bytes(data), "licences": sorted(licences)}
     made["digest"] = sha256_json({"shards": shards, "manifest": made["manifest_sha256"]})
     commit(join(folder, "index.json"), json.dumps(made, indent=1, sort_keys=True).encode())
-    exported = Counter(row["licence"] for row in kept)
-    return dict(exported), dict(Counter(row["licence"] for row in manifest) - exported)
+    exported = Counter(map(licence_text, kept))
+    return dict(exported), dict(Counter(map(licence_text, manifest)) - exported)
 
 
 def select(rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
@@ -136,8 +147,12 @@ def matching(rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
         column, sign, value = match.groups()
         wanted = [_typed(part, rows, column) for part in value.split(",")] if sign == "in" else _typed(value, rows, column)
         compare = _OPERATORS[sign]
-        kept = [row for row in kept if row[column] is not None and compare(row[column], wanted)]
+        kept = [row for row in kept if all(value is not None and compare(value, wanted) for value in _values(row, column))]
     return kept
+
+
+def _values(row: dict[str, Any], column: str) -> set[Any]:
+    return licences_of(row) if column == "licence" else {row[column]}
 
 
 def _typed(text: str, rows: list[dict[str, Any]], column: str) -> Any:

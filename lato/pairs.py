@@ -55,6 +55,10 @@ class Provenance(BaseModel):
     scope: Literal["same_track", "same_person"]
     models: dict[str, str]
     """Perception model name -> sha256."""
+    target_id: str | None = None
+    """These three say the same of the target, where it is of another source."""
+    target_sha256: str | None = None
+    target_licence: str | None = None
 
 
 class PairMeta(BaseModel):

@@ -17,11 +17,12 @@ from data_pipeline.build import DataConfig, Stopped, build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.decode import sample_frames
 from data_pipeline.diff import diff_versions
-from data_pipeline.forget import Removals, apply_removals, forget
+from data_pipeline.forget import apply_removals, forget
 from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.holdout import HoldoutConfig
 from data_pipeline.pack import read_manifest
 from data_pipeline.plan import plan_build
+from data_pipeline.removals import Removals
 from data_pipeline.report import _correlate, write_data_report
 from data_pipeline.retry import reopen
 from data_pipeline.rules import LIMITS, PairingConfig

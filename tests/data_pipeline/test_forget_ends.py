@@ -1,0 +1,220 @@
+"""Pairs of two sources: both ends are somebody's, and both have a licence."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_pipeline import forget as forget_module
+from data_pipeline import pack as pack_module
+from data_pipeline.analyze import AnalyzeConfig
+from data_pipeline.build import DataConfig, build_dataset, observe
+from data_pipeline.extend import _merged_away
+from data_pipeline.forget import PENDING, forget
+from data_pipeline.groups import GroupsConfig
+from data_pipeline.pack import MANIFEST, PackConfig, encode_table, read_index, read_manifest, read_members
+from data_pipeline.rules import PairingConfig
+from data_pipeline.subset import export, make_view
+from data_pipeline.synthetic.anny_people import AnnyConfig
+from data_pipeline.synthetic.sources import SyntheticConfig
+from data_pipeline.synthetic.warp import WarpConfig
+from data_pipeline.verify import verify_version
+from data_pipeline.worklist import item_for
+from infra.storage import sha256_bytes, sha256_file, sha256_json
+from lato.edits import Expression
+from lato.pairs import decode_pair
+from tests.data_pipeline.test_forget import all_text_of, observed_rows
+
+LOOSE = PairingConfig(
+    max_upscale=20, max_padding=1, same_person=True, min_background=-1, min_clothing=-1, min_similarity=-1, min_expression=0, max_occlusion=9,
+    near_duplicate_bits=-1, pose_tolerance=15.0, min_sharpness=0, max_writing=1, max_noise=99, max_clipped=1, max_blockiness=99, per_cell=99,
+)  # fmt: skip
+PHOTOS = DataConfig(analyze=AnalyzeConfig(workers=0, groups=GroupsConfig(names=("identity",))), pairing=LOOSE)
+EDITED = PHOTOS.model_copy(update={"synthetic": SyntheticConfig(warp=WarpConfig(workers=0, expressions=(Expression.HAPPY,)))})
+
+
+@pytest.fixture(scope="module")
+def built(models, clip, tmp_path_factory):
+    """Two photos of one declared person under two licences: a pair each way."""
+    work = tmp_path_factory.mktemp("ends") / "w"
+    items = [item_for(clip("obama"), licence="CC0-1.0", identity="o"), item_for(clip("obama2"), licence="secret-NC", identity="o")]
+    version = build_dataset(PHOTOS, str(work), models, items)
+    rows = read_manifest(version.uri)
+    assert sorted((row["source_id"], row["target_id"], row["licence"], row["target_licence"]) for row in rows) == [
+        ("obama", "obama2", "CC0-1.0", "secret-NC"),
+        ("obama2", "obama", "secret-NC", "CC0-1.0"),
+    ]
+    return work, items
+
+
+@pytest.fixture
+def copied(built, tmp_path):
+    """A build of which a test may forget something."""
+    shutil.copytree(built[0], tmp_path / "w")
+    return tmp_path / "w"
+
+
+def as_written_before(folder):
+    """Takes the columns of the target out of a version, as if an older build had written it."""
+    index = json.loads((folder / "index.json").read_text())
+    rows = [{name: value for name, value in row.items() if not name.startswith("target_")} for row in read_manifest(str(folder))]
+    data = encode_table(rows)
+    (folder / MANIFEST).write_bytes(data)
+    index["manifest_sha256"] = sha256_bytes(data)
+    index["digest"] = sha256_json({"shards": index["shards"], "manifest": index["manifest_sha256"]})
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def test_the_sample_says_whose_its_target_is(built):
+    work, items = built
+    row = next(row for row in read_manifest(str(work / "versions/v1")) if row["source_id"] == "obama")
+    origin = decode_pair(row["key"], read_members(str(work / "versions/v1"), row)).meta.provenance
+    assert (origin.target_id, origin.target_licence, origin.target_sha256) == ("obama2", "secret-NC", sha256_file(items[1].uri))
+
+
+@pytest.mark.parametrize("asked", [{"source": "obama2"}, {"licence": "secret-NC"}, {"sources": ("obama2",)}, {"source": "obama"}])
+@pytest.mark.parametrize("older", [False, True])
+def test_either_end_takes_the_pair_with_it(copied, asked, older):
+    version = copied / "versions/v1"
+    if older:
+        as_written_before(version)
+    keys = [row["key"] for row in read_manifest(str(version))]
+    (copied / "labels.jsonl").write_text("".join(json.dumps({"key": key, "good": True}) + "\n" for key in keys))
+    done = forget(str(copied), **asked)
+    assert done.sources == 1 and done.samples == {"v1": 2}
+    assert read_manifest(str(version)) == [] and verify_version(str(version)) == []
+    assert list((version / "shards").iterdir()) == [] and list((copied / "renders").iterdir()) == []
+    assert (copied / "labels.jsonl").read_text() == ""
+    assert not any(key in all_text_of(path) for path in copied.rglob("*") if path.is_file() for key in keys)
+
+
+def test_a_pair_is_exported_only_where_both_licences_allow_it(built, tmp_path):
+    work, _ = built
+    version = str(work / "versions/v1")
+    with pytest.raises(Exception, match="no sample has a licence of commercial"):
+        export(version, str(tmp_path / "free"), ["commercial"])
+    exported, left = export(version, str(tmp_path / "both"), ["commercial", "secret-NC"])
+    assert exported == {"CC0-1.0 and secret-NC": 2} and left == {}
+    with pytest.raises(Exception, match="no sample is left"):
+        make_view(version, "free", "licence = CC0-1.0")
+    assert sum(make_view(version, "both", "licence in CC0-1.0,secret-NC")[1].values()) == 2
+    card = (Path(version) / "README.md").read_text()
+    assert "license: other" in card and "| CC0-1.0 and secret-NC | 2 |" in card
+    assert json.loads((Path(version) / "croissant.json").read_text())["license"] == ["CC0-1.0", "secret-NC"]
+
+
+def test_a_merge_takes_out_pairs_of_which_either_end_is_in_the_lower_split():
+    rows = [
+        {"key": key, "source_id": source, "target_id": target, "split": split, "identity": f"{source}/0"}
+        for key, source, target, split in (("ab", "a", "b", "train"), ("ba", "b", "a", "train"), ("cc", "c", "c", "test"))
+    ]
+    assert _merged_away(rows, [("a", "c")]) == {"ab", "ba"}
+
+
+def test_a_forgotten_photo_does_not_come_back_through_its_edits(models, clip, tmp_path):
+    """Nor through a work list that names the edits themselves."""
+    work, photos = str(tmp_path / "w"), [item_for(clip("obama"), licence="t"), item_for(clip("obama2"), licence="t")]
+    looked = observe(EDITED, work, models, photos)
+    assert set(looked.items) == {"obama", "obama2", "obama_warp", "obama2_warp"}
+    assert forget(work, source="obama").sources == 2
+    again = observe(EDITED, work, models, [*photos, looked.items["obama_warp"]])
+    assert set(again.items) == {"obama2", "obama2_warp"}
+    assert all(path.read_bytes() != Path(photos[0].uri).read_bytes() for path in (tmp_path / "w/synthetic").iterdir())
+
+
+def source_ids(work):
+    return {row["source_id"] for row in observed_rows(work)}
+
+
+@pytest.mark.parametrize("asked", [{"source": "obama"}, {"identity": "o"}, {"licence": "old"}])
+def test_forgetting_reaches_what_the_last_work_list_does_not_name(models, clip, tmp_path, asked):
+    """Parts of an earlier work list and of earlier settings, edited sets of earlier settings with their records, images and parts."""
+    work, photo = tmp_path / "w", item_for(clip("obama"), licence="old", identity="o")
+    surprised = EDITED.model_copy(update={"synthetic": SyntheticConfig(warp=WarpConfig(workers=0, expressions=(Expression.SURPRISED,)))})
+    for config, item in ((EDITED, photo), (surprised, photo), (PHOTOS, photo.model_copy(update={"box": (0.0, 0.0, 1.0, 1.0)}))):
+        observe(config, str(work), models, [item])
+    observe(EDITED, str(work), models, [item_for(clip("obama2"), licence="new")])
+    assert len(list((work / "parts").iterdir())) == 4 + 2  # a photo cut otherwise, and two sets of warps, are superseded
+    assert source_ids(work) == {"obama", "obama_warp", "obama2", "obama2_warp"}
+    kept = {path.name for path in (work / "synthetic").iterdir() if "obama2" in path.read_text("latin-1")}
+    assert forget(str(work), **asked).sources == 2
+    assert source_ids(work) == {"obama2", "obama2_warp"}
+    assert {path.name.split(".")[0] for path in (work / "columns").rglob("*.*")} <= {path.stem for path in (work / "parts").iterdir()}
+    left = list((work / "synthetic").iterdir())
+    assert kept and len(left) == 4  # the other photo's set, its record, itself and one edit
+    assert all(path.read_bytes() != Path(photo.uri).read_bytes() and '"obama"' not in path.read_text("latin-1") for path in left)
+    assert not (work / PENDING).exists()
+
+
+def test_what_no_list_names_is_forgotten_even_if_killed_at_any_step(built, models, clip, tmp_path, monkeypatch):
+    """Version v1 is of photos that the last work list does not name."""
+    shutil.copytree(built[0], tmp_path / "start")
+    observe(PHOTOS, str(tmp_path / "start"), models, [item_for(clip("biden"), licence="new")])
+    left = 0
+
+    def counted(real):
+        def act(*args, **options):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return real(*args, **options)
+
+        return act
+
+    for name in ("commit", "delete"):
+        monkeypatch.setattr(forget_module, name, counted(getattr(forget_module, name)))
+    for steps in range(1000):
+        work = shutil.copytree(tmp_path / "start", tmp_path / f"w{steps}")
+        left = steps
+        try:
+            forget(str(work), licence="secret-NC")
+            break
+        except KeyboardInterrupt:
+            left = 1000
+            forget(str(work), licence="secret-NC")
+        assert source_ids(work) == {"obama", "biden"}
+        assert read_manifest(str(work / "versions/v1")) == [] and list((work / "renders").iterdir()) == []
+        assert not (work / PENDING).exists()
+    assert steps > 12
+
+
+def test_a_version_that_was_never_published_goes(copied):
+    """A build killed between shards and index: what it packed holds people that no index says are there."""
+    (copied / "versions/v1/index.json").unlink()
+    assert list((copied / "versions/v1/shards").iterdir())
+    forget(str(copied), source="obama2")
+    assert not (copied / "versions/v1").exists() and list((copied / "renders").iterdir()) == []
+
+
+def test_tombstones_outlive_the_next_build_of_the_name(models, tmp_path):
+    people = SyntheticConfig(anny=AnnyConfig(people=3, images=3, workers=0))
+    config = DataConfig(analyze=AnalyzeConfig(workers=0), synthetic=people, pack=PackConfig(samples_per_shard=1))
+    build_dataset(config, str(tmp_path), models, [])
+    before = forget(str(tmp_path), source="anny_0_00001").digests
+    version = build_dataset(config.model_copy(update={"pack": PackConfig()}), str(tmp_path), models, [])
+    assert read_manifest(version.uri) and verify_version(version.uri) == []
+    assert len(before) == 1 and read_index(version.uri)["tombstones"] == before
+    assert forget(str(tmp_path), source="anny_0_00001").digests == before
+
+
+def test_shards_of_an_earlier_version_of_the_name_go(models, tmp_path, monkeypatch):
+    """Who reads `shards/*.tar` reads no sample twice; a build killed right after it published is tidied, and described anew, by a rerun."""
+    people = SyntheticConfig(anny=AnnyConfig(people=3, images=3, workers=0))
+    config = DataConfig(analyze=AnalyzeConfig(workers=0), synthetic=people, pack=PackConfig(samples_per_shard=1))
+    fewer = config.model_copy(update={"pack": PackConfig()})
+    version = build_dataset(config, str(tmp_path), models, [])
+    assert len(list(Path(version.uri, "shards").iterdir())) > 3
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_module, "sweep_shards", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build_dataset(fewer, str(tmp_path), models, [])
+    again = build_dataset(fewer, str(tmp_path), models, [])
+    named = {shard["name"] for shard in read_index(again.uri)["shards"]}
+    assert {path.name for path in Path(again.uri, "shards").iterdir()} == named
+    assert again.digest in Path(again.uri, "README.md").read_text()
+
+
+def interrupt(folder):
+    raise KeyboardInterrupt
