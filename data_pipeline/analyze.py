@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from pydantic import Field
 
 from data_pipeline import observations
 from data_pipeline.attempts import clear_attempts, in_flight, take_marked
@@ -45,9 +46,9 @@ _BUNDLES_A_WORKER = 16
 class AnalyzeConfig(Config):
     """How sources are looked at."""
 
-    fps: float = 5.0
+    fps: float = Field(default=5.0, gt=0)
     """Frames a second that are looked at."""
-    workers: int = 2
+    workers: int = Field(default=2, ge=0)
     """Ray actors, one CPU each; 0 works in this process, without Ray."""
     licences: tuple[str, ...] | None = None
     """Licences that may be used; others, `unknown` too, are rejected before a pixel is read. None allows all."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from data_pipeline.analyze import AnalyzeConfig, analyze, write_ledger
 from data_pipeline.audit import read_labels
 from data_pipeline.candidates import write_candidates
@@ -19,7 +21,7 @@ from data_pipeline.holdout import Holdout, HoldoutConfig
 from data_pipeline.identities import NAME, Identities, same_person_threshold
 from data_pipeline.judge import Judged, accepted_rows, count_verdicts, judge
 from data_pipeline.ledger import Ledger
-from data_pipeline.pack import PackConfig, pack, sweep_shards
+from data_pipeline.pack import PackConfig, pack, read_index, sweep, withdraw
 from data_pipeline.removals import FILE, Removals
 from data_pipeline.render import RenderConfig, render_crops
 from data_pipeline.rewrite import RewriteConfig, Rewriter
@@ -37,13 +39,16 @@ from infra.storage import commit_changed, exists, join, read_bytes, sha256_json,
 VERSION = 7
 """Raise it when the same plan would give other samples."""
 
+_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+"""Of a version: a folder's name, directly below `versions`, where forgetting looks for it."""
+
 
 class DataConfig(Config):
     """A dataset build."""
 
-    name: str = "v1"
+    name: str = Field(default="v1", pattern=_NAME)
     """Name of the version that is published."""
-    extends: str | None = None
+    extends: str | None = Field(default=None, pattern=_NAME)
     """Name of a version of this build whose samples, splits, keys and shards stay as they are; new ones are added."""
     worklist: str | None = None
     """Work list (.parquet, .csv, .jsonl)."""
@@ -124,8 +129,9 @@ def build_dataset(
         UserError: There are no sources, nothing could be paired, or sources are still pending (nothing is published then).
     """
     config = with_own_thresholds(config, models)
-    observed = observe(config, work, models, extra)
     folder = join(work, "versions", config.name)
+    _check_name(config, folder)
+    observed = observe(config, work, models, extra)
     base = read_base(join(work, "versions", config.extends), work) if config.extends else None
     labels = read_labels(work)
     chosen = config.model_dump(mode="json", include={"pairing", "render", "split", "instructions", "pack"})
@@ -134,11 +140,18 @@ def build_dataset(
     )
     published = _read_published(folder, created_from)
     if published:
-        sweep_shards(folder)  # of a build that was killed after it published
+        sweep(folder)  # of a build that was killed after it published
         write_card(folder)
         say(f"  version {config.name} stands already ({sum(published.samples.values())} samples)")
         return published
     return _publish(config, observed, base, labels, folder, work, created_from, until)
+
+
+def _check_name(config: DataConfig, folder: str) -> None:
+    if config.extends == config.name:
+        raise UserError(f"extends={config.extends}: a version cannot extend itself; give the new one another name (name=...)")
+    if exists(join(folder, "index.json")) and "view_of" in read_index(folder):
+        raise UserError(f"name={config.name}: a view of that name is there ({folder}); choose another name")
 
 
 def with_own_thresholds(config: DataConfig, models: Path) -> DataConfig:
@@ -250,6 +263,7 @@ def _publish(
     planned, rendered = plan_samples(rows, division, observed.items, _models_of(observed), rewriter, work, config.render.seeker)
     splits = {sample.key: sample.split for sample in planned} | (base.splits if base else {})
     funnel = _funnel(observed.ledger, judged, Counter(splits.values())) + rewriter.counts()
+    withdraw(folder)
     commit_changed(join(folder, "funnel.json"), json.dumps(funnel, indent=1).encode())
     commit_changed(join(folder, SETTINGS), json.dumps({"pairing": config.pairing.model_dump(mode="json")}, indent=1).encode())
     rendered |= base.rendered if base else {}

@@ -25,7 +25,7 @@ from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.identities import NAME, Identities
 from data_pipeline.image_set import read_image_set
 from data_pipeline.observations import part_uri, read_columns
-from data_pipeline.pack import encode_table, licences_of, read_index, read_manifest, rewrite_shards, sources_of, sweep_shards
+from data_pipeline.pack import encode_table, licences_of, read_index, read_manifest, rewrite_shards, sources_of, sweep
 from data_pipeline.removals import FILE, Removals, find_removed, hash_name, read_parts, read_sets
 from data_pipeline.sources import drop_staged
 from data_pipeline.subset import remake_view
@@ -241,7 +241,7 @@ def _sweep(folder: str, removed: bool) -> None:
     index = read_index(folder)
     if not (index.get("revision") or removed):
         return
-    sweep_shards(folder)
+    sweep(folder)
     stale = [uri for uri in list_files(folder, ".parquet") if uri.rsplit("/", 1)[-1] not in (index["manifest"], index["candidates"])]
     for uri in [*stale, *(join(folder, name) for name in ("report.html", "conflicts.json", "conflicts.jpg", "components.json"))]:
         delete(uri)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from data_pipeline import observations
 from data_pipeline.chips import Chip
@@ -52,7 +53,7 @@ class GroupsConfig(Config):
     pack: str | None = None
     """Folder of an insightface pack (buffalo_l: its `det_10g.onnx` and `w600k_r50.onnx` are used) instead of the embedded detector and recognizer. Such
     packs are for non-commercial research only; the licence goes into the manifest."""
-    gpus: float = 0.0
+    gpus: float = Field(default=0.0, ge=0)
     """Share of a GPU for each worker; above 0 the batch axis of the recognizer is opened and whole bundles go through at once."""
 
 

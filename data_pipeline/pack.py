@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from infra.config import Config
 from infra.console import Progress
@@ -37,12 +38,14 @@ if TYPE_CHECKING:
 MANIFEST, CANDIDATES = "manifest.parquet", "candidates.parquet"
 """Names in a version's folder when it is first published; its index says which hold now."""
 _BLOCK = tarfile.BLOCKSIZE
+WITHDRAWN = "index.withdrawn.json"
+"""Index of a version that is being replaced; of it the next one takes over the tombstones."""
 
 
 class PackConfig(Config):
     """How shards are cut."""
 
-    samples_per_shard: int = 200
+    samples_per_shard: int = Field(default=200, ge=1)
     """All shards of a split have this many samples but the last."""
     seed: int = 0
     """Order of samples: by sha256 of seed and key."""
@@ -100,16 +103,28 @@ def pack(samples: list[Planned], config: PackConfig, folder: str, name: str, cre
     if base:
         index["extends"] = {"name": base.index["name"], "digest": base.index["digest"], "samples": len(base.rows)}
     index["digest"] = sha256_json({"shards": shards, "manifest": index["manifest_sha256"]})
-    tombstones = read_index(folder).get("tombstones") if exists(join(folder, "index.json")) else None
+    withdrawn = join(folder, WITHDRAWN)
+    tombstones = json.loads(read_bytes(withdrawn)).get("tombstones") if exists(withdrawn) else None
     if tombstones:  # what was forgotten of a version of this name: runs that were trained on it can still be named
         index["tombstones"] = tombstones
     commit(join(folder, "index.json"), json.dumps(index, indent=1, sort_keys=True).encode())
-    sweep_shards(folder)
+    sweep(folder)
     return index["digest"]
 
 
-def sweep_shards(folder: str) -> None:
-    """Deletes the shards that a version's index does not name, of an earlier version of its name: who reads `shards/*.tar` reads these samples only."""
+def withdraw(folder: str) -> None:
+    """Takes a version's index away before files of the same names are written anew for another plan: what is half of either is no version."""
+    index = join(folder, "index.json")
+    if exists(index):
+        commit(join(folder, WITHDRAWN), read_bytes(index))
+        delete(index)
+
+
+def sweep(folder: str) -> None:
+    """Deletes what is left of an earlier version of a published version's name: its withdrawn index, and shards that the new one does not name, so that
+    who reads `shards/*.tar` reads these samples only."""
+    if exists(join(folder, WITHDRAWN)):
+        delete(join(folder, WITHDRAWN))
     named = {shard["name"] for shard in read_index(folder)["shards"]}
     for uri in list_files(join(folder, "shards")):
         if uri.rsplit("/", 1)[-1] not in named:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pydantic import Field
+
 from data_pipeline.identities import Vector, nobody
 from infra.config import Config
 
@@ -15,7 +17,7 @@ class PairingConfig(Config):
 
     pose_tolerance: float = 10.0
     """Degrees by which a pose change may miss a multiple of 30, on each axis."""
-    min_similarity: float = 0.45
+    min_similarity: float = Field(default=0.45, ge=-1, le=1)
     """Cosine of the two identity vectors (the threshold of the embedded recognizer, SFace; where it is not given, that of the build's own: 0.50 for
     buffalo_l). Not applied to synthetic people: a recognizer trained on photos takes different ones for the same person and, under strong
     expressions, one for two; their identity is declared."""
@@ -47,13 +49,13 @@ class PairingConfig(Config):
     """Likeness of the colours behind two photos of one person (`same_person`); within a track it is not asked."""
     min_clothing: float = 0.75
     """Likeness of the colours of their clothes, likewise."""
-    margin: float = 2.1
+    margin: float = Field(default=2.1, ge=1)
     """Side of the crop in units of the larger extent of both faces' landmarks."""
-    per_cell: int = 2
+    per_cell: int = Field(default=2, ge=1)
     """Pairs of one person kept for one edit."""
-    per_identity: int = 12
+    per_identity: int = Field(default=12, ge=1)
     """Pairs of one person in all; both directions of a pair count once."""
-    per_source: int = 60
+    per_source: int = Field(default=60, ge=1)
     """Pairs of one source in all, likewise."""
     same_person: bool = False
     """Also pair pictures of one declared person that are not of one track (photo sets); stored as scope same_person."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import networkx
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from data_pipeline.nearest import mutual_nearest
 from infra.config import Config
@@ -21,17 +22,17 @@ from lato.pairs import Split
 class SplitConfig(Config):
     """How samples are divided."""
 
-    val: float = 0.08
+    val: float = Field(default=0.08, ge=0, lt=1)
     """Share of samples for held-out loss."""
-    test: float = 0.08
+    test: float = Field(default=0.08, ge=0, lt=1)
     """Share of samples for evaluation."""
     seed: int = 0
     """Another seed, another division."""
     link_similarity: float = 0.45
     """Cosine from which two tracks of real people count as one person; where it is not given, the recognizer's own (0.50 for buffalo_l)."""
-    link_nearest: int = 10
+    link_nearest: int = Field(default=10, ge=1)
     """Only tracks that are among each other's this many nearest are linked."""
-    max_component: float = 0.05
+    max_component: float = Field(default=0.05, gt=0, le=1)
     """Share of the samples that one component may have."""
     small_dataset: int = 2000
     """Below this many samples the limit on a component is not applied: one clip is then more than its share."""

@@ -17,7 +17,7 @@ from infra.errors import UserError
 class Config(BaseModel):
     """Base of every config: frozen, no unknown keys, each field documented by the string below it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True)
 
 
 C = TypeVar("C", bound=Config)

@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from pydantic import Field
 
 from data_pipeline.image_set import Declared, commit_set
 from data_pipeline.synthetic.head_mesh import load_head
@@ -32,15 +33,15 @@ _BUNDLE = 10
 class AnnyConfig(Config):
     """How many synthetic people, and what of each."""
 
-    people: int = 240
+    people: int = Field(default=240, ge=0)
     """Identities."""
-    images: int = 4
+    images: int = Field(default=4, ge=1)
     """Pictures of each: one at rest, the others with another expression, another pose or both."""
-    size: int = 512
+    size: int = Field(default=512, ge=32)
     """Side of a picture in pixels."""
     seed: int = 0
     """Equal seeds give equal people."""
-    workers: int = 2
+    workers: int = Field(default=2, ge=0)
     """Ray actors; 0 works in this process."""
 
 

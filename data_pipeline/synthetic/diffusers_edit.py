@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from data_pipeline.image_set import Declared
 from infra.config import Config
@@ -23,19 +24,19 @@ class DiffusersConfig(Config):
 
     pipeline: str = "black-forest-labs/FLUX.1-Kontext-dev"
     """Name on the hub, or a local folder. Its licence is the user's to check: what it makes carries the photo's."""
-    edits: int = 4
+    edits: int = Field(default=4, ge=1)
     """Pictures of each photo, drawn from six expressions and three poses."""
-    steps: int = 28
+    steps: int = Field(default=28, ge=1)
     """Of the sampler."""
-    size: int = 512
+    size: int = Field(default=512, ge=32)
     """The photo's longer side is brought to this many pixels, a multiple of 16."""
     options: dict[str, float] = {}
     """Further arguments of the pipeline's call, for example guidance_scale."""
     seed: int = 0
     """Another seed, other edits."""
-    workers: int = 1
+    workers: int = Field(default=1, ge=0)
     """Ray actors; 0 works in this process."""
-    gpus: float = 0.0
+    gpus: float = Field(default=0.0, ge=0)
     """GPUs of each."""
 
 

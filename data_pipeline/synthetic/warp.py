@@ -7,6 +7,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 from scipy.interpolate import RBFInterpolator
 
 from data_pipeline.image_set import Declared
@@ -33,7 +34,7 @@ class WarpConfig(Config):
     """How strongly."""
     seed: int = 0
     """For the interface; a warp draws nothing at random."""
-    workers: int = 2
+    workers: int = Field(default=2, ge=0)
     """Ray actors; 0 works in this process."""
 
 

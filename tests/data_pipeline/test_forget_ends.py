@@ -5,12 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from data_pipeline import build as build_module
 from data_pipeline import forget as forget_module
 from data_pipeline import pack as pack_module
 from data_pipeline.analyze import AnalyzeConfig
 from data_pipeline.build import DataConfig, build_dataset, observe
-from data_pipeline.extend import _merged_away
+from data_pipeline.extend import merged_away
 from data_pipeline.forget import PENDING, forget
 from data_pipeline.groups import GroupsConfig
 from data_pipeline.pack import MANIFEST, PackConfig, encode_table, read_index, read_manifest, read_members
@@ -21,6 +23,7 @@ from data_pipeline.synthetic.sources import SyntheticConfig
 from data_pipeline.synthetic.warp import WarpConfig
 from data_pipeline.verify import verify_version
 from data_pipeline.worklist import item_for
+from infra.errors import UserError
 from infra.storage import sha256_bytes, sha256_file, sha256_json
 from lato.edits import Expression
 from lato.pairs import decode_pair
@@ -109,7 +112,7 @@ def test_a_merge_takes_out_pairs_of_which_either_end_is_in_the_lower_split():
         {"key": key, "source_id": source, "target_id": target, "split": split, "identity": f"{source}/0"}
         for key, source, target, split in (("ab", "a", "b", "train"), ("ba", "b", "a", "train"), ("cc", "c", "c", "test"))
     ]
-    assert _merged_away(rows, [("a", "c")]) == {"ab", "ba"}
+    assert merged_away(rows, [("a", "c")], {}) == {"ab", "ba"}
 
 
 def test_a_forgotten_photo_does_not_come_back_through_its_edits(models, clip, tmp_path):
@@ -207,7 +210,7 @@ def test_shards_of_an_earlier_version_of_the_name_go(models, tmp_path, monkeypat
     version = build_dataset(config, str(tmp_path), models, [])
     assert len(list(Path(version.uri, "shards").iterdir())) > 3
     with monkeypatch.context() as patch:
-        patch.setattr(pack_module, "sweep_shards", interrupt)
+        patch.setattr(pack_module, "sweep", interrupt)
         with pytest.raises(KeyboardInterrupt):
             build_dataset(fewer, str(tmp_path), models, [])
     again = build_dataset(fewer, str(tmp_path), models, [])
@@ -218,3 +221,37 @@ def test_shards_of_an_earlier_version_of_the_name_go(models, tmp_path, monkeypat
 
 def interrupt(folder):
     raise KeyboardInterrupt
+
+
+def test_a_version_that_is_half_replaced_is_no_version(models, tmp_path, monkeypatch):
+    """A build of another plan that is killed while it writes over a published name: neither plan finds it done, and either mends it."""
+    people = SyntheticConfig(anny=AnnyConfig(people=3, images=3, workers=0))
+    config = DataConfig(analyze=AnalyzeConfig(workers=0), synthetic=people)
+    other = config.model_copy(update={"pack": PackConfig(samples_per_shard=1)})
+    build_dataset(config, str(tmp_path), models, [])
+    told = forget(str(tmp_path), source="anny_0_00001").digests
+    version = build_dataset(config, str(tmp_path), models, [])
+    before = {path.name: path.read_bytes() for path in Path(version.uri).rglob("*") if path.is_file()}
+    for stopped_at in ("encode_table", "withdraw"):
+        with monkeypatch.context() as patch:
+            patch.setattr(pack_module if stopped_at == "encode_table" else build_module, stopped_at, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                build_dataset(other, str(tmp_path), models, [])
+        assert Path(version.uri, "index.json").exists() == (stopped_at == "withdraw")
+        again = build_dataset(config, str(tmp_path), models, [])
+        assert verify_version(again.uri) == []
+        assert {path.name: path.read_bytes() for path in Path(version.uri).rglob("*") if path.is_file()} == before
+        assert read_index(again.uri)["tombstones"] == told
+
+
+def test_names_that_forgetting_would_not_see_are_refused(models, tmp_path):
+    for name in ("a/b", "../v1", ".", ""):
+        with pytest.raises(ValidationError, match="name"):
+            DataConfig(name=name)
+    config = DataConfig(analyze=AnalyzeConfig(workers=0), synthetic=SyntheticConfig(anny=AnnyConfig(people=3, images=3, workers=0)))
+    with pytest.raises(UserError, match="cannot extend itself"):
+        build_dataset(config.model_copy(update={"extends": "v1"}), str(tmp_path), models, [])
+    version = build_dataset(config, str(tmp_path), models, [])
+    make_view(version.uri, "mine", "kind = synthetic")
+    with pytest.raises(UserError, match="a view of that name"):
+        build_dataset(config.model_copy(update={"name": "mine"}), str(tmp_path), models, [])
