@@ -25,7 +25,7 @@ from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.identities import NAME, Identities
 from data_pipeline.image_set import read_image_set
 from data_pipeline.observations import part_uri, read_columns
-from data_pipeline.pack import encode_table, licences_of, read_index, read_manifest, rewrite_shards, sources_of, sweep
+from data_pipeline.pack import beside, encode_table, licences_of, read_index, read_manifest, rewrite_shards, sources_of, sweep
 from data_pipeline.removals import FILE, Removals, find_removed, hash_name, read_parts, read_sets
 from data_pipeline.sources import drop_staged
 from data_pipeline.subset import remake_view
@@ -126,9 +126,13 @@ def sources_like(work: str, photo: str, models: Path, similarity: float = 0.45) 
     """Sources of a build that show the person in a photo: those with a face whose identity vector is that alike, and how much.
 
     Raises:
-        UserError: No face is found in the photo.
+        UserError: The photo cannot be read, or no face is found in it.
     """
-    reading = FaceReader.from_folder(models).read(decode_image(read_bytes(photo), photo))
+    try:
+        picture = decode_image(read_bytes(photo), photo)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{photo}: cannot be read as a picture ({error})") from error
+    reading = FaceReader.from_folder(models).read(picture)
     if reading is None:
         raise UserError(f"{photo}: no face is found in it")
     parts = {part: source for part, source, _, _ in read_parts(work)}  # of all work lists and settings there ever were
@@ -257,8 +261,10 @@ def _versions(work: str, views: bool) -> list[str]:
 def _remake_view(folder: str) -> None:
     """A view of a version that shrank is made again; one of which nothing is left stays as a tombstone without samples."""
     index = read_index(folder)
-    if index["parent"] != read_index(index["view_of"])["digest"]:
-        remake_view(index)
+    version = beside(folder, index["view_of"])
+    there = exists(join(version, "index.json"))
+    if (there and index["parent"] != read_index(version)["digest"]) or (not there and index["samples"]):
+        remake_view(folder)
 
 
 def _sweep_crops(work: str) -> None:

@@ -235,10 +235,15 @@ def home_of(folder: str) -> str:
         UserError: That version has changed since the view was made.
     """
     index = read_index(folder)
-    home = index.get("view_of", folder)
+    home = beside(folder, index["view_of"]) if "view_of" in index else folder
     if home != folder and read_index(home)["digest"] != index["parent"]:
         raise UserError(f"{folder}: the version that this view is of has changed (samples were removed from it). Make the view again.")
     return home
+
+
+def beside(folder: str, name: str) -> str:
+    """The version of that name in the folder that a version or view lies in: wherever that was moved, a view lies beside the version it is of."""
+    return join(folder.rsplit("/", 1)[0], name.rsplit("/", 1)[-1])
 
 
 def sources_of(row: dict[str, Any]) -> set[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from data_pipeline.pack import (
     MANIFEST,
+    beside,
     encode_table,
     home_of,
     licence_text,
@@ -55,23 +56,26 @@ def make_view(version: str, name: str, where: str, weight: float = 1.0) -> tuple
     if "view_of" in index:
         raise UserError(f"{version}: this is a view itself; make one of {index['view_of']} with both conditions")
     rows = select(manifest, where)
-    folder = join(version.rsplit("/", 1)[0], name)
-    known: dict[str, Any] = read_index(folder) if exists(join(folder, "index.json")) else {"view_of": version}
-    if known.get("view_of") != version:
+    folder, parent = beside(version, name), version.rsplit("/", 1)[-1]
+    known: dict[str, Any] = read_index(folder) if exists(join(folder, "index.json")) else {"view_of": parent}
+    if known.get("view_of", "").rsplit("/", 1)[-1] != parent:
         raise UserError(f"{folder}: a version of that name is there already")
-    made = {"name": name, "view_of": version, "parent": index["digest"], "where": where, "weight": weight}
+    made = {"name": name, "view_of": parent, "parent": index["digest"], "where": where, "weight": weight}
     _publish_view(folder, made, rows, known.get("tombstones", []))
     return folder, dict(Counter(row["split"] for row in rows))
 
 
-def remake_view(index: dict[str, Any]) -> None:
+def remake_view(folder: str) -> None:
     """Makes a view again after samples were taken out of its version: its digest joins its tombstones. Where none is left it is published empty."""
-    version = index["view_of"]
-    manifest = read_manifest(version)
+    index = read_index(folder)
+    version = beside(folder, index["view_of"])
+    there = exists(join(version, "index.json"))
+    manifest = read_manifest(version) if there else []
     rows = matching(manifest, index["where"]) if manifest else []
-    made = {name: index[name] for name in ("name", "view_of", "where", "weight")} | {"parent": read_index(version)["digest"]}
+    parent = read_index(version)["digest"] if there else index["parent"]
+    made = {name: index[name] for name in ("name", "view_of", "where", "weight")} | {"parent": parent}
     tombstones = [*index.get("tombstones", []), index["digest"]]
-    _publish_view(join(version.rsplit("/", 1)[0], index["name"]), made, rows, tombstones)
+    _publish_view(folder, made, rows, tombstones)
 
 
 def _publish_view(folder: str, made: dict[str, Any], rows: list[dict[str, Any]], tombstones: list[str]) -> None:

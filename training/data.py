@@ -237,13 +237,12 @@ def _check_digest(uri: str, index: dict[str, Any]) -> None:
 
 
 def _home(uri: str, index: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Folder and index of the version that holds the shards. A view is published beside its version and may have been moved with it."""
+    """Folder and index of the version that holds the shards: a view lies beside its version, wherever both were moved."""
     if "view_of" not in index:
         return uri, index
-    beside = join(uri.rsplit("/", 1)[0], index["view_of"].rsplit("/", 1)[-1])
-    home = next((folder for folder in (index["view_of"], beside) if exists(join(folder, "index.json"))), None)
-    if home is None:
-        raise UserError(f"{uri}: the version that this view is of is neither at {index['view_of']} nor at {beside}")
+    home = join(uri.rsplit("/", 1)[0], index["view_of"].rsplit("/", 1)[-1])
+    if not exists(join(home, "index.json")):
+        raise UserError(f"{uri}: the version that this view is of does not lie beside it, at {home}. Copy both.")
     version = _read_index(home)
     if version["digest"] != index["parent"]:
         how = "samples were removed from it" if index["parent"] in version.get("tombstones", []) else "it was built again"

@@ -1,6 +1,7 @@
 """Forgetting a person wherever they stand."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from data_pipeline.analyze import AnalyzeConfig
 from data_pipeline.build import build_dataset
-from data_pipeline.forget import forget
+from data_pipeline.forget import forget, sources_like
 from data_pipeline.pack import read_manifest
 from data_pipeline.report import write_data_report
 from data_pipeline.subset import make_view
@@ -138,3 +139,31 @@ def test_forgetting_never_deletes_the_users_own_files(tmp_path):
     write_worklist([item_for(str(path), identity="me") for path in own], str(work / "worklist.parquet"))
     assert forget(str(work), identity="me").sources == 2
     assert all(path.read_bytes() == b"mine" for path in own)
+
+
+def test_forgetting_reaches_views_of_a_folder_that_was_moved_and_of_versions_that_are_gone(models, tmp_path):
+    synthetic = SyntheticConfig(anny=AnnyConfig(people=4, images=3, workers=0))
+    config = CONFIG.model_copy(update={"synthetic": synthetic, "analyze": AnalyzeConfig(workers=0)})
+    version = build_dataset(config, str(tmp_path / "before"), models, [])
+    build_dataset(config.model_copy(update={"name": "v2"}), str(tmp_path / "before"), models, [])
+    make_view(version.uri, "mine", "kind = synthetic")
+    make_view(version.uri.replace("v1", "v2"), "lost", "kind = synthetic")
+    shutil.move(tmp_path / "before", tmp_path / "after")
+    shutil.rmtree(tmp_path / "after/versions/v2")
+    gone = {row["source_id"] for row in read_manifest(str(tmp_path / "after/versions/mine"))} & {"anny_0_00001", "anny_0_00002"}
+    assert gone
+    for name in gone:
+        forget(str(tmp_path / "after"), source=name)
+    assert not {row["source_id"] for row in read_manifest(str(tmp_path / "after/versions/mine"))} & gone
+    assert verify_version(str(tmp_path / "after/versions/mine")) == []
+    assert read_manifest(str(tmp_path / "after/versions/lost")) == []
+    assert len(json.loads((tmp_path / "after/versions/lost/index.json").read_text())["tombstones"]) == 1
+    for path in (tmp_path / "after").rglob("*"):
+        assert not path.is_file() or not any(name in all_text_of(path) for name in gone), path
+
+
+def test_a_photo_that_cannot_be_read_is_said_to_be_none(models, tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    for name in ("text.jpg", "gone.jpg", "."):
+        with pytest.raises(UserError, match="cannot be read as a picture"):
+            sources_like(str(tmp_path), str(tmp_path / name), models)
