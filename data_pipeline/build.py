@@ -34,7 +34,7 @@ from data_pipeline.worklist import WorkItem, check_items, items_from_folder, rea
 from infra.config import Config
 from infra.console import heading, say, table
 from infra.errors import UserError
-from infra.storage import commit_changed, exists, join, read_bytes, sha256_json, sweep_temporaries
+from infra.storage import commit_changed, exists, join, list_files, read_bytes, sha256_json, sweep_temporaries
 
 VERSION = 7
 """Raise it when the same plan would give other samples."""
@@ -293,8 +293,13 @@ def _stop_if_pending(ledger: Ledger) -> None:
 def _read_published(folder: str, created_from: str) -> DatasetVersion | None:
     if not exists(join(folder, "index.json")):
         return None
-    index = json.loads(read_bytes(join(folder, "index.json")))
-    if index["created_from"] != created_from:
+    index = read_index(folder)
+    if index.get("created_from") != created_from:
+        return None
+    named = {shard["name"] for shard in index["shards"]} | {index["manifest"], index["candidates"], "funnel.json", SETTINGS}
+    lying = {uri.rsplit("/", 1)[-1] for folder_of in (folder, join(folder, "shards")) for uri in list_files(folder_of)}
+    if named - lying:
+        say(f"  {folder}: {', '.join(sorted(named - lying)[:3])} is missing; the version is written again")
         return None
     counts: Counter[str] = Counter()
     for shard in index["shards"]:

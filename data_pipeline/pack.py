@@ -221,11 +221,16 @@ def read_index(folder: str) -> dict[str, Any]:
     """The index of a published version.
 
     Raises:
-        UserError: None is published there.
+        UserError: None is published there, or its index is damaged.
     """
     if not exists(join(folder, "index.json")):
         raise UserError(f"{folder}: no published version here (there is no index.json)")
-    return json.loads(read_bytes(join(folder, "index.json")))
+    try:
+        index = json.loads(read_bytes(join(folder, "index.json")))
+        index["manifest"], index["digest"], index["shards"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}/index.json is damaged ({error!r}): copy it again, or delete it and build the version again") from error
+    return index
 
 
 def home_of(folder: str) -> str:
@@ -262,5 +267,13 @@ def licence_text(row: dict[str, Any]) -> str:
 
 
 def read_manifest(folder: str) -> list[dict[str, Any]]:
-    """Rows of a version's manifest."""
-    return pq.read_table(io.BytesIO(read_bytes(join(folder, read_index(folder)["manifest"])))).to_pylist()
+    """Rows of a version's manifest.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    uri = join(folder, read_index(folder)["manifest"])
+    try:
+        return pq.read_table(io.BytesIO(read_bytes(uri))).to_pylist()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{uri} is missing or damaged ({error}): copy the version again, or build it again") from error

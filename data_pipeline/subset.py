@@ -21,6 +21,7 @@ from data_pipeline.pack import (
     read_members,
     write_shard,
 )
+from data_pipeline.verify import verify_version
 from infra.errors import UserError
 from infra.storage import commit, exists, join, sha256_bytes, sha256_json
 
@@ -99,10 +100,13 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
         Samples exported and left out, each by licence.
 
     Raises:
-        UserError: Something is published there already, or nothing is left.
+        UserError: Something is published there already, the version is damaged, or nothing is left.
     """
     if exists(join(folder, "index.json")):
         raise UserError(f"{folder}: a version is published there already")
+    damage = verify_version(version)
+    if damage:  # its copy would have hashes of its own, and look well
+        raise UserError(f"{version} is damaged, and is not exported: {'; '.join(damage[:3])}. Build it again.")
     index, manifest, home = read_index(version), read_manifest(version), home_of(version)
     allowed = {name for given in licences for name in (COMMERCIAL if given == "commercial" else (given,))}
     kept = [row for row in manifest if not licences or licences_of(row) <= allowed]

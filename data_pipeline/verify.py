@@ -30,6 +30,8 @@ def verify_version(folder: str) -> list[str]:
     """
     index = read_index(folder)
     wrong: list[str] = []
+    if not exists(join(folder, index["manifest"])):
+        return [f"{index['manifest']}: is missing"]
     data = read_bytes(join(folder, index["manifest"]))
     if sha256_bytes(data) != index["manifest_sha256"]:
         return [f"{index['manifest']}: sha256 differs from index.json; it was changed or cut short ({len(data)} bytes)"]

@@ -255,3 +255,26 @@ def test_names_that_forgetting_would_not_see_are_refused(models, tmp_path):
     make_view(version.uri, "mine", "kind = synthetic")
     with pytest.raises(UserError, match="a view of that name"):
         build_dataset(config.model_copy(update={"name": "mine"}), str(tmp_path), models, [])
+
+
+def test_a_damaged_version_is_told_written_again_and_not_exported(models, tmp_path):
+    config = DataConfig(analyze=AnalyzeConfig(workers=0), synthetic=SyntheticConfig(anny=AnnyConfig(people=3, images=3, workers=0)))
+    version = build_dataset(config, str(tmp_path / "w"), models, [])
+    folder = Path(version.uri)
+    whole = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    shard = next((folder / "shards").iterdir())
+    shard.write_bytes(whole[shard][:5000])
+    with pytest.raises(UserError, match=r"is damaged, and is not exported: .*sha256 differs"):
+        export(version.uri, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    for lost in (shard, folder / "manifest.parquet", folder / "candidates.parquet", folder / "funnel.json"):
+        lost.unlink()
+        build_dataset(config, str(tmp_path / "w"), models, [])
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == whole
+    (folder / "manifest.parquet").unlink()
+    assert verify_version(version.uri) == ["manifest.parquet: is missing"]
+    with pytest.raises(UserError, match="is missing or damaged"):
+        read_manifest(version.uri)
+    (folder / "index.json").write_text("{bad")
+    with pytest.raises(UserError, match=r"index.json is damaged"):
+        verify_version(version.uri)
