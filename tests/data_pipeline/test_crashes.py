@@ -63,6 +63,33 @@ def test_whatever_dies_the_bytes_are_the_same(calm, models, tmp_path, victim, se
     assert (work / "ledger.jsonl").read_bytes() == (tmp_path / "killed/ledger.jsonl").read_bytes()
 
 
+_WORKERS = """
+import json, sys
+from pathlib import Path
+from infra.runtime import RuntimeConfig, quieten, start_ray
+quieten()
+start_ray(RuntimeConfig(num_cpus=4))
+from data_pipeline.build import build_dataset
+from data_pipeline.worklist import WorkItem
+from tests.data_pipeline.crash_chain import CONFIG
+work, models, items, workers = sys.argv[1:]
+config = CONFIG.model_copy(update={"analyze": CONFIG.analyze.model_copy(update={"workers": int(workers)})})
+build_dataset(config, work, Path(models), [WorkItem(**row) for row in json.loads(Path(items).read_text())])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_number_of_workers_changes_no_byte(calm, models, tmp_path, workers):
+    """None are in `calm`, two where something dies."""
+    work, items = calm
+    words = [str(tmp_path / "w"), str(models), str(items), str(workers)]
+    done = subprocess.run([sys.executable, "-c", _WORKERS, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert files_of(tmp_path / "w" / "versions" / "v1") == files_of(work / "versions" / "v1")
+    assert (tmp_path / "w" / "ledger.jsonl").read_bytes() == (work / "ledger.jsonl").read_bytes()
+
+
 def test_a_source_that_kills_its_decoder_twice_is_failed_and_once_is_not(models, clip, tmp_path, monkeypatch):
     """The first death may be the machine's doing; the others go on either way."""
     import data_pipeline.analyze as module
