@@ -36,6 +36,7 @@ from lato.pairs import MEMBERS, decode_pair
 from tests.benchmarks.decode_speed import decoders
 from tests.benchmarks.look_speed import against_the_plain_loop, interleaved, two_workers
 from tests.benchmarks.page import Row, measure
+from tests.benchmarks.truth import truth
 
 PAIRS = 10_000_000
 PAGE = Path("docs/benchmarks_data.md")
@@ -59,6 +60,7 @@ NOTES = {
         "In order: five frames a second of the first minute. Seeking: twelve frames far from each other, by the builder's own code with either library,\n"
         "compared with the frames that were looked at. Each in a process of its own; importing decord, about 400 MB and 0.4 s, is not in it."
     ),
+    "Truth": "Drawn people say what they show. The reader was fitted to other people of the same kind (`make fit`): on real faces it will do less well.",
     "Workers": "Wall time, on Ray. The ratio means little where the load is above the cores: both runs then share them with others.",
 }
 """Section -> what its figures mean."""
@@ -246,6 +248,7 @@ def main() -> None:
         "Judging": rethreshold,
         "Splitting": clustering,
         "Driver": driver_memory,
+        "Truth": lambda: truth(models),
     }
     head = (
         "# Benchmarks of the data builder\n\n`make bench-data` writes this page; `python -m tests.benchmarks.data_speed Videos` one section. "
