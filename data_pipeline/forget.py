@@ -285,7 +285,7 @@ def _delete_observations(work: str, lost: Removals) -> None:
     gone = set(parts)
     for columns in list_folders(join(work, "columns")):
         for uri in list_files(columns):
-            if uri.rsplit("/", 1)[-1].split(".")[0] in gone:
+            if uri.rsplit("/", 1)[-1].split("-")[0] in gone:  # `column_uri`: the part's fingerprint comes first
                 delete(uri)
     for part in parts:
         delete(part_uri(work, part))

@@ -33,6 +33,10 @@ def all_text_of(path):
     return "".join(str(column.to_pylist()) for column in table.columns) + str(table.schema.metadata)
 
 
+def column_parts(work):
+    return {path.name.split("-")[0] for path in (work / "columns").rglob("*.parquet")}
+
+
 def observed_rows(work):
     return [
         row
@@ -66,6 +70,8 @@ def test_a_person_is_forgotten_even_if_killed_at_any_step(ray_session, models, t
     before = {row["key"]: row for row in read_manifest(version.uri)}
     theirs = {key for key, row in before.items() if row["identity"] == "anny_0_00003"}
     assert theirs
+    scored = column_parts(work)
+    assert scored == {path.stem for path in (work / "parts").iterdir()}
     digest = Dataset.open(version.uri).digest
     view, _ = make_view(version.uri, "some", f"yaw >= {min(row['yaw'] for row in before.values())}")
     view_digest = Dataset.open(view).digest
@@ -100,6 +106,9 @@ def test_a_person_is_forgotten_even_if_killed_at_any_step(ray_session, models, t
             content = all_text_of(path)
             for trace in ("anny_0_00003", content_hash, *theirs):
                 assert trace not in content, path
+    assert (
+        column_parts(work) == {path.stem for path in (work / "parts").iterdir()} < scored
+    )  # vectors of a face name nobody, and are theirs
     assert not list((work / "edits").rglob("*.jpg")) and not list((work / "text_states").iterdir())
     assert (work / "edits/notes.txt").exists() is False and (work / "mine.txt").exists()
     again = build(work, models)  # and a later build does not bring them back
