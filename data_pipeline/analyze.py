@@ -22,7 +22,8 @@ from pydantic import Field
 
 from data_pipeline import observations
 from data_pipeline.attempts import clear_attempts, in_flight, take_marked
-from data_pipeline.decode import PERHAPS_THE_MACHINE, DecodeError, Decoder, Frame, FrameCount, check_is_video, sample_frames
+from data_pipeline.decode import FrameCount, check_is_video, sample_frames
+from data_pipeline.decoder import PERHAPS_THE_MACHINE, DecodeError, Decoder, Frame
 from data_pipeline.groups import GroupsConfig
 from data_pipeline.image_set import content_sha256, read_image_set
 from data_pipeline.ledger import Ledger, warn_of_count

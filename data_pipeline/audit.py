@@ -17,7 +17,7 @@ import jinja2
 import numpy as np
 
 from data_pipeline.candidates import read_candidates
-from data_pipeline.decode import DecodeError
+from data_pipeline.decoder import DecodeError
 from data_pipeline.rules import LIMITS, VERIFIERS
 from data_pipeline.sheet import draw_candidate
 from data_pipeline.worklist import read_worklist

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.chips import cut_chip
-from data_pipeline.decode import DecodeError, sample_frames
+from data_pipeline.decode import sample_frames
+from data_pipeline.decoder import DecodeError
 from data_pipeline.groups import GROUPS, Face, GroupsConfig
 from data_pipeline.identities import NAME
 from data_pipeline.worklist import IMAGE_SUFFIXES, VIDEO_SUFFIXES

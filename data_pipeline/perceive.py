@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.chips import Chip, cut_chip
-from data_pipeline.decode import Frame
+from data_pipeline.decoder import Frame
 from lato.faces import FaceReader
 from lato.faces.detect import Detection, face_box
 from lato.faces.expression import activity, classify, estimate_neutral

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.build import DataConfig
-from data_pipeline.decode import DecodeError, Frame, sample_frames
+from data_pipeline.decode import sample_frames
+from data_pipeline.decoder import DecodeError, Frame
 from data_pipeline.image_set import read_image_set
 from data_pipeline.observations import SCHEMA
 from data_pipeline.perceive import watch_video

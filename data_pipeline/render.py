@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.decode import PERHAPS_THE_MACHINE, DecodeError, Decoder
+from data_pipeline.decoder import PERHAPS_THE_MACHINE, DecodeError, Decoder
 from data_pipeline.image_set import content_sha256
 from data_pipeline.seek import Seeker, read_frames_at
 from data_pipeline.sources import staged

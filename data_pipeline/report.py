@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from data_pipeline.audit import summarize, wilson
 from data_pipeline.candidates import read_candidates_table
-from data_pipeline.decode import DecodeError
+from data_pipeline.decoder import DecodeError
 from data_pipeline.extend import COMPONENTS
 from data_pipeline.pack import read_index, read_manifest
 from data_pipeline.pairing import AXES, SCORES

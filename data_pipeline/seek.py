@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_pipeline.decode import Alive, DecodeError, Decoder, Frame, run_decoder, upright
+from data_pipeline.decode import upright
+from data_pipeline.decoder import Alive, DecodeError, Decoder, Frame, run_decoder
 
 Seeker = Literal["pyav", "decord"]
 _SAME = 0.0005

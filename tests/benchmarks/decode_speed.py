@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.decode import Frame, sample_frames
+from data_pipeline.decode import sample_frames
+from data_pipeline.decoder import Frame
 from data_pipeline.seek import SEEKERS, Seeker
 
 FPS = 5.0

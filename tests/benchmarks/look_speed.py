@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from data_pipeline import observations, perceive
 from data_pipeline.analyze import AnalyzeConfig, analyze
 from data_pipeline.chips import Chip, cut_chip
-from data_pipeline.decode import Frame, sample_frames
+from data_pipeline.decode import sample_frames
+from data_pipeline.decoder import Frame
 from data_pipeline.groups import GROUPS, Face, GroupsConfig, Scorer, backfill, compute_rows, group_digests
 from data_pipeline.holdout import Holdout, HoldoutConfig
 from data_pipeline.identities import NAME, Identities

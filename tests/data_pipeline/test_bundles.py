@@ -15,7 +15,8 @@ import data_pipeline.analyze as module
 import data_pipeline.sources as sources_module
 from data_pipeline.analyze import AnalyzeConfig, Segment, Try, analyze, bundle
 from data_pipeline.attempts import in_flight, take_marked
-from data_pipeline.decode import DecodeError, Decoder, sample_frames
+from data_pipeline.decode import sample_frames
+from data_pipeline.decoder import DecodeError, Decoder
 from data_pipeline.seek import read_frames_at
 from data_pipeline.worklist import WorkItem, item_for
 from tests.data_pipeline.test_decode import write

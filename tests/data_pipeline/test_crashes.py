@@ -93,7 +93,7 @@ def test_the_number_of_workers_changes_no_byte(calm, models, tmp_path, workers):
 def test_a_source_that_kills_its_decoder_twice_is_failed_and_once_is_not(models, clip, tmp_path, monkeypatch):
     """The first death may be the machine's doing; the others go on either way."""
     import data_pipeline.analyze as module
-    from data_pipeline.decode import DecodeError
+    from data_pipeline.decoder import DecodeError
 
     real, deaths = module.sample_frames, {"count": 0, "until": 1}
 
@@ -120,7 +120,7 @@ def _hangs(pipe, path, argument):
 
 def test_a_source_whose_decoder_hangs_twice_is_failed_and_the_others_go_on(models, clip, tmp_path, monkeypatch):
     import data_pipeline.analyze as analyze_module
-    import data_pipeline.decode as decode_module
+    import data_pipeline.decoder as decoder_module
 
     real, tries = analyze_module.sample_frames, []
 
@@ -129,8 +129,8 @@ def test_a_source_whose_decoder_hangs_twice_is_failed_and_the_others_go_on(model
         if "single_face" not in path:
             return (yield from real(path, fps, start, end, decoder))
         with pytest.MonkeyPatch.context() as soon:
-            soon.setattr(decode_module, "NO_PROGRESS_SECONDS", 0.5)
-            return (yield from decode_module.run_decoder(decoder, _hangs, path, None))
+            soon.setattr(decoder_module, "NO_PROGRESS_SECONDS", 0.5)
+            return (yield from decoder_module.run_decoder(decoder, _hangs, path, None))
 
     monkeypatch.setattr(analyze_module, "sample_frames", watch)
     monkeypatch.setattr(analyze_module, "_BUNDLES_A_WORKER", 1e-9)  # all in one
@@ -147,12 +147,12 @@ def test_a_source_whose_decoder_hangs_twice_is_failed_and_the_others_go_on(model
 def test_a_source_that_eats_memory_is_failed_and_takes_nobody_with_it(models, clip, tmp_path, monkeypatch):
     """A file of 1 MB that is a picture of 6000 x 6000 in 16 bits: 288 MB as it is decoded, and as much again on its way out."""
     import data_pipeline.analyze as analyze_module
-    import data_pipeline.decode as decode_module
+    import data_pipeline.decoder as decoder_module
 
     tries = []
     real = analyze_module.sample_frames
     monkeypatch.setattr(analyze_module, "sample_frames", lambda path, *rest: tries.append(Path(path).stem) or real(path, *rest))
-    monkeypatch.setattr(decode_module, "MEMORY_BYTES", 512 * 1024**2)
+    monkeypatch.setattr(decoder_module, "MEMORY_BYTES", 512 * 1024**2)
     side = 6000
     greedy = tmp_path / "greedy.mp4"
     greedy.write_bytes(png_of(side, side, 16, 6, bytes(side * (1 + side * 8))))

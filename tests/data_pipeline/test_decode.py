@@ -13,9 +13,10 @@ import av
 import numpy as np
 import pytest
 
-import data_pipeline.decode as decode_module
+import data_pipeline.decoder as decoder_module
 from data_pipeline.analyze import until_torn
-from data_pipeline.decode import DecodeError, Decoder, MachineError, _send_sampled, run_decoder, sample_frames
+from data_pipeline.decode import _send_sampled, sample_frames
+from data_pipeline.decoder import DecodeError, Decoder, MachineError, run_decoder
 from data_pipeline.seek import _send_at, read_frames_at
 
 
@@ -257,7 +258,7 @@ def test_a_child_that_hangs_is_killed(monkeypatch, tmp_path):
         child = decoder._child
         frames = decoder.frames(_hangs, "x.mp4", 600.0)
         assert next(frames) == "before"  # with usual patience: a busy machine takes its time
-        monkeypatch.setattr(decode_module, "NO_PROGRESS_SECONDS", 0.5)
+        monkeypatch.setattr(decoder_module, "NO_PROGRESS_SECONDS", 0.5)
         with pytest.raises(DecodeError, match="no frame for") as error:
             next(frames)
         assert error.value.kind == "hang"
@@ -275,7 +276,7 @@ def test_a_child_that_says_it_lives_does_not_hang(monkeypatch, tmp_path):
     with Decoder() as decoder:
         frames = decoder.frames(_says_that_it_lives, "x.mp4", 16)
         assert next(frames) == "before"
-        monkeypatch.setattr(decode_module, "NO_PROGRESS_SECONDS", 6.0)
+        monkeypatch.setattr(decoder_module, "NO_PROGRESS_SECONDS", 6.0)
         assert list(frames) == []
 
 
@@ -285,7 +286,7 @@ class _Pipe(list):
 
 @pytest.mark.parametrize("look", [_send_sampled, _send_at])
 def test_frames_that_are_passed_over_are_signs_of_life(tmp_path, monkeypatch, look):
-    monkeypatch.setattr(decode_module, "_ALIVE_SECONDS", -1.0)
+    monkeypatch.setattr(decoder_module, "_ALIVE_SECONDS", -1.0)
     pipe = _Pipe()
     look(pipe, write(tmp_path / "x.mp4"), (20.0, 1.5, None) if look is _send_sampled else [0.9])
     kinds = [kind for kind, _ in pipe]
@@ -302,7 +303,7 @@ def _takes_memory(sender, path, block):
 
 def test_a_child_gets_so_much_memory_and_no_more(tmp_path, monkeypatch):
     block = 64 * 1024**2
-    monkeypatch.setattr(decode_module, "MEMORY_BYTES", 16 * block)
+    monkeypatch.setattr(decoder_module, "MEMORY_BYTES", 16 * block)
     with Decoder() as decoder:
         held = 0
         with pytest.raises(DecodeError, match="more memory than the 1,024 MB") as error:
@@ -337,7 +338,7 @@ def test_a_child_that_dies_in_the_middle_of_a_frame_has_crashed(tmp_path):
 
 
 def test_a_child_that_dies_as_it_starts_has_crashed(tmp_path, monkeypatch):
-    real = decode_module._start
+    real = decoder_module._start
 
     def start_and_kill(context, pipe):
         child = real(context, pipe)
@@ -345,7 +346,7 @@ def test_a_child_that_dies_as_it_starts_has_crashed(tmp_path, monkeypatch):
         child.join()
         return child
 
-    monkeypatch.setattr(decode_module, "_start", start_and_kill)
+    monkeypatch.setattr(decoder_module, "_start", start_and_kill)
     with pytest.raises(DecodeError, match="before it was given the video") as error:
         list(sample_frames(write(tmp_path / "x.mp4"), 5.0))
     assert error.value.kind == "crash"
