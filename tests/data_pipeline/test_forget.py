@@ -21,7 +21,7 @@ from data_pipeline.verify import verify_version
 from data_pipeline.worklist import item_for, write_worklist
 from infra.errors import UserError
 from infra.storage import sha256_file
-from tests.data_pipeline.test_manage import CONFIG, build
+from tests.data_pipeline.small import CONFIG, build
 from training.data import Dataset
 
 

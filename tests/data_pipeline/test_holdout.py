@@ -1,4 +1,4 @@
-"""What evaluation uses is told from its near-duplicates: the same picture smaller, brighter and compressed again. (Looks and names: test_manage.py.)"""
+"""What evaluation uses is told from its near-duplicates: the same picture smaller, brighter and compressed again. (Looks and names: test_outcomes.py.)"""
 
 import shutil
 

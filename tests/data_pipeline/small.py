@@ -1,0 +1,12 @@
+"""A small build of synthetic people, which several test files ask about."""
+
+from data_pipeline.build import DataConfig, build_dataset
+from data_pipeline.split import SplitConfig
+from data_pipeline.synthetic.anny_people import AnnyConfig
+from data_pipeline.synthetic.sources import SyntheticConfig
+
+CONFIG = DataConfig(synthetic=SyntheticConfig(anny=AnnyConfig(people=8, images=4)), split=SplitConfig(val=0.2, test=0.2))
+
+
+def build(work, models, **changes):
+    return build_dataset(CONFIG.model_copy(update=changes), str(work), models, [])
