@@ -32,6 +32,7 @@ from data_pipeline.sources import SEGMENT_SECONDS, ContentHashes, plan_segments,
 from data_pipeline.worklist import WorkItem
 from infra.config import Config
 from infra.console import Progress
+from infra.environment import describe_machine
 from infra.pool import Died, run_jobs
 from infra.storage import commit_changed, exists, read_bytes, sha256_file, sha256_json
 from lato.faces import MODEL_FILES, FaceReader
@@ -39,6 +40,8 @@ from lato.pairs import decode_image
 
 VERSION = 4
 """Raise it when the meaning of an observation changes: all parts are then made anew."""
+LIBRARIES = ("av", "mediapipe", "numpy", "onnxruntime", "opencv-contrib-python-headless", "scenedetect")
+"""Those whose other versions may give other observations; a part says which it was made with."""
 _MAX_ATTEMPTS = 3
 _BUNDLES_A_WORKER = 16
 """At least so many where there is work for them: the last ones even out what workers are apart, and a death leaves less for the next round."""
@@ -126,11 +129,17 @@ def plan(items: list[WorkItem], config: AnalyzeConfig, model_hashes: dict[str, s
 
 
 def _fingerprint(item: WorkItem, start: float, end: float | None, content: str, config: AnalyzeConfig, models: dict[str, str]) -> str:
-    """What a part depends on."""
+    return sha256_json(_made_of(item, start, end, content, config, models))
+
+
+def _made_of(
+    item: WorkItem, start: float, end: float | None, content: str, config: AnalyzeConfig, models: dict[str, str]
+) -> dict[str, Any]:
+    """What a part depends on: its name is the digest of it, and it is kept in the part."""
     read: dict[str, Any] = {"fps": config.fps if item.kind == "video" else None, "representatives": REPRESENTATIVES, "detect": DETECT_EVERY}
     read |= {"licences": config.licences, "consents": config.consents}
     named = item.model_dump(include={"source_id", "kind", "licence", "consent", "identity", "box"}) | {"start": start, "end": end}
-    return sha256_json({"version": VERSION, "content": content, "config": read, "item": named, "models": models})
+    return {"version": VERSION, "content": content, "config": read, "item": named, "models": models}
 
 
 def _ledger_row(item: WorkItem, pieces: list[Segment], work: str) -> dict[str, Any]:
@@ -243,7 +252,8 @@ class _Worker:
             "representatives": sum(row["representative"] for row in rows),
             **outcome,
         }
-        observations.commit_part(self._work, segment.fingerprint, rows, ledger)
+        made_of = _made_of(item, segment.start, segment.end, segment.content, self._config, self._model_hashes)
+        observations.commit_part(self._work, segment.fingerprint, rows, ledger, {"of": made_of, "with": describe_machine(LIBRARIES)})
 
     def _observe(self, segment: Segment) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Rows and outcome. What is wrong with the content is an outcome; what is wrong with the machine is an exception."""

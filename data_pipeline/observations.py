@@ -53,15 +53,16 @@ SCHEMA = pa.schema(
         "phash": pa.binary(32),
     }
 )
-_LEDGER = b"ledger"
+_LEDGER, _MADE = b"ledger", b"made"
 _HEAVY = ("chip", "chip_transform", "blendshapes", "expression_scores", "box")
 """Columns that pairing does not read."""
 
 
-def commit_part(work: str, fingerprint: str, rows: list[dict[str, Any]], ledger: dict[str, Any]) -> None:
-    """Commits a segment's observations and its ledger row in one atomic write. The first part of a fingerprint wins."""
+def commit_part(work: str, fingerprint: str, rows: list[dict[str, Any]], ledger: dict[str, Any], made: dict[str, Any]) -> None:
+    """Commits a segment's observations, its ledger row, and what it was made `of` and `with`, in one atomic write. The first part of a fingerprint wins."""
     columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names}
-    table = pa.table(columns, schema=SCHEMA.with_metadata({_LEDGER: json.dumps(ledger, sort_keys=True).encode()}))
+    said = {key: json.dumps(value, sort_keys=True).encode() for key, value in ((_LEDGER, ledger), (_MADE, made))}
+    table = pa.table(columns, schema=SCHEMA.with_metadata(said))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     commit(part_uri(work, fingerprint), buffer.getvalue(), exclusive=True)
@@ -115,3 +116,9 @@ def read_ledger_row(work: str, fingerprint: str) -> dict[str, Any]:
     """A part's ledger row."""
     schema = pq.read_schema(io.BytesIO(read_bytes(part_uri(work, fingerprint))))
     return json.loads(schema.metadata[_LEDGER])
+
+
+def read_made(work: str, fingerprint: str) -> dict[str, Any]:
+    """`of`: what the part's name is the digest of (version, content, config, item, models); `with`: the machine and libraries that made it."""
+    schema = pq.read_schema(io.BytesIO(read_bytes(part_uri(work, fingerprint))))
+    return json.loads(schema.metadata[_MADE])

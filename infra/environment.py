@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import socket
@@ -46,6 +47,17 @@ def describe_environment() -> dict[str, str]:
         "host.gpus": _gpus(),
     }
     return described | _cluster()
+
+
+@functools.cache
+def describe_machine(libraries: tuple[str, ...]) -> dict[str, str]:
+    """What may change the last bits of a result: the processor, the system, versions of these packages. Without names of hosts; looked up once a process."""
+    return {
+        "version.python": platform.python_version(),
+        **{f"version.{name}": _version(name) for name in libraries},
+        "host.system": platform.platform(terse=True),
+        "host.cpu": _processor(),
+    }
 
 
 def _git(*arguments: str) -> str:

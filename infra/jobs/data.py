@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import typer
 
+from infra.jobs import replay
+
 _SETTINGS = typer.Argument(None, help="A YAML file, and key=value: folder=clips synthetic.anny.people=100")
 _WORK = typer.Option("work/data", help="Where everything goes.")
 _CONFIG = typer.Option(None, help="A YAML file.")
@@ -286,6 +288,8 @@ def register(app: typer.Typer) -> None:
         with lease(work, "lato data retry"):
             names = reopen(work, reason)
         say(f"{len(names)} sources reopened: {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}. Run lato data build again.")
+
+    replay.register(group)
 
 
 def _split(settings: list[str] | None, config: str | None) -> tuple[str | None, list[str]]:

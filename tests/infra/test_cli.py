@@ -27,6 +27,8 @@ def lato(*words, **options):
         (["data", "pair", "a.yaml", "b.yml"], "give one YAML file, not 2"),
         (["data", "export", "nowhere", "out", "--licence", "commercial"], "no published version here"),
         (["data", "retry", "--class", "crash"], "no build here"),
+        (["data", "replay", "--sample", "3"], "no build here"),
+        (["data", "replay"], "give --source ID"),
         (["assets", "fetch", "nothing"], "there is no asset 'nothing'"),
         (["edit", "gone.jpg", "smile"], "gone.jpg: there is no such file"),
         (["submit", "--address", "http://127.0.0.1:9", "--", "doctor"], "no Ray head answers"),

@@ -1,0 +1,240 @@
+"""Replay: looks anew at sources that a build has observations of, and says where what is read now is not what is stored. Changes nothing.
+
+It answers whether a change of code, of a library or of the machine changes observations. What a part was made of (content, settings, models) and with
+(processor, libraries) stands in the part; column groups are computed anew from the stored chips, so that a difference is laid to the one that made it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline import observations
+from data_pipeline.analyze import LIBRARIES, AnalyzeConfig, analyze
+from data_pipeline.groups import GROUPS, GroupsConfig, column_uri, compute_rows, group_digests
+from data_pipeline.worklist import WorkItem, read_worklist
+from infra.environment import describe_machine
+from infra.errors import UserError
+from infra.storage import commit, exists, join, list_files, read_bytes, sha256_bytes
+from lato.pairs import decode_image
+
+
+class Difference(NamedTuple):
+    """Rows that are in both and not equal in a column, or in one alone (`only stored`, `only now`)."""
+
+    where: str
+    """`observations`, or a column group."""
+    column: str
+    rows: int
+    largest: float | None
+    """Largest difference of two numbers; of chips, of two grey levels; None for what is no number."""
+
+
+@dataclass
+class Replayed:
+    """What was found of a source: equal where there are no differences and it was not changed."""
+
+    source_id: str
+    rows: int = 0
+    """Faces compared."""
+    groups: dict[str, int] = field(default_factory=dict)
+    """Column group -> rows compared."""
+    differences: list[Difference] = field(default_factory=list)
+    changed: str | None = None
+    """Why there is nothing to compare: another content, other pieces."""
+    notes: list[str] = field(default_factory=list)
+    """What is not as it was when the part was made, and what could not be compared for it."""
+
+    @property
+    def equal(self) -> bool:
+        """Whether every bit is as stored."""
+        return not self.differences and self.changed is None
+
+
+def replay(work: str, models: Path, names: Sequence[str] = (), sample: int = 0, groups: GroupsConfig | None = None) -> list[Replayed]:
+    """Looks anew at some sources in a temporary place, one after another in this process.
+
+    Args:
+        work: The build's folder.
+        models: Folder of the perception models.
+        names: Source ids.
+        sample: Instead, so many sources: the same ones for the same build.
+        groups: With what column groups are computed; None for the embedded models.
+
+    Raises:
+        UserError: No build is here, a source is unknown, or nothing is stored of it.
+    """
+    if not exists(join(work, "ledger.jsonl")) or not exists(join(work, "worklist.parquet")):
+        raise UserError(f"{work}: no build here (ledger.jsonl or worklist.parquet is missing)")
+    ledger = {row["source_id"]: row for row in map(json.loads, read_bytes(join(work, "ledger.jsonl")).splitlines())}
+    items = {item.source_id: item for item in read_worklist(join(work, "worklist.parquet"))}
+    stored = {name: row["parts"] for name, row in ledger.items() if row["status"] != "pending" and row["parts"] and name in items}
+    chosen = list(names) or sorted(stored, key=lambda name: sha256_bytes(name.encode()))[:sample]
+    for name in chosen:
+        if name not in stored:
+            what = ledger[name]["status"] + f" ({ledger[name]['reason']})" if name in ledger else f"one of {len(ledger)} sources is meant"
+            raise UserError(f"{name}: nothing is stored of it; {what}")
+        gone = [part for part in stored[name] if not exists(observations.part_uri(work, part))]
+        if gone:
+            raise UserError(f"{name}: its part {gone[0]} is not there (lato data retry takes them away). Run lato data build again.")
+    columns = {group: list_files(join(work, "columns", group), ".parquet") for group in GROUPS}
+    return [_replay_source(items[name], ledger[name], work, models, columns, groups or GroupsConfig()) for name in sorted(chosen)]
+
+
+def _replay_source(
+    item: WorkItem, ledger: dict[str, Any], work: str, models: Path, columns: dict[str, list[str]], groups: GroupsConfig
+) -> Replayed:
+    parts, found = ledger["parts"], Replayed(item.source_id)
+    made = observations.read_made(work, parts[0])
+    of = made["of"]
+    read = of["config"] | ({} if of["config"]["fps"] else {"fps": AnalyzeConfig().fps})
+    config = AnalyzeConfig(workers=0, **{name: read[name] for name in ("fps", "licences", "consents")})
+    whole = {"start": item.start, "end": item.end}  # of a part, they are those of a piece
+    asked = WorkItem.model_validate(item.model_dump() | of["item"] | whole)
+    with tempfile.TemporaryDirectory() as place:
+        now = analyze([asked], config, models, place).rows[0]
+        if not now["parts"]:
+            found.changed = str(now["message"])
+            return found
+        _tell_what_differs(found, made, observations.read_made(place, now["parts"][0]))
+        if found.changed is None and len(now["parts"]) != len(parts):
+            found.changed = f"it was looked at in {len(parts)} pieces, now in {len(now['parts'])}"
+        if found.changed is None:
+            told = [
+                name for name in sorted(ledger.keys() | now.keys()) if name not in ("parts", "models") and ledger.get(name) != now.get(name)
+            ]
+            found.differences += [Difference("ledger", f"{name}: {ledger.get(name)} -> {now.get(name)}", 1, None) for name in told]
+            for old, new in zip(parts, now["parts"], strict=True):
+                before, after = observations.read_part(work, old), observations.read_part(place, new)
+                found.rows += len(before)
+                _add(found, compare("observations", before, after, ("frame", "track")))
+    for part in parts:
+        _replay_groups(found, part, work, models, columns, groups)
+    return found
+
+
+def _tell_what_differs(found: Replayed, made: dict[str, Any], now: dict[str, Any]) -> None:
+    """Notes of everything that a part depends on and that is not as it was; another content is no note, but the end of comparing."""
+    of, new = made["of"], now["of"]
+    if of["content"] != new["content"]:
+        found.changed = f"its content has changed since it was looked at (sha256 {of['content'][:16]} then, {new['content'][:16]} now)"
+    for what in ("version", "config"):
+        if of[what] != new[what]:
+            found.notes.append(f"another {what} of the analysis: {of[what]} then, {new[what]} now")
+    for name in sorted(of["models"].keys() | new["models"].keys()):
+        then, here = (str(side["models"].get(name, "none"))[:16] for side in (of, new))
+        if then != here:
+            found.notes.append(f"another model, {name}: sha256 {then} then, {here} now")
+    machine = describe_machine(LIBRARIES)
+    found.notes += [
+        f"{name}: {made['with'].get(name, 'not told')} then, {value} now"
+        for name, value in machine.items()
+        if made["with"].get(name) != value
+    ]
+
+
+def _replay_groups(found: Replayed, part: str, work: str, models: Path, columns: dict[str, list[str]], groups: GroupsConfig) -> None:
+    """Computes what is stored of each column group for a part anew, from the chips that are stored."""
+    with tempfile.TemporaryDirectory() as place:
+        commit(observations.part_uri(place, part), read_bytes(observations.part_uri(work, part)))
+        for name, uris in columns.items():
+            settings = groups.model_copy(update={"names": (name,)})
+            for uri in uris:
+                of, digest, *_ = uri.rsplit("/", 1)[-1].removesuffix(".parquet").split("-")
+                if of != part:
+                    continue
+                own = group_digests(models, settings)[name]
+                if own[:16] != digest:
+                    found.notes.append(
+                        f"{name}: stored columns were computed by other models or code ({digest}, here {own[:16]}); not compared"
+                    )
+                    continue
+                before = pq.read_table(io.BytesIO(read_bytes(uri)))
+                numbers = sorted(before["row"].to_pylist())
+                compute_rows(name, {part: set(numbers)}, own, settings, models, place, 0)
+                after = pq.read_table(io.BytesIO(read_bytes(column_uri(place, name, part, own, numbers))))
+                found.groups[name] = found.groups.get(name, 0) + len(before)
+                _add(found, compare(name, before, after, ("row",)))
+
+
+def _add(found: Replayed, differences: list[Difference]) -> None:
+    """Takes in what was found in one more part."""
+    known = {(one.where, one.column): one for one in found.differences}
+    for one in differences:
+        before = known.get((one.where, one.column))
+        if before is not None:
+            largest = [value for value in (before.largest, one.largest) if value is not None]
+            one = one._replace(rows=before.rows + one.rows, largest=max(largest) if largest else None)
+        known[one.where, one.column] = one
+    found.differences = list(known.values())
+
+
+def compare(where: str, stored: pa.Table, now: pa.Table, keys: tuple[str, ...]) -> list[Difference]:
+    """Two tables, column by column; rows belong together by their `keys`. Equal is equal in every bit.
+
+    Args:
+        where: What the tables are of.
+        stored: The one that is there.
+        now: The other one.
+        keys: Columns that tell a row from all others of its table.
+    """
+    places = [
+        {key: number for number, key in enumerate(zip(*(table[name].to_pylist() for name in keys), strict=True))} for table in (stored, now)
+    ]
+    shared = [key for key in places[0] if key in places[1]]
+    found = [
+        Difference(where, f"(rows only {name})", len(mine.keys() - other.keys()), None)
+        for name, mine, other in (("stored", places[0], places[1]), ("now", places[1], places[0]))
+        if mine.keys() - other.keys()
+    ]
+    for column in dict.fromkeys([*stored.column_names, *now.column_names]):
+        if column not in stored.column_names or column not in now.column_names:
+            found.append(
+                Difference(
+                    where, f"{column} (the column is only {'stored' if column in stored.column_names else 'now'})", len(shared), None
+                )
+            )
+            continue
+        before, after = (
+            table[column].take(pa.array([places[side][key] for key in shared], pa.int64())).to_pylist()
+            for side, table in enumerate((stored, now))
+        )
+        unequal = [
+            (a, b) for a, b in zip(before, after, strict=True) if repr(a) != repr(b)
+        ]  # a float's text is all of its bits, NaN equals NaN
+        if unequal:
+            measure = _apart_in_pixels if column == "chip" else _apart
+            found.append(Difference(where, column, len(unequal), _largest(measure, unequal)))
+    return found
+
+
+def _largest(measure: Callable[[Any, Any], float | None], unequal: list[tuple[Any, Any]]) -> float | None:
+    apart = [value for value in (measure(a, b) for a, b in unequal) if value is not None]
+    return max(apart) if apart else None
+
+
+def _apart(a: Any, b: Any) -> float | None:
+    """Largest difference of two numbers, or of two lists of them; infinite where one is no number. None for what has no difference: texts, bytes, nothing."""
+    if isinstance(a, str | bytes | bool) or isinstance(b, str | bytes | bool) or a is None or b is None:
+        return None
+    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if first.shape != second.shape:
+        return None
+    apart = np.abs(first - second)
+    return float(np.where(np.isnan(apart), np.inf, apart).max(initial=0.0))
+
+
+def _apart_in_pixels(a: bytes | None, b: bytes | None) -> float | None:
+    """Largest difference of two JPEGs in grey levels."""
+    if a is None or b is None:
+        return None
+    return _apart(decode_image(a, "stored chip"), decode_image(b, "chip"))
