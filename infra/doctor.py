@@ -11,6 +11,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+_DECODERS = ("h264", "hevc", "vp9", "libdav1d", "mpeg4")
+"""What nearly all videos are in, by the names of FFmpeg's decoders; its own `av1` needs a GPU."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -86,7 +89,17 @@ def _libraries() -> list[Check]:
         ffmpeg = ".".join(str(part) for part in av.library_versions["libavcodec"])
     except ImportError as error:
         return [*checks, Check("FFmpeg libraries", str(error), False, mend="pip install -c constraints.txt av")]
-    return [*checks, Check("FFmpeg libraries", f"libavcodec {ffmpeg}, in the av wheel", True)]
+    lacking = [name for name in _DECODERS if name not in av.codecs_available]
+    return [
+        *checks,
+        Check("FFmpeg libraries", f"libavcodec {ffmpeg}, in the av wheel", True),
+        Check(
+            "video decoders",
+            f"{', '.join(lacking)} missing" if lacking else ", ".join(_DECODERS),
+            not lacking,
+            mend="pip install -c constraints.txt av",
+        ),
+    ]
 
 
 def _packages() -> list[Check]:

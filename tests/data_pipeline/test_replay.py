@@ -136,6 +136,23 @@ def test_a_source_that_was_changed_or_is_gone_is_told_and_not_compared(observed,
         photo.write_bytes(content)
 
 
+def test_other_settings_or_contents_are_looked_at_anew_and_nothing_else_is(observed, copied, models, clip, tmp_path):
+    """What a part was made of is its name."""
+    _, parts = copied
+    folder = tmp_path / "given"
+    shutil.copytree(observed[0], folder)
+
+    def look(fps):
+        config = DataConfig(folder=str(folder), analyze=AnalyzeConfig(workers=0, fps=fps))
+        return {row["source_id"]: row["parts"][0] for row in observe(config, str(copied[0]), models).ledger.rows}
+
+    assert look(2.0) == parts  # lies elsewhere now
+    other = look(1.0)
+    assert {name for name in parts if other[name] != parts[name]} == {"clip", "broken"}  # a photo has no frames a second
+    shutil.copyfile(clip("obama2"), folder / "photo.jpg")
+    assert {name for name, part in look(1.0).items() if part != other[name]} == {"photo"}
+
+
 def test_bits_are_compared():
     stored = pa.table({"row": [1, 2], "x": [0.0, np.nan], "y": [[1.0], [2.0]], "name": ["a", None]})
     assert compare("of", stored, stored, ("row",)) == []

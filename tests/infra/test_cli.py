@@ -65,6 +65,7 @@ def test_doctor_names_what_is_missing_and_how_to_mend_it(tmp_path):
     assert done.returncode == 1
     assert "lato assets fetch yunet" in done.stdout
     assert "mediapipe" in done.stdout
+    assert "h264, hevc, vp9, libdav1d" in done.stdout
 
 
 def test_an_object_store_that_does_not_answer_is_told_without_a_traceback():
