@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.diff import diff_versions
-from data_pipeline.pack import read_manifest
+from data_pipeline.pack import PackConfig, read_manifest
 from data_pipeline.subset import export, make_view
 from data_pipeline.verify import verify_version
 from infra.errors import UserError
 from infra.storage import sha256_file
+from tests.data_pipeline.small import build
 from training.data import Dataset
 
 
@@ -34,6 +35,15 @@ def test_verify_asks_the_index_too(built, tmp_path):
     assert f"{index['shards'][0]['name']}: {index['shards'][0]['count']} samples in the manifest, but not in the index" in told
     (folder / "shards/train-000099.tar").write_bytes(b"")
     assert wrong() == "train-000099.tar: lies in shards, but is not in the index; readers of shards/*.tar would take it in"
+
+
+def test_shards_of_a_split_have_equally_many_samples_but_the_last(built, models):
+    work, version = built
+    index = json.loads((Path(build(work, models, name="sevens", pack=PackConfig(samples_per_shard=7)).uri) / "index.json").read_text())
+    for split, samples in version.samples.items():
+        counts = [shard["count"] for shard in index["shards"] if shard["split"] == split]
+        assert counts == [7] * (samples // 7) + [samples % 7] * (samples % 7 > 0)
+    assert len(index["shards"]) > len(version.samples)
 
 
 def test_a_view_trains_and_knows_when_its_version_changed(built, tmp_path):

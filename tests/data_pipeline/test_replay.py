@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from data_pipeline import analyze
 from data_pipeline.analyze import AnalyzeConfig
 from data_pipeline.build import DataConfig, observe
 from data_pipeline.replay import compare, replay
@@ -18,9 +19,10 @@ from infra.errors import UserError
 
 @pytest.fixture(scope="module")
 def observed(models, clip, tmp_path_factory):
-    """A folder with a clip, a photo and a file that is no video, and the build's folder in which they were looked at."""
+    """A folder with a clip, one without a face, a photo and a file that is no video, and the build's folder in which they were looked at."""
     folder, work = tmp_path_factory.mktemp("given"), tmp_path_factory.mktemp("work")
     shutil.copyfile(clip("single_face"), folder / "clip.mp4")
+    shutil.copyfile(clip("no_face"), folder / "nobody.mp4")
     shutil.copyfile(clip("obama"), folder / "photo.jpg")
     (folder / "broken.mp4").write_bytes(b"no video")
     found = observe(DataConfig(folder=str(folder), analyze=AnalyzeConfig(workers=0, fps=2.0)), str(work), models)
@@ -48,12 +50,12 @@ def test_what_is_stored_comes_out_again_in_every_bit(observed, models):
     before = files_of(work)
     found = {one.source_id: one for one in replay(str(work), models, sample=9)}
     assert files_of(work) == before
-    assert found.keys() == {"clip", "photo", "broken"}
+    assert found.keys() == {"clip", "nobody", "photo", "broken"}
     assert all(one.equal and not one.notes for one in found.values())
     assert (found["photo"].rows, found["broken"].rows) == (1, 0) and found["clip"].rows > 4
     assert found["clip"].groups.keys() == {"occlusion", "writing", "surroundings"}  # identity is for pairs that ask for it
     assert run("--sample", "1", "--work-dir", str(work))[0] == 0
-    for wrong, message in ((["nobody"], "nothing is stored of it; one of 3 sources is meant"), (["photo", "nobody"], "nobody: nothing")):
+    for wrong, message in ((["else"], "nothing is stored of it; one of 4 sources is meant"), (["photo", "else"], "else: nothing")):
         with pytest.raises(UserError, match=message):
             replay(str(work), models, wrong)
 
@@ -136,21 +138,28 @@ def test_a_source_that_was_changed_or_is_gone_is_told_and_not_compared(observed,
         photo.write_bytes(content)
 
 
-def test_other_settings_or_contents_are_looked_at_anew_and_nothing_else_is(observed, copied, models, clip, tmp_path):
-    """What a part was made of is its name."""
-    _, parts = copied
-    folder = tmp_path / "given"
+def test_other_settings_or_contents_are_looked_at_anew_and_nothing_else_is(observed, copied, models, clip, tmp_path, monkeypatch):
+    """What a part was made of is its name; one that was rejected or failed is not looked at again either."""
+    folder, seen, real = tmp_path / "given", [], analyze._Worker._look_at
     shutil.copytree(observed[0], folder)
+    monkeypatch.setattr(analyze._Worker, "_look_at", lambda self, one: seen.append(one.segment.item.source_id) or real(self, one))
 
-    def look(fps):
-        config = DataConfig(folder=str(folder), analyze=AnalyzeConfig(workers=0, fps=fps))
-        return {row["source_id"]: row["parts"][0] for row in observe(config, str(copied[0]), models).ledger.rows}
+    def looked_at(fps):
+        seen.clear()
+        found = observe(DataConfig(folder=str(folder), analyze=AnalyzeConfig(workers=0, fps=fps)), str(copied[0]), models)
+        assert {row["source_id"]: row["status"] for row in found.ledger.rows} == {
+            "clip": "ok",
+            "photo": "ok",
+            "nobody": "rejected",
+            "broken": "failed",
+        }
+        return set(seen)
 
-    assert look(2.0) == parts  # lies elsewhere now
-    other = look(1.0)
-    assert {name for name in parts if other[name] != parts[name]} == {"clip", "broken"}  # a photo has no frames a second
+    assert looked_at(2.0) == set()  # the folder is another, what lies in it is the same
+    assert looked_at(1.0) == {"clip", "nobody", "broken"}  # a photo has no frames a second
+    assert looked_at(1.0) == set()
     shutil.copyfile(clip("obama2"), folder / "photo.jpg")
-    assert {name for name, part in look(1.0).items() if part != other[name]} == {"photo"}
+    assert looked_at(1.0) == {"photo"}
 
 
 def test_bits_are_compared():
