@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.chips import Chip
+from infra.errors import UserError
 from infra.storage import commit, join, list_files, read_bytes
 
 _FLOATS = pa.list_(pa.float32())
@@ -119,6 +120,12 @@ def read_ledger_row(work: str, fingerprint: str) -> dict[str, Any]:
 
 
 def read_made(work: str, fingerprint: str) -> dict[str, Any]:
-    """`of`: what the part's name is the digest of (version, content, config, item, models); `with`: the machine and libraries that made it."""
-    schema = pq.read_schema(io.BytesIO(read_bytes(part_uri(work, fingerprint))))
-    return json.loads(schema.metadata[_MADE])
+    """`of`: what the part's name is the digest of (version, content, config, item, models); `with`: the machine and libraries that made it.
+
+    Raises:
+        UserError: The part is of a time when none said so.
+    """
+    said = pq.read_schema(io.BytesIO(read_bytes(part_uri(work, fingerprint)))).metadata
+    if _MADE not in said:
+        raise UserError(f"part {fingerprint} was written by an earlier LaTo and does not say what it was made of. Build into a new folder.")
+    return json.loads(said[_MADE])

@@ -94,8 +94,8 @@ def _replay_source(
     item: WorkItem, ledger: dict[str, Any], work: str, models: Path, columns: dict[str, list[str]], groups: GroupsConfig
 ) -> Replayed:
     parts, found = ledger["parts"], Replayed(item.source_id)
-    made = observations.read_made(work, parts[0])
-    of = made["of"]
+    made = [observations.read_made(work, part) for part in parts]
+    of = made[0]["of"]
     read = of["config"] | ({} if of["config"]["fps"] else {"fps": AnalyzeConfig().fps})
     config = AnalyzeConfig(workers=0, **{name: read[name] for name in ("fps", "licences", "consents")})
     whole = {"start": item.start, "end": item.end}  # of a part, they are those of a piece
@@ -122,9 +122,9 @@ def _replay_source(
     return found
 
 
-def _tell_what_differs(found: Replayed, made: dict[str, Any], now: dict[str, Any]) -> None:
-    """Notes of everything that a part depends on and that is not as it was; another content is no note, but the end of comparing."""
-    of, new = made["of"], now["of"]
+def _tell_what_differs(found: Replayed, made: list[dict[str, Any]], now: dict[str, Any]) -> None:
+    """Notes of everything that parts depend on and that is not as it was; another content is no note, but the end of comparing."""
+    of, new = made[0]["of"], now["of"]
     if of["content"] != new["content"]:
         found.changed = f"its content has changed since it was looked at (sha256 {of['content'][:16]} then, {new['content'][:16]} now)"
     for what in ("version", "config"):
@@ -134,12 +134,10 @@ def _tell_what_differs(found: Replayed, made: dict[str, Any], now: dict[str, Any
         then, here = (str(side["models"].get(name, "none"))[:16] for side in (of, new))
         if then != here:
             found.notes.append(f"another model, {name}: sha256 {then} then, {here} now")
-    machine = describe_machine(LIBRARIES)
-    found.notes += [
-        f"{name}: {made['with'].get(name, 'not told')} then, {value} now"
-        for name, value in machine.items()
-        if made["with"].get(name) != value
-    ]
+    for name, value in describe_machine(LIBRARIES).items():
+        others = sorted({part["with"].get(name, "not told") for part in made} - {value})
+        if others:
+            found.notes.append(f"{name}: {', '.join(others)} then, {value} now")
 
 
 def _replay_groups(found: Replayed, part: str, work: str, models: Path, columns: dict[str, list[str]], groups: GroupsConfig) -> None:
@@ -234,7 +232,10 @@ def _apart(a: Any, b: Any) -> float | None:
 
 
 def _apart_in_pixels(a: bytes | None, b: bytes | None) -> float | None:
-    """Largest difference of two JPEGs in grey levels."""
+    """Largest difference of two JPEGs in grey levels; infinite where one is none."""
     if a is None or b is None:
         return None
-    return _apart(decode_image(a, "stored chip"), decode_image(b, "chip"))
+    try:
+        return _apart(decode_image(a, "stored chip"), decode_image(b, "chip"))
+    except ValueError:
+        return float("inf")

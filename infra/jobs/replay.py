@@ -43,11 +43,11 @@ def register(group: typer.Typer) -> None:
         for note, names in notes.items():
             say(f"{note} ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})")
         unequal = sum(not one.equal for one in replayed)
-        if unequal and not notes:
+        if rows and not notes:
             say(
                 "processor, libraries, models and settings are those that the stored parts were made with: what differs is the code, or was changed in the file"
             )
-        elif unequal:
+        elif rows:
             say("other processors and library versions may differ in the last bits; a large difference is another reading")
         say(f"{len(replayed) - unequal} of {len(replayed)} sources equal in every bit")
         raise typer.Exit(int(bool(unequal)))

@@ -119,6 +119,10 @@ def test_another_library_or_model_is_told(copied, models):
     (found,) = _replay(work, "photo")
     assert found.equal
     assert [note.split(":")[0] for note in found.notes] == ["another model, detector", "version.av"]
+    kept = {key: value for key, value in table.schema.metadata.items() if key != b"made"}
+    pq.write_table(table.replace_schema_metadata(kept), path)
+    with pytest.raises(UserError, match="written by an earlier LaTo"):
+        _replay(work, "photo")
 
 
 def test_a_source_that_was_changed_or_is_gone_is_told_and_not_compared(observed, copied, models, clip):
@@ -165,5 +169,7 @@ def test_other_settings_or_contents_are_looked_at_anew_and_nothing_else_is(obser
 def test_bits_are_compared():
     stored = pa.table({"row": [1, 2], "x": [0.0, np.nan], "y": [[1.0], [2.0]], "name": ["a", None]})
     assert compare("of", stored, stored, ("row",)) == []
+    broken, chip = pa.table({"row": [1], "chip": [b"no JPEG"]}), pa.table({"row": [1], "chip": [b"none either"]})
+    assert compare("of", broken, chip, ("row",)) == [("of", "chip", 1, np.inf)]
     now = pa.table({"row": [2, 1], "x": [np.nan, -0.0], "y": [[2.0, 3.0], [1.5]], "name": ["b", "a"]})
     assert compare("of", stored, now, ("row",)) == [("of", "x", 1, 0.0), ("of", "y", 2, 0.5), ("of", "name", 1, None)]
