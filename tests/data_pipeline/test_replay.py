@@ -9,12 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from data_pipeline import analyze
+from data_pipeline import analyze, sources
 from data_pipeline.analyze import AnalyzeConfig
 from data_pipeline.build import DataConfig, observe
+from data_pipeline.groups import GroupsConfig, compute_rows, group_digests
+from data_pipeline.observations import read_chips
 from data_pipeline.replay import compare, replay
 from infra.cli import app
 from infra.errors import UserError
+from tests.data_pipeline.test_groups import with_keyframes
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,24 @@ def _replay(work, *names):
     from infra.jobs.common import perception_models
 
     return replay(str(work), perception_models(), names)
+
+
+def test_pieces_of_a_long_video_and_single_vectors_are_replayed_too(models, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "SEGMENT_SECONDS", 0.8)
+    (tmp_path / "given").mkdir()
+    with_keyframes(clip("single_face"), tmp_path / "given/keys.mp4", every=8)
+    config = DataConfig(folder=str(tmp_path / "given"), analyze=AnalyzeConfig(workers=0))
+    work = tmp_path / "w"
+    (row,) = observe(config, str(work), models).ledger.rows
+    assert len(row["parts"]) >= 2
+    identity = GroupsConfig(names=("identity",))
+    wanted = {part: {read_chips(str(work), part)[0][0]} for part in row["parts"]}
+    compute_rows("identity", wanted, group_digests(models, identity)["identity"], identity, models, str(work), 0)
+    (found,) = _replay(work, "keys")
+    assert found.equal and found.rows == row["faces"] and found.groups["identity"] == len(row["parts"])
+    monkeypatch.undo()
+    (found,) = _replay(work, "keys")
+    assert found.changed == f"it was looked at in {len(row['parts'])} pieces, now in 1"
 
 
 def test_another_library_or_model_is_told(copied, models):
