@@ -7,7 +7,6 @@ neither way: both would pair, and both would judge.
 from __future__ import annotations
 
 import contextlib
-import resource
 import shutil
 import statistics
 import tempfile
@@ -41,6 +40,7 @@ from lato.faces.expression import classify, estimate_neutral
 from lato.faces.points68 import FacePoints68
 from lato.faces.quality import measure
 from tests.benchmarks.page import Row
+from tests.benchmarks.short_sources import cpu
 
 CLIPS = {"single_face": None, "face_noface": None, "carphone": None, "franck": 120.0}
 """Clip -> seconds of it that are looked at."""
@@ -51,12 +51,6 @@ PAIRING = PairingConfig(max_upscale=6.0)
 """At the default limit of 1.5 nothing of franck and carphone is large enough, and no face of theirs would be asked for identity at all."""
 OPEN = PAIRING.model_copy(update={"per_cell": 10**9, "per_identity": 10**9, "per_source": 10**9, "near_duplicate_bits": -1})
 """The same filters without quotas: what may be accepted at all."""
-
-
-def cpu() -> float:
-    """CPU seconds of this process and of its children that ended."""
-    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(use.ru_utime + use.ru_stime for use in both)
 
 
 def interleaved(works: dict[str, Callable[[], Any]], rounds: int = 3) -> dict[str, float]:

@@ -5,7 +5,7 @@ CPU seconds of this process, the fork server and its children, without Ray, inte
 
 import argparse
 import multiprocessing.forkserver
-import os
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -47,16 +47,16 @@ def short_sources(windows: int = 500) -> list[Row]:
 
 def _look(items: list[WorkItem], work: Path, bundles: int) -> float:
     module._BUNDLES_A_WORKER = bundles
-    before = _cpu()
+    before = cpu()
     module.analyze(items, module.AnalyzeConfig(workers=0), assets.folder(), str(work))
     time.sleep(0.2)  # the last child's end is counted when its server has seen it
-    return _cpu() - before
+    return cpu() - before
 
 
-def _cpu() -> float:
+def cpu() -> float:
     """Seconds of this process, of the fork server and of its children, those that ended too."""
-    own = os.times()
-    total = own.user + own.system
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    total = own.ru_utime + own.ru_stime
     server = multiprocessing.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     if server:
         process = psutil.Process(server)
