@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.chips import Chip, cut_chip
+from data_pipeline.chips import Chip, Piece, chip_of, cut_piece
 from data_pipeline.decoder import Frame
 from lato.faces import FaceReader
 from lato.faces.detect import Detection, face_box
 from lato.faces.expression import activity, classify, estimate_neutral
 from lato.faces.mesh import MeshObservation
-from lato.faces.quality import QualityScores, measure, sharpness, thumbnail
+from lato.faces.quality import QualityScores, letterbox, measure, sharpness, thumbnail
+from lato.landmarks import Landmarks
 
 _SAME_FACE_IOU = 0.3
 _TWIN_IOU = 0.6
@@ -34,21 +35,62 @@ _CALM = 40
 """The rest that provisional expressions are read against is the mean of this many least active faces so far."""
 DETECT_EVERY = 10
 """Sampled frames from one look of the detector to the next; it also looks when a track is lost, and after a cut."""
+GLANCES = 2
+"""So many of these looks are glances, then one is whole: a face that is too small for a glance is found by that. A glance that sees anything but the
+faces that are followed is followed by a whole look at once."""
 
 
-@dataclass
+_UNREAD_BYTES = 64 * 1024**2
+"""Of pictures that wait for a chip and quality of their face, of all tracks together."""
+
+
+@dataclass(eq=False)
 class _Kept:
-    """A face that may become a representative."""
+    """A face that may become a representative. Its chip and quality are made when the track has ended, or when too many wait."""
 
     sharpness: float
     row: dict[str, Any]
-    chip: Chip
-    quality: QualityScores
+    landmarks: Landmarks
+    unread: tuple[Piece, npt.NDArray[np.uint8], float] | None
+    """Its piece of the picture, thumbnail and the picture's letterbox; None once they were read."""
+    read: tuple[Chip, QualityScores] | None = None
+
+    def settle(self) -> tuple[Chip, QualityScores]:
+        """Its chip and quality."""
+        if self.unread is not None:
+            piece, small, bars = self.unread
+            self.read = chip_of(piece, self.landmarks), measure(piece.pixels, piece.place(self.landmarks), small, bars)
+            self.unread = None
+        assert self.read is not None, "what is not unread was read"
+        return self.read
+
+
+class _Unread:
+    """The faces that wait, in the order they came."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[_Kept, int] = {}
+        self._bytes = 0
+
+    def add(self, kept: _Kept) -> None:
+        """One more; where all together are too large, the first are read and no longer held."""
+        assert kept.unread is not None, "a new face was not read"
+        self._waiting[kept] = kept.unread[0].pixels.nbytes + kept.unread[1].nbytes
+        self._bytes += self._waiting[kept]
+        while self._bytes > _UNREAD_BYTES:
+            first = next(iter(self._waiting))
+            first.settle()
+            self.drop(first)
+
+    def drop(self, kept: _Kept) -> None:
+        """One that no longer waits."""
+        self._bytes -= self._waiting.pop(kept, 0)
 
 
 @dataclass
 class _Track:
     number: int
+    unread: _Unread
     rows: list[dict[str, Any]] = field(default_factory=list)
     kept: dict[tuple[Any, ...], list[_Kept]] = field(default_factory=dict)
     calm: list[tuple[float, npt.NDArray[np.float32]]] = field(default_factory=list)
@@ -64,12 +106,16 @@ class _Track:
         rest = np.mean([vector for _, vector in self.calm], axis=0)
         bin_ = (*_pose_bin(row), classify(mesh.blendshapes, rest).label, declared)  # declared pictures are few and each is wanted
         group = self.kept.setdefault(bin_, [])
-        grey = thumbnail(frame.image, mesh.landmarks68)
-        sharp = sharpness(grey)
+        small = thumbnail(frame.image, mesh.landmarks68)
+        sharp = sharpness(small)
         if len(group) < _CONSIDERED or sharp > group[-1].sharpness:
-            quality = measure(frame.image, mesh.landmarks68, grey)
-            group.append(_Kept(sharp, row, cut_chip(frame.image, mesh.landmarks68), quality))
+            piece = cut_piece(frame.image, mesh.landmarks68).kept()
+            kept = _Kept(sharp, row, mesh.landmarks68, (piece, small, letterbox(frame.image)))
+            self.unread.add(kept)
+            group.append(kept)
             group.sort(key=lambda kept: (-kept.sharpness, kept.row["pts"]))
+            for worse in group[_CONSIDERED:]:
+                self.unread.drop(worse)
             del group[_CONSIDERED:]
 
     def describe(self) -> list[dict[str, Any]]:
@@ -86,8 +132,9 @@ class _Track:
         for kept in sorted((k for group in self.kept.values() for k in group), key=lambda k: (-k.sharpness, k.row["pts"])):
             bins.setdefault(bin_of(kept.row), []).append(kept)
         for kept in (k for group in bins.values() for k in group[:REPRESENTATIVES]):
-            kept.row |= {"representative": True, "chip": kept.chip.jpg, "chip_transform": kept.chip.transform.reshape(-1).tolist()}
-            kept.row |= kept.quality.__dict__
+            chip, quality = kept.settle()
+            kept.row |= {"representative": True, "chip": chip.jpg, "chip_transform": chip.transform.reshape(-1).tolist()}
+            kept.row |= quality.__dict__
         return self.rows
 
 
@@ -111,27 +158,32 @@ def watch_video(
     """
     tracks: list[_Track] = []
     alive: list[_Track] = []
-    count = shot = 0
+    unread = _Unread()
+    count = shot = glances = 0
     since = DETECT_EVERY
     for frame in frames:
         count += 1
         if frame.shot != shot:  # no track goes on over a cut
-            alive, shot, since = [], frame.shot, DETECT_EVERY
-        followed = [] if since >= DETECT_EVERY else _follow(frame, alive, reader)
-        if followed is None or since >= DETECT_EVERY or not alive:
-            alive = _detect(frame, alive, tracks, reader, box)
-            since = 1
+            alive, shot = [], frame.shot
+        seen = [track.last for track in alive if track.last is not None]
+        if seen and since >= DETECT_EVERY:
+            seen = _glance(frame, seen, reader, box) if glances < GLANCES else []
+            glances += 1
+            since = 0
+        followed = _follow(frame, alive, reader) if seen else None
+        if followed is None:
+            alive = _detect(frame, alive, tracks, unread, reader, box)
+            since, glances = 1, 0
             continue
-        for track, mesh in followed:
-            assert track.last is not None, "a followed track was seen before"
-            track.see(frame, track.last, mesh, track.last.score, None, None)
+        for (track, mesh), where in zip(followed, seen, strict=True):
+            track.see(frame, where, mesh, where.score, None, None)
         since += 1
     return [row for track in tracks for row in track.describe()], count
 
 
 def watch_images(images: Iterable[tuple[Frame, str, str | None]], reader: FaceReader) -> tuple[list[dict[str, Any]], int]:
     """Reads the largest face of every image of a set; the set is one track. Images come with their uri and what is declared of them."""
-    track, count = _Track(0), 0
+    track, count = _Track(0, _Unread()), 0
     for frame, uri, declared in images:
         count += 1
         for detection in reader.detector.detect(frame.image)[:1]:
@@ -155,8 +207,23 @@ def _follow(frame: Frame, alive: list[_Track], reader: FaceReader) -> list[tuple
     return found
 
 
+def _glance(
+    frame: Frame, known: list[Detection], reader: FaceReader, box: tuple[float, float, float, float] | None
+) -> list[Detection]:
+    """The detections of a glance, in the order of the faces that are followed, by where those were last; none where it sees others, or fewer."""
+    found = [one for one in reader.detector.glance(frame.image) if box is None or _lies_in(one, frame.image, box)]
+    matched = [max(found, key=lambda one: _iou(one.box, last.box), default=last) for last in known]
+    alike = all(_iou(one.box, last.box) >= _SAME_FACE_IOU for one, last in zip(matched, known, strict=True))
+    return matched if alike and len(found) == len(known) == len({id(one) for one in matched}) else []
+
+
 def _detect(
-    frame: Frame, alive: list[_Track], tracks: list[_Track], reader: FaceReader, box: tuple[float, float, float, float] | None
+    frame: Frame,
+    alive: list[_Track],
+    tracks: list[_Track],
+    unread: _Unread,
+    reader: FaceReader,
+    box: tuple[float, float, float, float] | None,
 ) -> list[_Track]:
     """Looks for all faces and gives each to the track that was there, or to a new one."""
     continued: list[_Track] = []
@@ -173,7 +240,7 @@ def _detect(
         ]
         overlap, _, track = max(scored, default=(0.0, 0, None), key=lambda entry: entry[:2])
         if track is None or overlap < _SAME_FACE_IOU:
-            track = _Track(len(tracks))
+            track = _Track(len(tracks), unread)
             tracks.append(track)
         track.see(frame, detection, mesh, detection.score, None, None)
         continued.append(track)

@@ -19,9 +19,16 @@ _CHROMA = (68, 187)
 def describe_surroundings(chip: npt.NDArray[np.uint8]) -> dict[str, list[float]]:
     """Colours of an RGB chip `(SIDE, SIDE, 3)`: unit vectors `background` (beside and above the head) and `clothing` (the lower corners); the dot product
     of two is the Bhattacharyya coefficient of their histograms. Where a chip reaches over the picture's edge its grey counts: such pairs are `cut off`."""
-    lab = cv2.cvtColor(chip, cv2.COLOR_RGB2LAB)
-    lab[:, :, 1:] = np.clip(lab[:, :, 1:], *_CHROMA)
+    lab = cv2.LUT(cv2.cvtColor(chip, cv2.COLOR_RGB2LAB), _limits())
     return {name: _colours(lab, region).tolist() for name, region in _regions().items()}
+
+
+@cache
+def _limits() -> npt.NDArray[np.uint8]:
+    """(1, 256, 3) of OpenCV's L, a and b: strong colours as the outermost that count."""
+    levels = np.arange(256, dtype=np.uint8)
+    chroma = np.clip(levels, *_CHROMA)
+    return np.stack([levels, chroma, chroma], axis=-1)[None]
 
 
 @cache

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 _LONGEST_SIDE = 320
-"""YuNet finds faces from 10 to 300 px; a picture is looked at once with its longest side at this many pixels."""
+"""YuNet finds faces from 18 to 300 px; a picture is looked at once with its longest side at this many pixels."""
+_GLANCE = 160, 1 / 8
+"""The longest side of a glance: at least so many pixels, and this share of the picture's: no face of 144 px or more is too small for it."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,16 @@ class FaceDetector:
 
     def detect(self, image: npt.NDArray[np.uint8]) -> list[Detection]:
         """Faces in an RGB image `(H, W, 3)`, the largest first."""
+        return self._look(image, _LONGEST_SIDE)
+
+    def glance(self, image: npt.NDArray[np.uint8]) -> list[Detection]:
+        """The same for less than half the work in pictures under 1280 px; faces under 18 px of what it looks at are missed."""
+        least, share = _GLANCE
+        return self._look(image, min(_LONGEST_SIDE, max(least, share * max(image.shape[:2]))))
+
+    def _look(self, image: npt.NDArray[np.uint8], longest: float) -> list[Detection]:
         height, width = image.shape[:2]
-        scale = min(1.0, _LONGEST_SIDE / max(height, width))
+        scale = min(1.0, longest / max(height, width))
         small = cv2.resize(image, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
         self._detector.setInputSize((small.shape[1], small.shape[0]))
         _, rows = self._detector.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))

@@ -38,30 +38,41 @@ class QualityScores:
 
 
 def measure(
-    image: npt.NDArray[np.uint8], landmarks: npt.NDArray[np.floating], grey: npt.NDArray[np.float32] | None = None
+    image: npt.NDArray[np.uint8],
+    landmarks: npt.NDArray[np.floating],
+    small: npt.NDArray[np.uint8] | None = None,
+    bars: float | None = None,
 ) -> QualityScores:
-    """Scores the face with the landmarks `(68, 2)` in an RGB image `(H, W, 3)`; `grey` is its `thumbnail` where that was made already."""
+    """Scores a face.
+
+    Args:
+        image: RGB `(H, W, 3)`: the picture, or a piece of it around the face that begins on the codec's grid of 8 px.
+        landmarks: `(68, 2)` in its pixels.
+        small: The face's `thumbnail`, where that was made already.
+        bars: Share of the picture that black bars take (`letterbox`), where `image` is a piece.
+    """
     box = face_box(landmarks)
     left, top, right, bottom = _within(image, box)
-    grey = thumbnail(image, landmarks) if grey is None else grey
+    small = thumbnail(image, landmarks) if small is None else small
+    grey = small.astype(np.float32)
     mask = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
     residual = np.abs(cv2.filter2D(grey, -1, mask)[1:-1, 1:-1])
     return QualityScores(
-        sharpness=sharpness(grey),
+        sharpness=sharpness(small),
         brightness=float(grey.mean()),
         noise=float(residual.mean() * np.sqrt(np.pi / 2) / 6),
         face_px=float(max(box[2] - box[0], box[3] - box[1])),
         clipped=float(((grey < 3) | (grey > 252)).mean()),
         blockiness=_blockiness(image, left, top, right, bottom),
-        letterbox=_letterbox(image),
+        letterbox=letterbox(image) if bars is None else bars,
         skin_ita=_skin_ita(image, landmarks),
         phash=_difference_hash(grey),
     )
 
 
-def sharpness(grey: npt.NDArray[np.float32]) -> float:
+def sharpness(small: npt.NDArray[np.uint8]) -> float:
     """Variance of the Laplacian of a face's `thumbnail`, as in `QualityScores`."""
-    return float(cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_32F))[1][0, 0] ** 2)
+    return float(cv2.meanStdDev(cv2.Laplacian(small, cv2.CV_16S))[1][0, 0] ** 2)
 
 
 def _within(image: npt.NDArray[np.uint8], box: npt.NDArray[np.floating]) -> tuple[int, int, int, int]:
@@ -70,12 +81,11 @@ def _within(image: npt.NDArray[np.uint8], box: npt.NDArray[np.floating]) -> tupl
     return left, top, right, bottom
 
 
-def thumbnail(image: npt.NDArray[np.uint8], landmarks: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+def thumbnail(image: npt.NDArray[np.uint8], landmarks: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
     """Grey levels (160, 160) of the face with the landmarks `(68, 2)`."""
     left, top, right, bottom = _within(image, face_box(landmarks))
     face = image[min(top, image.shape[0] - 1) : max(bottom, top + 1), min(left, image.shape[1] - 1) : max(right, left + 1)]
-    grey = cv2.cvtColor(cv2.resize(face, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-    return grey.astype(np.float32)
+    return cv2.resize(cv2.cvtColor(face, cv2.COLOR_RGB2GRAY), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
 def hash_distance(a: bytes, b: bytes) -> int:
@@ -99,7 +109,8 @@ def _blockiness(image: npt.NDArray[np.uint8], left: int, top: int, right: int, b
     return float(np.mean(ratios))
 
 
-def _letterbox(image: npt.NDArray[np.uint8]) -> float:
+def letterbox(image: npt.NDArray[np.uint8]) -> float:
+    """Share of an RGB picture `(H, W, 3)` that black bars take."""
     height, width = image.shape[:2]
     flat = np.ascontiguousarray(image).reshape(height, -1)
     rows, columns = np.flatnonzero(flat.max(axis=1) > 24), np.flatnonzero(flat.max(axis=0).reshape(width, 3).max(axis=1) > 24)
