@@ -149,7 +149,7 @@ def _make_fer(models: Path, config: GroupsConfig) -> Scorer:
 
 
 GROUPS: dict[str, Group] = {
-    "identity": Group(2, {"embedding": _FLOATS, "points5": _FLOATS}, _identity_models, _make_identity),
+    "identity": Group(1, {"embedding": _FLOATS, "points5": _FLOATS}, _identity_models, _make_identity),
     "occlusion": Group(1, {"occlusion": pa.float32()}, lambda models, config: [models / "fr_landmark.onnx"], _make_occlusion),
     "writing": Group(1, {"writing": pa.float32()}, lambda models, config: [], _make_writing),
     "surroundings": Group(1, {"background": _FLOATS, "clothing": _FLOATS}, lambda models, config: [], _make_surroundings),
