@@ -1,8 +1,8 @@
 """From frames of one source to observation rows: faces, tracks that end at cuts, expression against the person's own rest, representatives.
 
-Frames are let go as soon as they were looked at; what a track keeps is a row a face and chips of the faces that may become representatives, so that
-memory does not grow with the resolution or the length of a video. The detector looks every other second; between, a track's next crop is where
-its mesh was last, and every model looks at each frame anew.
+Frames are let go as soon as they were looked at; what a track keeps is a row a face, and of the faces that may become representatives a chip, or the
+piece of the picture that it will be cut from. Pieces have a limit in bytes, so that memory does not grow with the resolution or the length of a video.
+The detector looks every other second; between, a track's next crop is where its mesh was last, and every model looks at each frame anew.
 """
 
 from __future__ import annotations
@@ -207,9 +207,7 @@ def _follow(frame: Frame, alive: list[_Track], reader: FaceReader) -> list[tuple
     return found
 
 
-def _glance(
-    frame: Frame, known: list[Detection], reader: FaceReader, box: tuple[float, float, float, float] | None
-) -> list[Detection]:
+def _glance(frame: Frame, known: list[Detection], reader: FaceReader, box: tuple[float, float, float, float] | None) -> list[Detection]:
     """The detections of a glance, in the order of the faces that are followed, by where those were last; none where it sees others, or fewer."""
     found = [one for one in reader.detector.glance(frame.image) if box is None or _lies_in(one, frame.image, box)]
     matched = [max(found, key=lambda one: _iou(one.box, last.box), default=last) for last in known]

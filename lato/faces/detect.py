@@ -12,7 +12,7 @@ import numpy.typing as npt
 _LONGEST_SIDE = 320
 """YuNet finds faces from 18 to 300 px; a picture is looked at once with its longest side at this many pixels."""
 _GLANCE = 160, 1 / 8
-"""The longest side of a glance: at least so many pixels, and this share of the picture's: no face of 144 px or more is too small for it."""
+"""The longest side of a glance: at least so many pixels, and this share of the picture's. A face that is too small for it alone has under 144 px."""
 
 
 @dataclass(frozen=True)

@@ -128,10 +128,11 @@ class Bench:
             with detector_on_every_frame():
                 self.ours(name, None)
 
+        seldom = f"and the detector on every {perceive.DETECT_EVERY}th frame, two of three times at half size"
         return {
             f"identity, 68 points, writing on {representatives} representatives only": few_networks,
             "and chips, image quality only of those, when a track has ended": few_chips,
-            f"and the detector on every {perceive.DETECT_EVERY}th frame, at half size but for one time in {perceive.GLANCES + 1}": lambda: self.ours(name, None),
+            seldom: lambda: self.ours(name, None),
         }
 
 

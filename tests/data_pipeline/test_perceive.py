@@ -1,5 +1,7 @@
 """Faces that come into a shot, and faces that wait for their chip: what looking less must not change."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -15,12 +17,16 @@ WIDE = 1280
 """Pixels; a glance shows an eighth of them."""
 
 
+def photo_of(path):
+    return decode_image(Path(path).read_bytes(), path)
+
+
 @pytest.fixture(scope="module")
 def portrait(clip, reader):
     """`portrait(name, face_px)` -> the photo, its face so large."""
 
     def make(name, face_px):
-        photo = decode_image(open(clip(name), "rb").read(), name)
+        photo = photo_of(clip(name))
         scale = face_px / reader.detector.detect(photo)[0].size
         return cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
@@ -67,7 +73,7 @@ def test_a_face_that_is_gone_ends_its_track_and_the_other_goes_on(reader, portra
 
 def test_a_face_that_waits_is_read_as_one_that_does_not(reader, clip, monkeypatch):
     """However many may wait: the same chips and scores. And no more wait than may."""
-    pictures = [decode_image(open(clip("obama"), "rb").read(), "obama")]
+    pictures = [photo_of(clip("obama"))]
     pictures += [cv2.GaussianBlur(pictures[0], (0, 0), sigma) for sigma in (0.5, 1, 2, 4)]
     held = []
     add = perceive._Unread.add
@@ -85,7 +91,7 @@ def test_a_face_that_waits_is_read_as_one_that_does_not(reader, clip, monkeypatc
 
 @pytest.mark.parametrize("grown", [1.0, 4.0])
 def test_a_faces_piece_is_all_that_its_chip_and_quality_need(reader, clip, grown):
-    photo = decode_image(open(clip("biden"), "rb").read(), "biden")
+    photo = photo_of(clip("biden"))
     photo = cv2.resize(photo, None, fx=grown, fy=grown)
     points = reader.read(photo).mesh.landmarks68
     wide = cv2.copyMakeBorder(photo, 800, 800, 800, 800, cv2.BORDER_REFLECT)
