@@ -8,7 +8,7 @@ import pytest
 
 from data_pipeline import perceive
 from data_pipeline.chips import SIDE, chip_of, cut_chip, cut_piece
-from data_pipeline.decode import Frame
+from data_pipeline.decoder import Frame
 from data_pipeline.perceive import DETECT_EVERY, GLANCES, watch_video
 from lato.faces.quality import measure
 from lato.pairs import decode_image
