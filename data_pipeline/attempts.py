@@ -12,7 +12,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from infra.storage import commit, delete, join, list_files, read_bytes
+from infra.state import read_json
+from infra.storage import commit, delete, join, list_files
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def take_marked(work: str, run: str, fingerprints: set[str]) -> set[str]:
     found: set[str] = set()
     for uri in list_files(join(work, "attempts"), ".json"):
         if uri.rsplit("/", 1)[-1].startswith(f"{run}-"):
-            named = fingerprints.intersection(json.loads(read_bytes(uri)))
+            named = fingerprints.intersection(read_json(uri))
             if named:
                 found |= named
                 delete(uri)

@@ -22,6 +22,7 @@ from data_pipeline.rules import LIMITS, VERIFIERS
 from data_pipeline.sheet import draw_candidate
 from data_pipeline.worklist import read_worklist
 from infra.errors import UserError
+from infra.state import INPUT, read_rows
 from infra.storage import commit, exists, join, read_bytes
 
 _AUDITED = LIMITS | VERIFIERS
@@ -77,9 +78,11 @@ def _told(row: dict[str, Any]) -> str:
 
 def read_labels(work: str) -> dict[str, bool]:
     """Key -> good or bad; the last word on a key holds."""
-    uri = join(work, LABELS)
-    rows = [json.loads(line) for line in read_bytes(uri).splitlines()] if exists(uri) else []
-    return {row["key"]: row["good"] for row in rows}
+    return {row["key"]: row["good"] for row in _read_rows(work)}
+
+
+def _read_rows(work: str) -> list[dict[str, Any]]:
+    return read_rows(join(work, LABELS), ("key", "good", "stratum"), INPUT)
 
 
 def add_label(work: str, key: str, good: bool, stratum: str, seed: int) -> None:
@@ -92,8 +95,7 @@ def add_label(work: str, key: str, good: bool, stratum: str, seed: int) -> None:
 
 def summarize(work: str) -> list[tuple[str, int, int, float, float, float]]:
     """Stratum -> (labelled, good, rate, low, high): precision for `accepted`, false-reject rate for a filter, with Wilson intervals."""
-    uri = join(work, LABELS)
-    last = {row["key"]: row for row in map(json.loads, read_bytes(uri).splitlines())} if exists(uri) else {}
+    last = {row["key"]: row for row in _read_rows(work)}
     totals: dict[str, list[bool]] = defaultdict(list)
     for row in last.values():
         totals[row["stratum"]].append(row["good"])

@@ -34,7 +34,8 @@ from data_pipeline.worklist import WorkItem, check_items, items_from_folder, rea
 from infra.config import Config
 from infra.console import heading, say, table
 from infra.errors import UserError
-from infra.storage import commit_changed, exists, join, list_files, read_bytes, sha256_json, sweep_temporaries
+from infra.state import PUBLISHED, read_json
+from infra.storage import commit_changed, exists, join, list_files, sha256_json, sweep_temporaries
 
 VERSION = 7
 """Raise it when the same plan would give other samples."""
@@ -304,7 +305,7 @@ def _read_published(folder: str, created_from: str) -> DatasetVersion | None:
     counts: Counter[str] = Counter()
     for shard in index["shards"]:
         counts[shard["split"]] += shard["count"]
-    return DatasetVersion(folder, index["digest"], dict(counts), json.loads(read_bytes(join(folder, "funnel.json"))))
+    return DatasetVersion(folder, index["digest"], dict(counts), read_json(join(folder, "funnel.json"), mend=PUBLISHED))
 
 
 def _funnel(ledger: Ledger, judged: list[Judged], samples: Counter[str]) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 from pathlib import Path
@@ -16,7 +15,8 @@ import pyarrow.parquet as pq
 from data_pipeline.judge import Judged, edit_texts, read_pieces, row_verdicts
 from data_pipeline.pack import CANDIDATES, home_of, read_index
 from data_pipeline.rules import LIMITS, PairingConfig
-from infra.storage import commit_file, exists, join, read_bytes, sha256_file
+from infra.state import PUBLISHED, read_table
+from infra.storage import commit_file, exists, join, sha256_file
 
 _KINDS = np.array(["pose", "expression", "compound"])
 _DROPPED = ("phash_source", "phash_target", "edit_expression", "edit_intensity")
@@ -101,7 +101,7 @@ def read_candidates_table(folder: str, columns: list[str] | None = None) -> pa.T
     """The same as a table."""
     home = home_of(folder)
     name = read_index(home).get("candidates")
-    return pa.table({}) if name is None else pq.read_table(io.BytesIO(read_bytes(join(home, name))), columns=columns)
+    return pa.table({}) if name is None else read_table(join(home, name), columns, PUBLISHED)
 
 
 def explain(row: dict[str, Any], config: PairingConfig) -> list[tuple[str, str, str, str]]:

@@ -13,8 +13,10 @@ import networkx
 from data_pipeline.candidates import read_candidates_table
 from data_pipeline.pack import read_index, read_manifest, sources_of
 from data_pipeline.rules import Usage
+from data_pipeline.versions import whole_version
 from infra.errors import UserError
-from infra.storage import commit, exists, join, read_bytes, sha256_json
+from infra.state import INPUT, PUBLISHED, read_json, read_rows
+from infra.storage import commit, exists, join, sha256_json
 from lato.pairs import Split
 
 COMPONENTS, MERGES = "components.json", "merges.jsonl"
@@ -141,7 +143,7 @@ def read_base(folder: str, work: str) -> Base:
 
 def _read_components(folder: str) -> dict[str, str]:
     uri = join(folder, COMPONENTS)
-    return json.loads(read_bytes(uri))["components"] if exists(uri) else {}
+    return read_json(uri, ("components", "links", "bridges"), PUBLISHED)["components"] if exists(uri) else {}
 
 
 def _some(names: list[str]) -> str:
@@ -150,9 +152,7 @@ def _some(names: list[str]) -> str:
 
 def read_merges(work: str) -> list[tuple[str, str]]:
     """Pairs of sources that a person said show one person."""
-    uri = join(work, MERGES)
-    rows = [json.loads(line) for line in read_bytes(uri).splitlines()] if exists(uri) else []
-    return [(row["first"], row["second"]) for row in rows]
+    return [(row["first"], row["second"]) for row in read_rows(join(work, MERGES), ("first", "second"), INPUT)]
 
 
 def merge(work: str, version: str, first: str, second: str) -> dict[str, Any]:
@@ -162,9 +162,11 @@ def merge(work: str, version: str, first: str, second: str) -> dict[str, Any]:
         `splits` of both, `dropped`: how many samples will go, with those of earlier merges.
 
     Raises:
-        UserError: One of them has no sample in the version.
+        UserError: They are one source, or one of them has no sample in the version.
     """
-    folder = join(work, "versions", version)
+    if first == second:
+        raise UserError(f"{first}: this is one source; give two that show one person")
+    folder = whole_version(work, version)
     rows = read_manifest(folder)
     splits = {row["source_id"]: row["split"] for row in rows}
     unknown = [name for name in (first, second) if name not in splits]

@@ -31,6 +31,7 @@ from data_pipeline.sources import drop_staged
 from data_pipeline.subset import remake_view
 from data_pipeline.worklist import WorkItem, read_worklist, write_worklist
 from infra.errors import UserError
+from infra.state import DERIVED, INPUT, read_json, read_rows
 from infra.storage import (
     commit,
     commit_changed,
@@ -154,7 +155,8 @@ def _clean_inputs(work: str, removals: Removals) -> None:
     for name in (LABELS, MERGES):  # of keys, of source ids
         uri = join(work, name)
         lines = read_bytes(uri).decode().splitlines() if exists(uri) else []
-        values = {line: [value for value in json.loads(line).values() if isinstance(value, str)] for line in lines}
+        rows = zip(lines, read_rows(uri, (), INPUT), strict=True)
+        values = {line: [value for value in row.values() if isinstance(value, str)] for line, row in rows}
         kept = [line for line in lines if not any(value in keys or removals.covers(value, None, None) for value in values[line])]
         if kept != lines:
             commit(uri, "".join(f"{line}\n" for line in kept).encode())
@@ -177,8 +179,7 @@ def _files_below(folder: str) -> list[str]:
 
 
 def _read_ledger(work: str) -> list[dict[str, Any]]:
-    uri = join(work, "ledger.jsonl")
-    return [json.loads(line) for line in read_bytes(uri).splitlines()] if exists(uri) else []
+    return read_rows(join(work, "ledger.jsonl"), ("source_id",), DERIVED)
 
 
 def _record(work: str, rows: list[dict[str, Any]]) -> None:
@@ -300,7 +301,7 @@ def _delete_hashes(work: str, parts: list[str]) -> None:
     if not exists(uri):
         return
     contents = {value for part in parts for value in read_columns(work, part, ["source_sha256"])["source_sha256"].to_pylist()}
-    commit_changed(uri, json.dumps({k: v for k, v in json.loads(read_bytes(uri)).items() if v not in contents}, sort_keys=True).encode())
+    commit_changed(uri, json.dumps({k: v for k, v in read_json(uri).items() if v not in contents}, sort_keys=True).encode())
 
 
 def _delete_images(work: str, lost: Removals, gone: dict[str, WorkItem]) -> None:

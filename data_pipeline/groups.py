@@ -28,7 +28,8 @@ from infra.config import Config
 from infra.console import Progress
 from infra.errors import UserError
 from infra.pool import run_all
-from infra.storage import commit, join, list_files, read_bytes, sha256_file, sha256_json
+from infra.state import read_schema, read_table
+from infra.storage import commit, join, list_files, sha256_file, sha256_json
 from lato.faces.detect import FaceDetector
 from lato.faces.fer import FerNetwork
 from lato.faces.identity import FaceEmbedder
@@ -295,13 +296,13 @@ def column_uri(work: str, name: str, part: str, digest: str, rows: list[int] | N
 
 def read_columns(work: str, name: str, part: str, digest: str) -> dict[int, dict[str, Any]]:
     """Row number in the part -> the group's columns."""
-    table = pq.read_table(io.BytesIO(read_bytes(column_uri(work, name, part, digest))))
+    table = read_table(column_uri(work, name, part, digest))
     return {row.pop("row"): row for row in table.to_pylist()}
 
 
 def read_models(work: str, name: str, part: str, digest: str) -> dict[str, dict[str, str]]:
     """File -> sha256 and licence of the models that a group's columns for one part were computed with."""
-    schema = pq.read_schema(io.BytesIO(read_bytes(column_uri(work, name, part, digest))))
+    schema = read_schema(column_uri(work, name, part, digest))
     return json.loads(schema.metadata[_MODELS])
 
 

@@ -6,7 +6,6 @@ What was computed once is kept; a looser config asks for more, and that comes fr
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,11 +15,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_pipeline.groups import GROUPS, GroupsConfig, compute_rows
 from infra.errors import UserError
-from infra.storage import join, list_files, read_bytes
+from infra.state import read_table
+from infra.storage import join, list_files
 from lato.faces.identity import SAME_PERSON_THRESHOLD
 
 NAME = "identity"
@@ -66,7 +65,7 @@ class Identities:
         """Row number in the part -> vector, of those that were computed."""
         vectors: dict[int, Vector] = {}
         for uri in self._files.get(part, []):
-            table = pq.read_table(io.BytesIO(read_bytes(uri)), columns=["row", "embedding"])
+            table = read_table(uri, ["row", "embedding"])
             flat = np.asarray(table["embedding"].combine_chunks().flatten(), np.float32)
             vectors.update(zip(table["row"].to_pylist(), flat.reshape(len(table), -1), strict=True) if len(table) else ())
         return vectors

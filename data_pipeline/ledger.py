@@ -6,6 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from infra.errors import UserError
+from infra.state import DERIVED, read_rows
+from infra.storage import exists, join
+
 
 def warn_of_count(pieces: list[dict[str, Any]]) -> list[str]:
     """A warning where a video's container states another number of frames than its pieces had together: no verdict, some writers count otherwise.
@@ -21,6 +25,18 @@ def warn_of_count(pieces: list[dict[str, Any]]) -> list[str]:
 
 _GONE = ("changed", "missing")
 """Failures after which there is nothing to cut crops from: the file is not what was looked at."""
+
+
+def read_ledger(work: str) -> list[dict[str, Any]]:
+    """A build's rows as it left them.
+
+    Raises:
+        UserError: No build is here, or the ledger is damaged.
+    """
+    uri = join(work, "ledger.jsonl")
+    if not exists(uri):
+        raise UserError(f"{work}: no build here (ledger.jsonl is missing)")
+    return read_rows(uri, ("source_id", "status", "parts"), DERIVED)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from data_pipeline.chips import Chip
 from infra.errors import UserError
-from infra.storage import commit, join, list_files, read_bytes
+from infra.state import DERIVED, read_schema, read_table, reading
+from infra.storage import commit, join, list_files
 
 _FLOATS = pa.list_(pa.float32())
 
@@ -81,27 +82,25 @@ def committed_fingerprints(work: str) -> set[str]:
 
 def read_part(work: str, fingerprint: str) -> pa.Table:
     """A part's observations."""
-    return pq.read_table(io.BytesIO(read_bytes(part_uri(work, fingerprint))))
+    return read_table(part_uri(work, fingerprint))
 
 
 def read_columns(work: str, fingerprint: str, names: list[str]) -> pa.Table:
     """Some columns of a part's observations."""
-    return pq.read_table(io.BytesIO(read_bytes(part_uri(work, fingerprint))), columns=names)
+    return read_table(part_uri(work, fingerprint), names)
 
 
 def read_representatives(work: str, fingerprint: str) -> list[dict[str, Any]]:
     """A part's representatives, each with its number in the part as `row`, without chips."""
     names = [name for name in SCHEMA.names if name not in _HEAVY]
-    table = pq.read_table(io.BytesIO(read_bytes(part_uri(work, fingerprint))), columns=names)
+    table = read_table(part_uri(work, fingerprint), names)
     numbers = np.flatnonzero(np.asarray(table["representative"]))
     return [row | {"row": int(number)} for number, row in zip(numbers, table.take(numbers).to_pylist(), strict=True)]
 
 
 def read_chips(work: str, fingerprint: str) -> list[tuple[int, Chip, npt.NDArray[np.float64]]]:
     """Number in the part, chip and landmarks (68, 2) in image pixels of a part's representatives."""
-    table = pq.read_table(
-        io.BytesIO(read_bytes(part_uri(work, fingerprint))), columns=["representative", "chip", "chip_transform", "landmarks"]
-    )
+    table = read_table(part_uri(work, fingerprint), ["representative", "chip", "chip_transform", "landmarks"])
     numbers = np.flatnonzero(np.asarray(table["representative"]))
     return [
         (
@@ -115,8 +114,10 @@ def read_chips(work: str, fingerprint: str) -> list[tuple[int, Chip, npt.NDArray
 
 def read_ledger_row(work: str, fingerprint: str) -> dict[str, Any]:
     """A part's ledger row."""
-    schema = pq.read_schema(io.BytesIO(read_bytes(part_uri(work, fingerprint))))
-    return json.loads(schema.metadata[_LEDGER])
+    uri = part_uri(work, fingerprint)
+    schema = read_schema(uri)
+    with reading(uri, DERIVED):
+        return json.loads(schema.metadata[_LEDGER])
 
 
 def read_made(work: str, fingerprint: str) -> dict[str, Any]:
@@ -125,7 +126,9 @@ def read_made(work: str, fingerprint: str) -> dict[str, Any]:
     Raises:
         UserError: The part is of a time when none said so.
     """
-    said = pq.read_schema(io.BytesIO(read_bytes(part_uri(work, fingerprint)))).metadata
+    uri = part_uri(work, fingerprint)
+    said = read_schema(uri).metadata
     if _MADE not in said:
         raise UserError(f"part {fingerprint} was written by an earlier LaTo and does not say what it was made of. Build into a new folder.")
-    return json.loads(said[_MADE])
+    with reading(uri, DERIVED):
+        return json.loads(said[_MADE])

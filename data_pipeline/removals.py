@@ -11,7 +11,8 @@ from data_pipeline.image_set import read_image_set
 from data_pipeline.observations import committed_fingerprints, read_columns, read_ledger_row
 from data_pipeline.pack import read_manifest
 from data_pipeline.worklist import WorkItem
-from infra.storage import exists, join, list_files, read_bytes, sha256_bytes
+from infra.state import INPUT, read_rows
+from infra.storage import join, list_files, read_bytes, sha256_bytes
 
 FILE = "removals.jsonl"
 
@@ -27,8 +28,7 @@ class Removals:
     @classmethod
     def read(cls, work: str) -> Removals:
         """The removals of a build; none where there is no file."""
-        uri = join(work, FILE)
-        rows = [json.loads(line) for line in read_bytes(uri).splitlines()] if exists(uri) else []
+        rows = read_rows(join(work, FILE), ("kind", "value"), INPUT)
 
         def of(kind: str) -> frozenset[str]:
             return frozenset(row["value"] for row in rows if row["kind"] == kind)

@@ -8,10 +8,11 @@ import pyarrow.compute as pc
 
 from data_pipeline.attempts import clear_attempts
 from data_pipeline.candidates import read_candidates_table
+from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import part_uri
 from data_pipeline.pack import read_index
 from infra.errors import UserError
-from infra.storage import commit, delete, exists, join, list_folders, read_bytes
+from infra.storage import commit, delete, exists, join, list_folders
 
 
 def reopen(work: str, reason: str) -> list[str]:
@@ -25,11 +26,9 @@ def reopen(work: str, reason: str) -> list[str]:
     Raises:
         UserError: No build is here, or nothing failed for that reason.
     """
-    if not exists(join(work, "ledger.jsonl")):
-        raise UserError(f"{work}: no build here (ledger.jsonl is missing)")
+    failed = [row for row in read_ledger(work) if row["status"] == "failed"]
     if reason == "render":
         return _reopen_renders(work)
-    failed = [row for row in map(json.loads, read_bytes(join(work, "ledger.jsonl")).splitlines()) if row["status"] == "failed"]
     mine = [row for row in failed if row["reason"] == reason]
     if not mine:
         known = ", ".join(sorted({row["reason"] for row in failed})) or "nothing failed"

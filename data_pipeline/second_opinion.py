@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
+from data_pipeline import observations
 from data_pipeline.groups import computed_parts, read_columns, read_models
-from data_pipeline.observations import part_uri
-from infra.storage import read_bytes
 from lato.edits import Expression
 
 _GROUP = "fer"
@@ -50,7 +47,7 @@ def second_opinion(ledger: list[dict[str, Any]], work: str) -> SecondOpinion | N
     counts = np.zeros((len(NAMES), len(NAMES)), np.int64)
     have = [part for part in parts if part in computed]
     for part in have:
-        said = pq.read_table(io.BytesIO(read_bytes(part_uri(work, part))), columns=["expression"])["expression"].to_pylist()
+        said = observations.read_columns(work, part, ["expression"])["expression"].to_pylist()
         for number, row in read_columns(work, _GROUP, part, computed[part]).items():
             counts[NAMES.index(said[number]), int(np.argmax(row["fer_scores"]))] += 1
     return SecondOpinion(counts, (len(have), len(parts)), read_models(work, _GROUP, have[0], computed[have[0]])) if have else None

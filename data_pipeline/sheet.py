@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import read_chips
 from data_pipeline.pack import read_members
 from data_pipeline.pairing import crops_of
@@ -17,7 +17,7 @@ from data_pipeline.render import crop_landmarks, cut
 from data_pipeline.samples import read_ends
 from data_pipeline.seek import read_frames_at
 from data_pipeline.sources import staged
-from infra.storage import join, read_bytes
+from infra.storage import read_bytes
 from lato.landmarks import draw_landmarks
 from lato.pairs import FacePair, decode_image, decode_pair
 
@@ -66,7 +66,7 @@ def draw_conflicts(conflicts: dict[str, list[str]], work: str) -> bytes:
 
 def _face_of(source_id: str, work: str) -> npt.NDArray[np.uint8]:
     """The first chip of a source with its name; white where it has none any more."""
-    ledger = {row["source_id"]: row for row in map(json.loads, read_bytes(join(work, "ledger.jsonl")).splitlines())}
+    ledger = {row["source_id"]: row for row in read_ledger(work)}
     face = np.full((256, 256, 3), 255, np.uint8)
     for part in ledger.get(source_id, {"parts": []})["parts"]:
         for _, chip, _ in read_chips(work, part)[:1]:

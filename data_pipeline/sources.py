@@ -18,7 +18,8 @@ import fsspec
 
 from data_pipeline.image_set import content_sha256
 from data_pipeline.worklist import WorkItem
-from infra.storage import commit, exists, is_local, join, read_bytes, sha256_bytes
+from infra.state import DERIVED, read_json, reading
+from infra.storage import commit, exists, is_local, join, sha256_bytes
 
 SEGMENT_SECONDS = 300.0
 """Longer videos are looked at in pieces of about this length, cut at keyframes."""
@@ -32,7 +33,10 @@ class ContentHashes:
 
     def __init__(self, work: str) -> None:
         self._uri = join(work, "contents.json")
-        self._known: dict[str, str] = json.loads(read_bytes(self._uri)) if exists(self._uri) else {}
+        there = read_json(self._uri) if exists(self._uri) else {}
+        with reading(self._uri, DERIVED):
+            self._there: dict[str, str] = {str(state): str(digest) for state, digest in there.items()}
+        self._known = dict(self._there)
         self._seen: dict[str, str] = {}
 
     def of(self, item: WorkItem) -> str | None:
@@ -60,7 +64,7 @@ class ContentHashes:
 
     def save(self) -> None:
         """Keeps what was asked for."""
-        if self._seen and self._seen != (json.loads(read_bytes(self._uri)) if exists(self._uri) else None):
+        if self._seen and self._seen != self._there:
             commit(self._uri, json.dumps(self._seen, sort_keys=True).encode())
 
 

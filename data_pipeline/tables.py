@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import pyarrow.parquet as pq
 
 from infra.pool import run_all
+from infra.state import DERIVED, reading
 from infra.storage import open_read
 
 MANY = 10_000_000
@@ -47,7 +48,7 @@ def on_each(work: Callable[[str], R], uris: Sequence[str], workers: int) -> list
 
 
 def _count(uri: str) -> int:
-    with open_read(uri) as file:
+    with open_read(uri) as file, reading(uri, DERIVED):
         return int(pq.read_metadata(file).num_rows)
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import json
+import math
 from collections import Counter
 from typing import Any
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from data_pipeline.candidates import explain, read_candidates_table
+from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import read_part
 from data_pipeline.pack import home_of, read_index, read_members
 from data_pipeline.rules import SETTINGS, PairingConfig
+from data_pipeline.versions import find_version
 from infra.errors import UserError
-from infra.storage import exists, join, read_bytes
+from infra.state import PUBLISHED, read_json, read_table, reading
+from infra.storage import exists, join
 from lato.pairs import decode_pair
 
 _SHOWN = 12
@@ -46,15 +47,13 @@ def why(what: str, work: str, version: str = "v1") -> list[str]:
     Raises:
         UserError: Nothing of that name is known here.
     """
-    folder = join(work, "versions", version)
-    if not exists(join(work, "ledger.jsonl")) or not exists(join(folder, "index.json")):
-        raise UserError(f"{work}: no build of a version {version!r} here")
+    folder = find_version(work, version)
     source_id, _, second = what.partition("@")
     table = read_candidates_table(folder)
     by_key = table.filter(pc.equal(table["key"], what)).to_pylist()
     if by_key:
         return _explain_pair(by_key[0], pairing_config(folder), folder)
-    ledger = {row["source_id"]: row for row in map(json.loads, read_bytes(join(work, "ledger.jsonl")).splitlines())}
+    ledger = {row["source_id"]: row for row in read_ledger(work)}
     if source_id not in ledger:
         raise UserError(
             f"{what}: neither a sample's key nor a source of this build. {len(ledger)} sources, {len(table)} candidates are known."
@@ -77,9 +76,12 @@ def why(what: str, work: str, version: str = "v1") -> list[str]:
 
 def _seconds(text: str) -> float:
     try:
-        return float(text)
-    except ValueError as error:
-        raise UserError(f"@{text}: expected seconds after the @, for example clip@12.4") from error
+        second = float(text)
+        if 0 <= second < math.inf:
+            return second
+    except ValueError:
+        pass  # told below
+    raise UserError(f"@{text}: expected seconds after the @, 0 or more, for example clip@12.4")
 
 
 def _faces_at(row: dict[str, Any], second: float, work: str) -> list[dict[str, Any]]:
@@ -113,7 +115,13 @@ def _explain_faces(faces: list[dict[str, Any]], second: str) -> list[str]:
 def pairing_config(folder: str) -> PairingConfig:
     """The thresholds that a version, or the one a view is of, was judged by."""
     uri = join(home_of(folder), SETTINGS)
-    return PairingConfig(**json.loads(read_bytes(uri))["pairing"]) if exists(uri) else PairingConfig()
+    return _settings(uri) if exists(uri) else PairingConfig()
+
+
+def _settings(uri: str) -> PairingConfig:
+    found = read_json(uri, mend=PUBLISHED)
+    with reading(uri, PUBLISHED):
+        return PairingConfig(**found["pairing"])
 
 
 def _explain_source(row: dict[str, Any]) -> list[str]:
@@ -141,7 +149,7 @@ def _explain_pair(row: dict[str, Any], config: PairingConfig, folder: str) -> li
 def _explain_sample(key: str, folder: str) -> list[str]:
     """Where an accepted pair lies, what it asks for, and by which models it was measured."""
     home = home_of(folder)
-    table = pq.read_table(io.BytesIO(read_bytes(join(home, read_index(home)["manifest"]))))
+    table = read_table(join(home, read_index(home)["manifest"]), mend=PUBLISHED)
     found = table.filter(pc.equal(table["key"], key)).to_pylist()
     if not found:
         return ["no longer in the version: it was removed"]

@@ -66,9 +66,7 @@ def run() -> NoReturn:
         if isinstance(stop.code, str):
             raise
         status = stop.code or 0
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+    threading._shutdown()  # type: ignore[attr-defined]  # tells the threads of pools to end, and waits for all that are no daemons
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

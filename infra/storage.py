@@ -265,15 +265,11 @@ def lease(folder: str, purpose: str) -> Iterator[None]:
         "nonce": os.urandom(8).hex(),
     }
     if not commit(uri, _beat(mine), exclusive=True):
-        holder = json.loads(read_bytes(uri))
-        if _is_held(holder):
-            raise UserError(
-                f"{folder} is in use: {holder['purpose']} (process {holder['owner']}, since {holder['since']}). "
-                "Wait for it, stop it, or choose another folder."
-            )
+        if holder := _holder(uri):
+            raise UserError(f"{folder} is in use: {holder}. Wait for it, stop it, or choose another folder.")
         commit(uri, _beat(mine))
         time.sleep(0.05)
-        if json.loads(read_bytes(uri))["nonce"] != mine["nonce"]:
+        if mine["nonce"].encode() not in read_bytes(uri):
             raise UserError(f"{folder} was taken by another job at the same moment. Start again.")
     stop = threading.Event()
     heart = threading.Thread(target=_keep_alive, args=(uri, mine, stop), daemon=True, name="lease")
@@ -285,7 +281,7 @@ def lease(folder: str, purpose: str) -> Iterator[None]:
         heart.join()
         filesystem, path = fsspec.core.url_to_fs(uri)
         with suppress(FileNotFoundError):
-            if json.loads(read_bytes(uri))["nonce"] == mine["nonce"]:
+            if mine["nonce"].encode() in read_bytes(uri):
                 filesystem.rm(path)
 
 
@@ -298,11 +294,21 @@ def _keep_alive(uri: str, mine: dict[str, str], stop: threading.Event) -> None:
         commit(uri, _beat(mine))
 
 
-def _is_held(holder: dict[str, Any]) -> bool:
-    pid, _, host = holder["owner"].partition("@")
-    if host == socket.gethostname() and not Path(f"/proc/{pid}").exists():
-        return False
-    return time.time() - holder["heartbeat"] < LEASE_EXPIRES
+def _holder(uri: str) -> str | None:
+    """Who holds a lease, as text; None where nobody does any more.
+
+    Raises:
+        UserError: The file does not say.
+    """
+    data = read_bytes(uri)
+    try:
+        holder = json.loads(data)
+        pid, _, host = holder["owner"].partition("@")
+        gone = host == socket.gethostname() and not Path(f"/proc/{pid}").exists()
+        held = not gone and time.time() - holder["heartbeat"] < LEASE_EXPIRES
+        return f"{holder['purpose']} (process {holder['owner']}, since {holder['since']})" if held else None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{uri} is damaged ({error}). Delete it if no other job works in this folder, and start again.") from error
 
 
 def _commit_object(uri: str, data: bytes, exclusive: bool) -> bool:

@@ -1,0 +1,93 @@
+"""State files of a folder, JSON, JSON lines or Parquet: one message where one is damaged, with what to do about it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.errors import UserError
+from infra.storage import exists, read_bytes
+
+DERIVED = "Delete it and run lato data build again: it is made anew from what else is there."
+INPUT = "It holds what people said, and cannot be made anew: mend it, or restore it from a copy."
+PUBLISHED = "Copy the version again, or delete this file and build the version again."
+
+
+@contextmanager
+def reading(what: str, mend: str) -> Iterator[None]:
+    """What a damaged file raises where its content is taken apart becomes a message. A disk that fails is no damaged file.
+
+    Args:
+        what: The file, and its line where there are lines.
+        mend: What to do.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the machine's; Arrow's own have no number
+            raise
+        said = f"{error} is missing" if isinstance(error, KeyError) else (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{what} is damaged ({said}). {mend}") from error
+
+
+def read_json(uri: str, needed: Collection[str] = (), mend: str = DERIVED) -> Any:
+    """A JSON file's value; with `needed`, an object that has these names.
+
+    Raises:
+        FileNotFoundError: There is none.
+        UserError: It is damaged.
+    """
+    data = read_bytes(uri)
+    with reading(uri, mend):
+        value = json.loads(data)
+        for name in needed:
+            value[name]
+    return value
+
+
+def read_rows(uri: str, needed: Collection[str], mend: str) -> list[dict[str, Any]]:
+    """The objects of a file with one a line; none where there is no file.
+
+    Args:
+        uri: The file.
+        needed: Names that each has.
+        mend: What to do where the file is damaged.
+
+    Raises:
+        UserError: It is damaged, and in which line.
+    """
+    rows = []
+    for number, line in enumerate(read_bytes(uri).splitlines() if exists(uri) else [], start=1):
+        with reading(f"{uri}: line {number}", mend):
+            rows.append(json.loads(line))
+            for name in needed:
+                rows[-1][name]
+    return rows
+
+
+def read_table(uri: str, columns: list[str] | None = None, mend: str = DERIVED) -> pa.Table:
+    """A Parquet file's rows, or some columns of them.
+
+    Raises:
+        FileNotFoundError: There is none.
+        UserError: It is damaged.
+    """
+    data = read_bytes(uri)
+    with reading(uri, mend):
+        return pq.read_table(io.BytesIO(data), columns=columns)
+
+
+def read_schema(uri: str, mend: str = DERIVED) -> pa.Schema:
+    """A Parquet file's columns, and what is told of the whole in its metadata; raises as `read_table` does."""
+    data = read_bytes(uri)
+    with reading(uri, mend):
+        return pq.read_schema(io.BytesIO(data))
