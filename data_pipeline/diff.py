@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from data_pipeline.candidates import read_candidates
-from data_pipeline.pack import read_index, read_manifest
+from data_pipeline.candidates import read_candidates_table
+from data_pipeline.pack import home_of, read_index, read_manifest
 
 
 def diff_versions(first: str, second: str) -> dict[str, Any]:
@@ -26,10 +26,9 @@ def diff_versions(first: str, second: str) -> dict[str, Any]:
     columns = [
         name for name in next(iter(ours.values()), {}) if not name.endswith(("_offset", "_length")) and name not in ("shard", "split")
     ]
-    reasons: Counter[str] = Counter()
+    reasons = Counter[str]()
     if removed:
-        verdicts = {row["key"]: row["verdict"] for row in read_candidates(second)}
-        reasons = Counter(verdicts.get(key, "no longer a candidate") for key in removed)
+        reasons = _reasons(second, removed)
     return {
         "samples": (len(ours), len(theirs)),
         "equal": digests[0] == digests[1],
@@ -39,3 +38,15 @@ def diff_versions(first: str, second: str) -> dict[str, Any]:
         "moved": [(key, ours[key]["split"], theirs[key]["split"]) for key in shared if ours[key]["split"] != theirs[key]["split"]],
         "changed": [key for key in shared if any(ours[key].get(name) != theirs[key].get(name) for name in columns)],
     }
+
+
+def _reasons(folder: str, keys: list[str]) -> Counter[str]:
+    """Why these are not in a version, view or export: how often which reason."""
+    index = read_index(folder)
+    if "candidates" not in read_index(home_of(folder)):
+        return Counter({f"left out by the export (licences: {', '.join(index.get('licences') or ['all'])})": len(keys)})
+    verdicts = {row["key"]: row["verdict"] for row in read_candidates_table(folder, ["key", "verdict"]).to_pylist()}
+    if "view_of" in index:
+        held = {row["key"] for row in read_manifest(home_of(folder))}
+        verdicts |= {key: f"left out by the view (where: {index['where']})" for key in keys if key in held}
+    return Counter(verdicts.get(key, "no longer a candidate") for key in keys)

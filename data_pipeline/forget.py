@@ -18,14 +18,24 @@ import numpy as np
 
 from data_pipeline.attempts import clear_attempts
 from data_pipeline.audit import LABELS
-from data_pipeline.candidates import read_candidates
+from data_pipeline.candidates import read_candidates, read_candidates_table
 from data_pipeline.card import write_card
 from data_pipeline.extend import MERGES
 from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.identities import NAME, Identities
 from data_pipeline.image_set import read_image_set
 from data_pipeline.observations import part_uri, read_columns
-from data_pipeline.pack import beside, encode_table, licences_of, read_index, read_manifest, rewrite_shards, sources_of, sweep
+from data_pipeline.pack import (
+    beside,
+    encode_table,
+    licences_of,
+    read_index,
+    read_manifest,
+    read_manifest_table,
+    rewrite_shards,
+    sources_of,
+    sweep,
+)
 from data_pipeline.removals import FILE, Removals, find_removed, hash_name, read_parts, read_sets
 from data_pipeline.sources import drop_staged
 from data_pipeline.subset import remake_view
@@ -203,7 +213,7 @@ def _shrink(folder: str, removals: Removals) -> int:
     touched = {row["shard"] for row in manifest if row["key"] not in left}
     shards, rows = rewrite_shards(folder, folder, keep, touched, f"r{revision}")
     manifest_name = f"manifest.r{revision}.parquet"
-    data = encode_table(sorted(rows, key=lambda row: (row["shard"], row["key"])))
+    data = encode_table(sorted(rows, key=lambda row: (row["shard"], row["key"])), read_manifest_table(folder).schema)
     commit(join(folder, manifest_name), data)
     has_candidates = _shrink_candidates(folder, lost, revision)
     changed = {
@@ -233,11 +243,11 @@ def _lost_keys(folder: str, removals: Removals) -> set[str]:
 
 def _shrink_candidates(folder: str, lost: set[str], revision: int) -> bool:
     """Writes the candidates without what was removed, where they hold any of it; whether they do."""
-    rows = read_candidates(folder)
-    kept = [row for row in rows if row["key"] not in lost]
-    if len(kept) == len(rows):
+    table = read_candidates_table(folder)
+    kept = [row for row in table.to_pylist() if row["key"] not in lost]
+    if len(kept) == len(table):
         return False
-    commit(join(folder, f"candidates.r{revision}.parquet"), encode_table(kept))
+    commit(join(folder, f"candidates.r{revision}.parquet"), encode_table(kept, table.schema))
     return True
 
 

@@ -17,6 +17,7 @@ from pydantic import Field
 from infra.config import Config
 from infra.console import Progress
 from infra.errors import UserError
+from infra.state import PUBLISHED, read_table
 from infra.storage import (
     commit,
     commit_changed,
@@ -199,11 +200,17 @@ def write_shard(samples: list[tuple[dict[str, Any], dict[str, bytes]]], shard: s
     return buffer.getvalue(), rows
 
 
-def encode_table(rows: list[dict[str, Any]]) -> bytes:
-    """Rows as the bytes of a Parquet file, with the columns of all of them; equal rows, equal bytes."""
+def encode_table(rows: list[dict[str, Any]], schema: pa.Schema | None = None) -> bytes:
+    """Rows as the bytes of a Parquet file, with the columns of all of them; equal rows, equal bytes.
+
+    Args:
+        rows: Of any number.
+        schema: Of the table that they are taken from: none may be left of it, and its columns stay.
+    """
     buffer = io.BytesIO()
     names = dict.fromkeys(name for row in rows for name in row)  # rows of an extended version may have fewer
-    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), buffer, compression="zstd")
+    empty = {name: pa.array([], schema.field(name).type) for name in schema.names} if schema and not rows else {}
+    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names} or empty), buffer, compression="zstd")
     return buffer.getvalue()
 
 
@@ -272,8 +279,13 @@ def read_manifest(folder: str) -> list[dict[str, Any]]:
     Raises:
         UserError: It is missing or damaged.
     """
+    return read_manifest_table(folder).to_pylist()
+
+
+def read_manifest_table(folder: str) -> pa.Table:
+    """The same as a table."""
     uri = join(folder, read_index(folder)["manifest"])
     try:
-        return pq.read_table(io.BytesIO(read_bytes(uri))).to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{uri} is missing or damaged ({error}): copy the version again, or build it again") from error
+        return read_table(uri, mend=PUBLISHED)
+    except FileNotFoundError as error:
+        raise UserError(f"{uri} is missing. {PUBLISHED}") from error

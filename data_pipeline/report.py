@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,14 +21,17 @@ from data_pipeline.audit import summarize, wilson
 from data_pipeline.candidates import read_candidates_table
 from data_pipeline.decoder import DecodeError
 from data_pipeline.extend import COMPONENTS
-from data_pipeline.pack import read_index, read_manifest
+from data_pipeline.ledger import read_ledger
+from data_pipeline.pack import licence_text, read_index, read_manifest
 from data_pipeline.pairing import AXES, SCORES
 from data_pipeline.rules import LIMITS, PASSED, VERIFIERS, PairingConfig
 from data_pipeline.second_opinion import NAMES, second_opinion
 from data_pipeline.sheet import draw_candidate, draw_sheet, read_samples
+from data_pipeline.versions import whole_version
 from data_pipeline.why import pairing_config
 from data_pipeline.worklist import read_worklist
-from infra.storage import commit, exists, join, read_bytes
+from infra.state import PUBLISHED, read_json
+from infra.storage import commit, exists, join
 from lato.edits import POSE_STEP, Expression
 
 matplotlib.use("Agg")
@@ -58,16 +60,16 @@ def write_data_report(work: str, version: str = "v1") -> str:
         Its URI.
 
     Raises:
-        UserError: There is no such version.
+        UserError: There is no such version, or it is a view.
     """
-    folder = join(work, "versions", version)
+    folder = whole_version(work, version)
     index = read_index(folder)
     candidates, manifest = read_candidates_table(folder, list(_NEEDED)), read_manifest(folder)
     judged = candidates.filter(pc.not_equal(candidates["verdict"], "no edit of ours"))
     passed = np.asarray(pc.is_in(judged["verdict"], value_set=pa.array(PASSED)))
     asked = np.isfinite(np.asarray(judged["similarity"], np.float64)) & np.asarray(pc.not_equal(judged["kind"], "synthetic"))
     alike = np.asarray(pc.not_equal(judged["verdict"], "identity"))
-    ledger = [json.loads(line) for line in read_bytes(join(work, "ledger.jsonl")).splitlines()]
+    ledger = read_ledger(work)
     config = pairing_config(folder)
     picked = sorted(manifest, key=lambda row: str(row["key"]))[:: max(1, len(manifest) // _SHEET)][:_SHEET]
     template = jinja2.Template((Path(__file__).parent / "templates/report.html.jinja").read_text(), autoescape=True)
@@ -77,7 +79,7 @@ def write_data_report(work: str, version: str = "v1") -> str:
         name=version,
         digest=index["digest"],
         samples=Counter(str(row["split"]) for row in manifest),
-        funnel=json.loads(read_bytes(join(folder, "funnel.json"))),
+        funnel=read_json(join(folder, "funnel.json"), mend=PUBLISHED),
         filters=[(verdict, *_filter(judged, passed, verdict, config)) for verdict in _SHOWN],
         correlation=_plot_correlation(judged),
         coverage=coverage,
@@ -90,7 +92,7 @@ def write_data_report(work: str, version: str = "v1") -> str:
         failed=[row for row in ledger if row["status"] == "failed"][:20],
         warned=[row for row in ledger if row.get("warnings")],
         people=Counter(Counter(str(row["identity"]) for row in manifest).values()),
-        licences=Counter(str(row["licence"]) for row in manifest).most_common(),
+        licences=Counter(map(licence_text, manifest)).most_common(),
         audit=summarize(work),
         opinion=second_opinion(ledger, work),
         expressions=NAMES,
@@ -159,7 +161,7 @@ def _components(folder: str, manifest: list[dict[str, Any]]) -> dict[str, Any] |
     """What is never split: the largest components by samples with their sources, how many there are, and tracks left out; None for a view."""
     if not exists(join(folder, COMPONENTS)):
         return None
-    found = json.loads(read_bytes(join(folder, COMPONENTS)))
+    found = read_json(join(folder, COMPONENTS), ("components", "links", "bridges"), PUBLISHED)
     of_source: dict[str, str] = found["components"]
     samples = Counter(of_source.get(row["source_id"], row["source_id"]) for row in manifest)
     sources, total = Counter(of_source.values()), max(1, len(manifest))

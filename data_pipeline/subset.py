@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import pyarrow as pa
 
 from data_pipeline.pack import (
     MANIFEST,
@@ -18,10 +21,12 @@ from data_pipeline.pack import (
     licences_of,
     read_index,
     read_manifest,
+    read_manifest_table,
     read_members,
     write_shard,
 )
 from data_pipeline.verify import verify_version
+from infra.console import say
 from infra.errors import UserError
 from infra.storage import commit, exists, join, sha256_bytes, sha256_json
 
@@ -33,6 +38,12 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq, "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
     "in": lambda value, given: value in given,
 }  # fmt: skip
+
+_SYNTAX = (
+    'Write column operator value, joined by and: "kind = video and yaw >= 30 and expression in happy,sad". Operators: = != < <= > >= in; '
+    "in takes one of several; there is no or, and there are no brackets."
+)
+_MANY = 12
 
 
 def make_view(version: str, name: str, where: str, weight: float = 1.0) -> tuple[str, dict[str, int]]:
@@ -49,8 +60,10 @@ def make_view(version: str, name: str, where: str, weight: float = 1.0) -> tuple
         The view's folder, and samples by split.
 
     Raises:
-        UserError: A condition cannot be read, names no column, or nothing is left.
+        UserError: A condition cannot be read, names no column, or nothing is left; or the weight is none.
     """
+    if not 0 < weight < math.inf:
+        raise UserError(f"weight: expected a number above 0, given {weight:g}")
     index, manifest = read_index(version), read_manifest(version)
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise UserError(f"name: expected letters, digits, _ and -, given {name!r}")
@@ -62,7 +75,7 @@ def make_view(version: str, name: str, where: str, weight: float = 1.0) -> tuple
     if known.get("view_of", "").rsplit("/", 1)[-1] != parent:
         raise UserError(f"{folder}: a version of that name is there already")
     made = {"name": name, "view_of": parent, "parent": index["digest"], "where": where, "weight": weight}
-    _publish_view(folder, made, rows, known.get("tombstones", []))
+    _publish_view(folder, made, rows, known.get("tombstones", []), read_manifest_table(version).schema)
     return folder, dict(Counter(row["split"] for row in rows))
 
 
@@ -76,11 +89,11 @@ def remake_view(folder: str) -> None:
     parent = read_index(version)["digest"] if there else index["parent"]
     made = {name: index[name] for name in ("name", "view_of", "where", "weight")} | {"parent": parent}
     tombstones = [*index.get("tombstones", []), index["digest"]]
-    _publish_view(folder, made, rows, tombstones)
+    _publish_view(folder, made, rows, tombstones, read_manifest_table(folder).schema)
 
 
-def _publish_view(folder: str, made: dict[str, Any], rows: list[dict[str, Any]], tombstones: list[str]) -> None:
-    data = encode_table(rows)
+def _publish_view(folder: str, made: dict[str, Any], rows: list[dict[str, Any]], tombstones: list[str], schema: pa.Schema) -> None:
+    data = encode_table(rows, schema)
     commit(join(folder, MANIFEST), data)
     made = made | {"samples": len(rows), "manifest": MANIFEST, "manifest_sha256": sha256_bytes(data), "shards": []}
     made["digest"] = sha256_json({"parent": made["parent"], "manifest": made["manifest_sha256"], "weight": made["weight"]})
@@ -103,16 +116,20 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
         UserError: Something is published there already, the version is damaged, or nothing is left.
     """
     if exists(join(folder, "index.json")):
-        raise UserError(f"{folder}: a version is published there already")
+        raise UserError(f"{folder}: a version is published there already. Give another folder")
     damage = verify_version(version)
     if damage:  # its copy would have hashes of its own, and look well
         raise UserError(f"{version} is damaged, and is not exported: {'; '.join(damage[:3])}. Build it again.")
     index, manifest, home = read_index(version), read_manifest(version), home_of(version)
+    known = sorted(set[str]().union(*map(licences_of, manifest)))
+    unknown = sorted(set(licences) - {"commercial", *known})
+    if unknown:
+        say(f"  warning: licence: no sample is under {', '.join(unknown)}; there are {', '.join(known)}")
     allowed = {name for given in licences for name in (COMMERCIAL if given == "commercial" else (given,))}
     kept = [row for row in manifest if not licences or licences_of(row) <= allowed]
     if not kept:
-        known = ", ".join(sorted(set(map(licence_text, manifest))))
-        raise UserError(f"{version}: no sample has a licence of {', '.join(licences)}. Licences: {known}")
+        pairs = ", ".join(sorted(set(map(licence_text, manifest)))) or "none, for it has no samples"
+        raise UserError(f"{version}: no sample has a licence of {', '.join(licences) or 'any kind'}. Licences: {pairs}")
     shards, rows = [], []
     for shard in read_index(home)["shards"]:
         mine = [row for row in kept if row["shard"] == shard["name"]]
@@ -133,14 +150,26 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
 
 
 def select(rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
-    """As `matching`.
+    """As `matching`; tells which values no row has.
 
     Raises:
         UserError: A condition cannot be read, or no row is left.
     """
     kept = matching(rows, where)
+    columns = dict.fromkeys(column for column, _, _ in _conditions(where))
+    lacking = []
+    for column, sign, value in _conditions(where):
+        known = _known(rows, column)
+        if sign in ("=", "==", "!=", "in") and all(isinstance(name, str) for name in known):
+            lacking += [(column, name) for name in _names(sign, value) if name not in known]
+    for column, name in lacking:
+        if re.search(r"\bor\b|[()\[\]]", name, re.IGNORECASE):
+            raise UserError(f"where: no {column} is {name!r}. {_SYNTAX}")
+    there = "; ".join(f"{column}: {_shown(_known(rows, column))}" for column in columns)
     if not kept:
-        raise UserError(f"where: no sample is left of {len(rows)}")
+        raise UserError(f"where: no sample is left of {len(rows)}. There are {there}")
+    for column, name in lacking:
+        say(f"  warning: where: no sample has {column} {name!r}; there are {_shown(_known(rows, column))}")
     return kept
 
 
@@ -148,27 +177,53 @@ def matching(rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
     """The rows for which every condition of `where` holds; see `make_view`."""
     columns = rows[0].keys() if rows else ()
     kept = rows
-    for text in re.split(r"\s+and\s+", where.strip()):
-        match = _CONDITION.fullmatch(text)
-        if match is None or match.group(1) not in columns:
-            raise UserError(f"where: cannot read {text!r}. Write column operator value; columns are {', '.join(columns)}")
-        column, sign, value = match.groups()
-        wanted = [_typed(part, rows, column) for part in value.split(",")] if sign == "in" else _typed(value, rows, column)
+    for column, sign, value in _conditions(where):
+        if column not in columns:
+            raise UserError(f"where: there is no column {column!r}. Columns: {', '.join(columns)}")
+        names = _names(sign, value)
+        wanted = [_typed(name, rows, column) for name in names] if sign == "in" else _typed(names[0], rows, column)
         compare = _OPERATORS[sign]
         kept = [row for row in kept if all(value is not None and compare(value, wanted) for value in _values(row, column))]
     return kept
+
+
+def _conditions(where: str) -> list[tuple[str, str, str]]:
+    """Column, operator and value of each."""
+    found = []
+    for text in re.split(r"\s+and\s+", where.strip(), flags=re.IGNORECASE):
+        match = _CONDITION.fullmatch(text)
+        if match is None:
+            raise UserError(f"where: cannot read {text!r}. {_SYNTAX}")
+        found.append((match[1], match[2], match[3]))
+    return found
+
+
+def _names(sign: str, value: str) -> list[str]:
+    return [name.strip().strip("'\"") for name in (value.split(",") if sign == "in" else (value,))]
 
 
 def _values(row: dict[str, Any], column: str) -> set[Any]:
     return licences_of(row) if column == "licence" else {row[column]}
 
 
+def _known(rows: list[dict[str, Any]], column: str) -> list[Any]:
+    return sorted({value for row in rows for value in _values(row, column) if value is not None})
+
+
+def _shown(known: list[Any]) -> str:
+    if known and not isinstance(known[0], str):
+        return f"{known[0]:g} to {known[-1]:g}"
+    return ", ".join(known[:_MANY]) + (f", ... ({len(known)})" if len(known) > _MANY else "") or "none"
+
+
 def _typed(text: str, rows: list[dict[str, Any]], column: str) -> Any:
-    text = text.strip().strip("'\"")
     sample = next((row[column] for row in rows if row[column] is not None), "")
     if isinstance(sample, str):
         return text
     try:
-        return float(text)
-    except ValueError as error:
-        raise UserError(f"where: {column} is a number, given {text!r}") from error
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"where: {column} is a number, given {text!r}. {_SYNTAX}")
+    return number

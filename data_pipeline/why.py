@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 from data_pipeline.candidates import explain, read_candidates_table
 from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import read_part
-from data_pipeline.pack import home_of, read_index, read_members
+from data_pipeline.pack import home_of, read_manifest_table, read_members
 from data_pipeline.rules import SETTINGS, PairingConfig
 from data_pipeline.versions import find_version
 from infra.errors import UserError
-from infra.state import PUBLISHED, read_json, read_table, reading
+from infra.state import PUBLISHED, read_json, reading
 from infra.storage import exists, join
 from lato.pairs import decode_pair
 
@@ -149,7 +149,7 @@ def _explain_pair(row: dict[str, Any], config: PairingConfig, folder: str) -> li
 def _explain_sample(key: str, folder: str) -> list[str]:
     """Where an accepted pair lies, what it asks for, and by which models it was measured."""
     home = home_of(folder)
-    table = read_table(join(home, read_index(home)["manifest"]), mend=PUBLISHED)
+    table = read_manifest_table(home)
     found = table.filter(pc.equal(table["key"], key)).to_pylist()
     if not found:
         return ["no longer in the version: it was removed"]
