@@ -20,6 +20,7 @@ from data_pipeline.candidates import read_candidates
 from data_pipeline.decoder import DecodeError
 from data_pipeline.rules import LIMITS, VERIFIERS
 from data_pipeline.sheet import draw_candidate
+from data_pipeline.versions import whole_version
 from data_pipeline.worklist import read_worklist
 from infra.errors import UserError
 from infra.state import INPUT, read_rows
@@ -27,6 +28,7 @@ from infra.storage import commit, exists, join, read_bytes
 
 _AUDITED = LIMITS | VERIFIERS
 LABELS = "labels.jsonl"
+_TEXT = "text/plain; charset=utf-8"
 _TEMPLATE = Path(__file__).parent / "templates/audit.html.jinja"
 
 
@@ -108,8 +110,9 @@ def serve_audit(work: str, version: str, per_stratum: int, seed: int, port: int)
     """A page on 127.0.0.1 that shows one pair after another and takes labels; the caller runs `serve_forever`.
 
     Raises:
-        UserError: There is nothing to label, or the port is taken.
+        UserError: There is no such version, it is a view, nothing is to be labelled, or the port is taken.
     """
+    whole_version(work, version)
     entries = choose(work, version, per_stratum, seed)
     if not entries:
         raise UserError(f"version {version} has no candidates to label")
@@ -146,35 +149,51 @@ class _Page:
             cv2.putText(image, "the source can no longer be read", (8, 60), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (160, 0, 0), 2)
         return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
-    def keep(self, body: bytes) -> bool:
+    def keep(self, body: bytes) -> None:
+        """Keeps a label.
+
+        Raises:
+            ValueError: It is none.
+            UserError: It cannot be written.
+        """
         given = json.loads(body)
+        if not isinstance(given, dict) or not isinstance(given.get("good"), bool):
+            raise ValueError('expected {"key": ..., "good": true or false}')
         entry = next((entry for entry in self._entries if entry.key == given.get("key")), None)
-        if entry is None or not isinstance(given.get("good"), bool):
-            return False
+        if entry is None:
+            raise ValueError(f"no pair of this page is {given.get('key')!r}")
         with self._lock:
             add_label(self._work, entry.key, given["good"], entry.stratum, self._seed)
-        return True
 
     def handler(self) -> type[BaseHTTPRequestHandler]:
         page = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                if self.path == "/":
-                    self._answer(200, "text/html; charset=utf-8", page.show())
-                elif self.path.startswith("/pair/") and (found := page.picture(self.path.removeprefix("/pair/"))):
-                    self._answer(200, "image/jpeg", found)
-                else:
-                    self._answer(404, "text/plain", b"not here")
+                try:
+                    if self.path == "/":
+                        self._answer(200, "text/html; charset=utf-8", page.show())
+                    elif self.path.startswith("/pair/") and (found := page.picture(self.path.removeprefix("/pair/"))):
+                        self._answer(200, "image/jpeg", found)
+                    else:
+                        self._answer(404, _TEXT, b"not here")
+                except UserError as error:
+                    self._answer(500, _TEXT, str(error).encode())
 
             def do_POST(self) -> None:
                 # a form of another site cannot send this type: labels come from this page alone
                 if self.path != "/label" or self.headers.get("Content-Type") != "application/json":
-                    self._answer(404, "text/plain", b"not here")
+                    self._answer(404, _TEXT, b"not here")
                     return
-                length = min(int(self.headers.get("Content-Length") or 0), 10_000)
-                kept = page.keep(self.rfile.read(length))
-                self._answer(200 if kept else 400, "application/json", json.dumps({"kept": kept}).encode())
+                try:
+                    length = min(max(0, int(self.headers.get("Content-Length") or 0)), 10_000)
+                    page.keep(self.rfile.read(length))
+                except ValueError as error:
+                    self._answer(400, _TEXT, f"not a label: {error}".encode())
+                except (UserError, OSError) as error:
+                    self._answer(500, _TEXT, f"the label is not kept: {error}".encode())
+                else:
+                    self._answer(200, _TEXT, b"kept")
 
             def _answer(self, status: int, kind: str, body: bytes) -> None:
                 self.send_response(status)

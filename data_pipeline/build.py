@@ -40,6 +40,8 @@ from infra.storage import commit_changed, exists, join, list_files, sha256_json,
 VERSION = 7
 """Raise it when the same plan would give other samples."""
 
+NO_SOURCES = "there are no sources: give worklist= (with rows), folder= or synthetic.anny.people="
+
 _NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 """Of a version: a folder's name, directly below `versions`, where forgetting looks for it."""
 
@@ -208,7 +210,7 @@ def _sources(config: DataConfig, work: str, models: Path, extra: list[WorkItem])
     if len(items) < len(named) + len(made):
         say(f"  {len(named) + len(made) - len(items)} sources are left out: they were removed from this build ({FILE})")
     if not items:
-        raise UserError("there are no sources: give worklist=, folder= or synthetic.anny.people=")
+        raise UserError(NO_SOURCES)
     write_worklist(items, join(work, "worklist.parquet"))
     return items
 
@@ -259,7 +261,7 @@ def _publish(
     rows = [row for _, row in fresh if not refused[row["key"]]]
     if not rows and not base:
         print_funnel(_funnel(observed.ledger, judged, Counter()))
-        raise UserError("no pair was accepted. The table above says why; loosen the thresholds under `pairing`.")
+        raise UserError(_say_nothing(observed.ledger))
     rewriter = Rewriter(config.instructions, work)
     planned, rendered = plan_samples(rows, division, observed.items, _models_of(observed), rewriter, work, config.render.seeker)
     splits = {sample.key: sample.split for sample in planned} | (base.splits if base else {})
@@ -274,6 +276,19 @@ def _publish(
     digest = pack(planned, config.pack, folder, config.name, created_from, base)
     write_card(folder)
     return DatasetVersion(folder, digest, dict(Counter(splits.values())), funnel)
+
+
+def _say_nothing(ledger: Ledger) -> str:
+    """Why there is no sample: because of the sources, of the thresholds, or of both."""
+    lost = {name: count for name, count in ledger.counts().items() if name != "ok"}
+    told = (
+        f" Of {len(ledger.rows)} sources, {', '.join(f'{count} {name}' for name, count in lost.items())}: ledger.jsonl says why."
+        if lost
+        else ""
+    )
+    faces = ledger.total("representatives")
+    mend = "The table above says why; loosen the thresholds under `pairing`." if faces else "No face was found in any source."
+    return f"no pair was accepted.{told} {mend}"
 
 
 def _models_of(observed: Observed) -> dict[str, dict[str, str]]:

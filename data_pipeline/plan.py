@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.build import DataConfig
+from data_pipeline.build import NO_SOURCES, DataConfig
 from data_pipeline.decode import sample_frames
 from data_pipeline.decoder import DecodeError, Frame
 from data_pipeline.image_set import read_image_set
@@ -25,6 +25,7 @@ from data_pipeline.perceive import watch_video
 from data_pipeline.render import cut
 from data_pipeline.sources import staged
 from data_pipeline.worklist import WorkItem
+from infra.errors import UserError
 from infra.storage import open_read, read_bytes
 from lato.faces import FaceReader
 from lato.pairs import decode_image
@@ -86,7 +87,11 @@ class BuildPlan:
 
 
 def plan_build(items: list[WorkItem], config: DataConfig, models: Path) -> BuildPlan:
-    """Looks at every container's header and probes the first sources that open."""
+    """Looks at every container's header and probes the first sources that open.
+
+    Raises:
+        UserError: There is no source at all.
+    """
     analyze, unreadable, seconds, size = config.analyze, [], 0.0, 0
     refused, pictures, allowed = Counter[str](), [], []
     kinds = Counter[str](item.kind for item in items)
@@ -109,6 +114,8 @@ def plan_build(items: list[WorkItem], config: DataConfig, models: Path) -> Build
             unreadable.append(item.source_id)
     generated = _generated(config, sum(item.kind == "image" and not item.uri.endswith(".json") for item in allowed))
     kinds["synthetic"] += len(generated)
+    if not kinds.total():
+        raise UserError(NO_SOURCES)
     most = sum(min(2 * config.pairing.per_source, count * (count - 1)) for count in pictures)
     most += sum(min(2 * config.pairing.per_identity, count * (count - 1)) for count in generated)
     frames, probe = sum(pictures) + sum(generated), _probe(allowed, analyze.fps, models)

@@ -69,6 +69,8 @@ def make_view(version: str, name: str, where: str, weight: float = 1.0) -> tuple
         raise UserError(f"name: expected letters, digits, _ and -, given {name!r}")
     if "view_of" in index:
         raise UserError(f"{version}: this is a view itself; make one of {index['view_of']} with both conditions")
+    if not manifest:
+        raise UserError(f"{version} has no samples: all were taken out of it")
     rows = select(manifest, where)
     folder, parent = beside(version, name), version.rsplit("/", 1)[-1]
     known: dict[str, Any] = read_index(folder) if exists(join(folder, "index.json")) else {"view_of": parent}
@@ -127,9 +129,11 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
         say(f"  warning: licence: no sample is under {', '.join(unknown)}; there are {', '.join(known)}")
     allowed = {name for given in licences for name in (COMMERCIAL if given == "commercial" else (given,))}
     kept = [row for row in manifest if not licences or licences_of(row) <= allowed]
+    if not manifest:
+        raise UserError(f"{version} has no samples: all were taken out of it")
     if not kept:
-        pairs = ", ".join(sorted(set(map(licence_text, manifest)))) or "none, for it has no samples"
-        raise UserError(f"{version}: no sample has a licence of {', '.join(licences) or 'any kind'}. Licences: {pairs}")
+        pairs = ", ".join(sorted(set(map(licence_text, manifest))))
+        raise UserError(f"{version}: no sample has a licence of {', '.join(licences)}. Licences: {pairs}")
     shards, rows = [], []
     for shard in read_index(home)["shards"]:
         mine = [row for row in kept if row["shard"] == shard["name"]]
@@ -179,7 +183,8 @@ def matching(rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
     kept = rows
     for column, sign, value in _conditions(where):
         if column not in columns:
-            raise UserError(f"where: there is no column {column!r}. Columns: {', '.join(columns)}")
+            shown = ", ".join(name for name in columns if not name.endswith(("_offset", "_length")))
+            raise UserError(f"where: cannot read {column!r}: there is no such column. Columns: {shown}. {_SYNTAX}")
         names = _names(sign, value)
         wanted = [_typed(name, rows, column) for name in names] if sign == "in" else _typed(names[0], rows, column)
         compare = _OPERATORS[sign]

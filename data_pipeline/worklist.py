@@ -17,13 +17,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.console import say
 from infra.errors import UserError
-from infra.storage import commit_changed, exists, join, read_bytes, sha256_bytes, sha256_file
+from infra.storage import commit_changed, exists, folder_uri, is_local, join, read_bytes, sha256_bytes, sha256_file
 
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv"
 )  # fmt: skip
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _ID = re.compile(r"[a-z0-9_]+")
+_MISTAKES = 50
+"""That are shown of one file."""
 
 
 class WorkItem(BaseModel):
@@ -34,7 +36,7 @@ class WorkItem(BaseModel):
     source_id: str
     """`[a-z0-9_]+`, unique."""
     uri: str
-    """A video; or, for images, one image, or a JSON image set (`data_pipeline.image_set`)."""
+    """Absolute, or in a work list relative to its folder. A video; or, for images, one image, or a JSON image set (`data_pipeline.image_set`)."""
     kind: Literal["video", "image", "synthetic"]
     licence: str = "unknown"
     consent: str = "unknown"
@@ -96,6 +98,7 @@ def items_from_folder(folder: str, **columns: Any) -> list[WorkItem]:
     Raises:
         UserError: There is no such folder, or nothing usable in it.
     """
+    folder = folder_uri(folder)
     filesystem, root = fsspec.core.url_to_fs(folder)
     if not filesystem.isdir(root):
         raise UserError(f"{folder}: there is no such folder. Give a folder with videos or images.")
@@ -124,7 +127,7 @@ def _tell_others(folder: str, others: list[str], hidden: int) -> None:
 
 
 def read_worklist(uri: str) -> list[WorkItem]:
-    """Reads a work list from Parquet, CSV or JSONL.
+    """Reads a work list from Parquet, CSV or JSONL. A relative uri in it starts at the list's own folder, wherever the command runs; it comes back absolute.
 
     Raises:
         UserError: It is missing or unreadable, or rows are wrong: a line for each.
@@ -132,16 +135,32 @@ def read_worklist(uri: str) -> list[WorkItem]:
     if not exists(uri):
         raise UserError(f"{uri}: there is no such work list")
     items, mistakes = [], []
+    home = folder_uri(uri).rsplit("/", 1)[0]
     for number, row in enumerate(_read_rows(uri), start=1):
         try:
-            items.append(WorkItem(**_nest(row)))
+            item = WorkItem(**_nest(row))
+            items.append(item.model_copy(update={"uri": _placed(item.uri, home)}))
         except ValidationError as error:
             mistakes += [f"row {number}: {_describe(entry)}" for entry in error.errors()]
         except ValueError as error:
             mistakes.append(f"row {number}: {error}")
     if mistakes:
-        raise UserError(f"{len(mistakes)} mistakes in {uri}:\n" + "\n".join(f"  {m}" for m in mistakes))
+        first = " (row 1 is the one below the names of the columns)" if uri.endswith(".csv") else ""
+        more = [f"and {len(mistakes) - _MISTAKES} more"] if len(mistakes) > _MISTAKES else []
+        raise UserError(f"{len(mistakes)} mistakes in {uri}{first}:\n" + "\n".join(f"  {m}" for m in [*mistakes[:_MISTAKES], *more]))
     return check_items(items, uri)
+
+
+def _placed(uri: str, home: str) -> str:
+    """A uri of a work list in the folder `home`, as it is meant from anywhere."""
+    if "://" in uri or uri.startswith("/"):
+        return uri
+    found = join(home, uri)
+    if is_local(found) and not exists(found) and exists(uri):
+        raise ValueError(
+            f"uri: {uri!r} starts at the work list's folder, and {found} is not there; {folder_uri(uri)} is. Write it so, or move the list"
+        )
+    return found
 
 
 def _read_rows(uri: str) -> list[dict[str, Any]]:
@@ -226,7 +245,10 @@ def _nest(row: dict[str, Any]) -> dict[str, Any]:
     for key in [key for key in given if key.startswith("attributes.")]:
         attributes[key.removeprefix("attributes.")] = str(given.pop(key))
     if isinstance(given.get("box"), str):
-        given["box"] = tuple(float(part) for part in re.split(r"[ ,;]+", given["box"].strip("[]() ")))
+        try:
+            given["box"] = tuple(float(part) for part in re.split(r"[ ,;]+", given["box"].strip("[]() ")))
+        except ValueError as error:
+            raise ValueError(f"box: expected four numbers (left, top, right, bottom), given {given['box']!r}") from error
     return given | {"attributes": attributes}
 
 
@@ -235,4 +257,5 @@ def _describe(entry: Any) -> str:
     if entry["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, WorkItem.model_fields, n=1)
         return f"{name}: unknown column" + (f"; did you mean {near[0]!r}?" if near else "")
-    return f"{name}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
+    given = "" if entry["type"] == "missing" else f", given {entry['input']!r}"
+    return f"{name}: {entry['msg'][0].lower()}{entry['msg'][1:]}{given}"

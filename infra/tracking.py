@@ -130,6 +130,27 @@ class Run:
             self._outbox.put(kind, value, dict([once]) if once else None)
 
 
+def check_tracking(uri: str) -> None:
+    """Whether a tracking server or database is there: MLflow makes a database or a folder of any name that it is given.
+
+    Raises:
+        UserError: It is not, or does not answer.
+    """
+    scheme, _, rest = uri.rpartition("://")
+    place = Path(rest.removeprefix("/") if scheme == "sqlite" else rest)
+    if scheme in ("sqlite", "file", "") and not place.exists():
+        raise UserError(f"tracking: there is no MLflow database at {place} ({uri}). Give the address that the runs were made with")
+    _quieten()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        _within(_ANSWER_SECONDS, lambda: MlflowClient(uri).search_experiments(max_results=1))
+    except (MlflowException, TimeoutError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"tracking: MLflow at {uri} does not answer ({said}). Start it, or mend the address") from error
+
+
 def open_run(uri: str, experiment: str, name: str, backlog: str, parent_run_id: str | None = None, run_id: str | None = None) -> Run:
     """Opens a new run, or goes on with `run_id`, whether or not the server answers then.
 

@@ -75,19 +75,15 @@ def register(app: typer.Typer) -> None:
         gpus: float = typer.Option(0.0, help="Share of a GPU for each."),
     ) -> None:
         """Computes column groups for everything observed, from the stored face chips: no video is opened."""
-        import json
-
         from data_pipeline.groups import GroupsConfig, group_digests
         from data_pipeline.groups import backfill as fill
+        from data_pipeline.ledger import read_ledger
         from infra.console import say
-        from infra.errors import UserError
         from infra.jobs.common import perception_models
-        from infra.storage import exists, folder_uri, join, lease, read_bytes
+        from infra.storage import folder_uri, lease
 
         work = folder_uri(work_dir)
-        if not exists(join(work, "ledger.jsonl")):
-            raise UserError(f"{work}: no build here (ledger.jsonl is missing)")
-        ledger = [json.loads(line) for line in read_bytes(join(work, "ledger.jsonl")).splitlines()]
+        ledger = read_ledger(work)
         settings = GroupsConfig(names=tuple(names), pack=pack, gpus=gpus)
         models = perception_models()
         with lease(work, "lato data backfill"):
@@ -106,9 +102,9 @@ def register(app: typer.Typer) -> None:
         """Confirms that two sources show one person; the next version that extends this one drops the samples in the lower of their splits."""
         from data_pipeline.extend import merge as confirm
         from infra.console import say
-        from infra.storage import folder_uri, lease
+        from infra.storage import lease
 
-        work = folder_uri(work_dir)
+        work = _built(work_dir)
         with lease(work, "lato data merge"):
             done = confirm(work, version, first, second)
         say(
@@ -119,9 +115,9 @@ def register(app: typer.Typer) -> None:
     def audit(
         work_dir: str = typer.Option("work/data", help="The build's folder."),
         version: str = typer.Option("v1", help="Name of the version."),
-        per_stratum: int = typer.Option(20, help="Pairs of each stratum: accepted, and each filter's just-rejected."),
+        per_stratum: int = typer.Option(20, min=1, help="Pairs of each stratum: accepted, and each filter's just-rejected."),
         seed: int = typer.Option(0, help="Another seed, another sample."),
-        port: int = typer.Option(8300, help="Of the page on 127.0.0.1."),
+        port: int = typer.Option(8300, min=1, max=65535, help="Of the page on 127.0.0.1."),
     ) -> None:
         """Label a sample of accepted and just-rejected pairs in a browser; labels beat the filters at the next build."""
         from data_pipeline.audit import serve_audit, summarize
@@ -142,8 +138,9 @@ def register(app: typer.Typer) -> None:
         """Re-reads everything: hashes, counts, members, decodability. Exits with 1 if anything is wrong."""
         from data_pipeline.verify import verify_version
         from infra.console import say
+        from infra.storage import folder_uri
 
-        wrong = verify_version(version)
+        wrong = verify_version(folder_uri(version))
         for line in wrong:
             say(line)
         say("all well" if not wrong else f"{len(wrong)} things are wrong")
@@ -157,8 +154,9 @@ def register(app: typer.Typer) -> None:
         """One page about a version: funnel, filters, coverage, groups, contact sheets of accepted and just-rejected pairs."""
         from data_pipeline.report import write_data_report
         from infra.console import say
+        from infra.storage import folder_uri
 
-        say(write_data_report(work_dir, version))
+        say(write_data_report(folder_uri(work_dir), version))
 
     @group.command()
     def why(
@@ -169,8 +167,9 @@ def register(app: typer.Typer) -> None:
         """The path of a sample, source or frame: what became of it, every score beside its threshold."""
         from data_pipeline.why import why as explain
         from infra.console import say
+        from infra.storage import folder_uri
 
-        for line in explain(what, work_dir, version):
+        for line in explain(what, folder_uri(work_dir), version):
             say(line)
 
     @group.command()
@@ -178,8 +177,9 @@ def register(app: typer.Typer) -> None:
         """What changed from one version to another: samples added, removed and why, moved to another split, changed."""
         from data_pipeline.diff import diff_versions
         from infra.console import say
+        from infra.storage import folder_uri
 
-        found = diff_versions(first, second)
+        found = diff_versions(folder_uri(first), folder_uri(second))
         say(f"{found['samples'][0]} -> {found['samples'][1]} samples" + ("; the bytes are equal" if found["equal"] else ""))
         for name in ("added", "removed", "moved", "changed"):
             shown = ", ".join(str(entry) for entry in found[name][:5])
@@ -205,12 +205,14 @@ def register(app: typer.Typer) -> None:
         from infra.errors import UserError
         from infra.jobs.common import perception_models
         from infra.registry import models_of
-        from infra.storage import exists, folder_uri, join, lease
-        from infra.tracking import default_uri, delete_pictures, run_id_of, runs_that_read
+        from infra.storage import exists, join, lease
+        from infra.tracking import check_tracking, default_uri, delete_pictures, run_id_of, runs_that_read
 
-        work = folder_uri(work_dir)
+        work = _built(work_dir)
         if tracking_uri is None and exists(join(work, "mlflow.db")):
             tracking_uri = default_uri(work)
+        if tracking_uri:
+            check_tracking(tracking_uri)  # before anything is taken out: what is found later could not be told any more
         with lease(work, "lato data forget"):
             alike = sources_like(work, photo, perception_models()) if photo else []
             for name, similarity in alike:
@@ -219,6 +221,9 @@ def register(app: typer.Typer) -> None:
                 raise UserError(f"{photo}: nobody in this build looks like that")
             done = take_out(work, source, identity, licence, [name for name, _ in alike])
         say(f"{done.sources} sources taken out")
+        if not done.sources:
+            asked = ", ".join(name for name in (source, identity, licence) if name)
+            say(f"  nobody has this name: no source of this build is {asked}. It is recorded, and kept out of later builds")
         for version, count in done.samples.items():
             say(f"  version {version}: {count} samples taken out")
         for run in runs_that_read(tracking_uri, done.digests) if tracking_uri else []:
@@ -237,8 +242,9 @@ def register(app: typer.Typer) -> None:
         from data_pipeline.public_lists import read_public_list
         from data_pipeline.worklist import write_worklist
         from infra.console import say
+        from infra.storage import folder_uri
 
-        items, missing = read_public_list(name, path, videos)
+        items, missing = read_public_list(name, path, folder_uri(videos))
         write_worklist(items, out)
         say(
             f"{out}: {len(items)} sources; {len(missing)} of the list are not in {videos}"
@@ -250,7 +256,7 @@ def register(app: typer.Typer) -> None:
         version: str = typer.Argument(help="Folder of a version."),
         name: str = typer.Argument(help="Name of the view; it is published beside the version."),
         where: str = typer.Option(..., help='Conditions on manifest columns: "kind = video and identity_similarity >= 0.6".'),
-        weight: float = typer.Option(1.0, min=0.0, help="How often training draws its samples, against 1 for what it is mixed with."),
+        weight: float = typer.Option(1.0, help="How often training draws its samples, against 1 for what it is mixed with."),
     ) -> None:
         """A named part of a version with a digest of its own, which training can read."""
         from data_pipeline.subset import make_view
@@ -269,8 +275,9 @@ def register(app: typer.Typer) -> None:
         """Copies a version into a folder that stands alone."""
         from data_pipeline.subset import export as copy_out
         from infra.console import say
+        from infra.storage import folder_uri
 
-        exported, left = copy_out(version, folder, licence)
+        exported, left = copy_out(folder_uri(version), folder_uri(folder), licence)
         for what, counts in (("exported", exported), ("left out", left)):
             say(f"{what}: " + (", ".join(f"{count} {licence}" for licence, count in sorted(counts.items())) or "nothing"))
 
@@ -282,14 +289,25 @@ def register(app: typer.Typer) -> None:
         """Reopens what failed for one reason; the next build looks at it again."""
         from data_pipeline.retry import reopen
         from infra.console import say
-        from infra.storage import folder_uri, lease
+        from infra.storage import lease
 
-        work = folder_uri(work_dir)
+        work = _built(work_dir)
         with lease(work, "lato data retry"):
             names = reopen(work, reason)
         say(f"{len(names)} sources reopened: {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}. Run lato data build again.")
 
     replay.register(group)
+
+
+def _built(work_dir: str) -> str:
+    """The folder of a build that is there, for commands that make none."""
+    from infra.errors import UserError
+    from infra.storage import exists, folder_uri, join
+
+    work = folder_uri(work_dir)
+    if not exists(join(work, "worklist.parquet")):
+        raise UserError(f"{work}: no build here (worklist.parquet is missing). Give the folder of a build: --work-dir")
+    return work
 
 
 def _split(settings: list[str] | None, config: str | None) -> tuple[str | None, list[str]]:
