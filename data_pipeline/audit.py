@@ -24,7 +24,7 @@ from data_pipeline.versions import whole_version
 from data_pipeline.worklist import read_worklist
 from infra.errors import UserError
 from infra.state import INPUT, read_rows
-from infra.storage import commit, exists, join, read_bytes
+from infra.storage import commit, join
 
 _AUDITED = LIMITS | VERIFIERS
 LABELS = "labels.jsonl"
@@ -90,9 +90,8 @@ def _read_rows(work: str) -> list[dict[str, Any]]:
 def add_label(work: str, key: str, good: bool, stratum: str, seed: int) -> None:
     """Records what a person saw."""
     uri = join(work, LABELS)
-    known = read_bytes(uri).decode() if exists(uri) else ""
-    line = json.dumps({"key": key, "good": good, "stratum": stratum, "seed": seed}, sort_keys=True)
-    commit(uri, (known + line + "\n").encode())
+    rows = [*_read_rows(work), {"key": key, "good": good, "stratum": stratum, "seed": seed}]
+    commit(uri, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
 
 
 def summarize(work: str) -> list[tuple[str, int, int, float, float, float]]:

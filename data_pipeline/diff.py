@@ -44,7 +44,9 @@ def _reasons(folder: str, keys: list[str]) -> Counter[str]:
     """Why these are not in a version, view or export: how often which reason."""
     index = read_index(folder)
     if "candidates" not in read_index(home_of(folder)):
-        return Counter({f"left out by the export (licences: {', '.join(index.get('licences') or ['all'])})": len(keys)})
+        return Counter(
+            {f"not in the export, which tells no reasons (its licences: {', '.join(index.get('licences') or ['all'])})": len(keys)}
+        )
     verdicts = {row["key"]: row["verdict"] for row in read_candidates_table(folder, ["key", "verdict"]).to_pylist()}
     if "view_of" in index:
         held = {row["key"] for row in read_manifest(home_of(folder))}

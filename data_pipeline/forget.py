@@ -94,6 +94,7 @@ def forget(
     asked += [("source", source and hash_name(source)), ("identity", identity and hash_name(identity)), ("licence", licence)]
     if not any(value for _, value in asked):
         raise UserError("nothing to forget: give --source, --identity, --licence or --photo")
+    Removals.read(work)  # nothing is added to a damaged file
     _record(work, [{"kind": kind, "value": value} for kind, value in asked if value])
     return apply_removals(work)
 

@@ -1,0 +1,311 @@
+"""What a user is told: damaged state, views and empty versions where whole ones are asked for, typing errors, numbers out of bounds."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from data_pipeline.build import DataConfig, build_dataset
+from data_pipeline.pack import read_index, read_manifest
+from data_pipeline.report import write_data_report
+from data_pipeline.sources import ContentHashes
+from data_pipeline.subset import make_view
+from data_pipeline.verify import verify_version
+from data_pipeline.worklist import item_for, read_worklist
+from infra.cli import app
+from infra.errors import UserError
+from infra.storage import lease
+
+
+def lato(*arguments):
+    """The printed text of a command that ends well."""
+    result = CliRunner().invoke(app, ["data", *map(str, arguments)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+def told(*arguments):
+    """The message of a command that a user can mend."""
+    with pytest.raises(UserError) as error:
+        lato(*arguments)
+    return str(error.value)
+
+
+@pytest.fixture
+def work(synthetic_version, tmp_path):
+    """A build's folder of its own, with a view `left`."""
+    folder = tmp_path / "work"
+    shutil.copytree(Path(synthetic_version.uri).parents[1], folder, ignore=shutil.ignore_patterns("renders", "left"))
+    make_view(str(folder / "versions/v1"), "left", "expression in happy,sad,angry")
+    return folder
+
+
+def spoil(file, content=b"{oops"):
+    file.write_bytes(content)
+    return file
+
+
+DERIVED, INPUT, PUBLISHED = "Delete it and run lato data build again", "restore it from a copy", "build the version again"
+DAMAGED = [
+    ("ledger.jsonl", ("why", "anny_0_00001"), "line 1", DERIVED),
+    ("ledger.jsonl", ("report",), "line 1", DERIVED),
+    ("ledger.jsonl", ("retry", "--class", "decode"), "line 1", DERIVED),
+    ("ledger.jsonl", ("backfill", "fer"), "line 1", DERIVED),
+    ("ledger.jsonl", ("forget", "--identity", "anny_0_00001"), "line 1", DERIVED),
+    ("labels.jsonl", ("report",), "line 1", INPUT),
+    ("labels.jsonl", ("forget", "--identity", "anny_0_00001"), "line 1", INPUT),
+    ("merges.jsonl", ("merge", "v1", "anny_0_00001", "anny_0_00002"), "line 1", INPUT),
+    ("removals.jsonl", ("forget", "--identity", "anny_0_00001"), "line 1", INPUT),
+    ("lease.json", ("forget", "--identity", "anny_0_00001"), "is damaged", "Delete it if no other job"),
+    ("parts/*.parquet", ("report",), "is damaged", DERIVED),
+    ("parts/*.parquet", ("forget", "--identity", "anny_0_00001"), "is damaged", DERIVED),
+    ("versions/v1/manifest.parquet", ("report",), "is damaged", PUBLISHED),
+    ("versions/v1/manifest.parquet", ("diff", "versions/v1", "versions/v1"), "is damaged", PUBLISHED),
+    ("versions/v1/candidates.parquet", ("report",), "is damaged", PUBLISHED),
+    ("versions/v1/candidates.parquet", ("why", "anny_0_00001"), "is damaged", PUBLISHED),
+    ("versions/v1/components.json", ("report",), "is damaged", PUBLISHED),
+    ("versions/v1/funnel.json", ("report",), "is damaged", PUBLISHED),
+    ("versions/v1/settings.json", ("report",), "is damaged", PUBLISHED),
+    ("versions/v1/index.json", ("report",), "is damaged", "build the version again"),
+]
+
+
+@pytest.mark.parametrize(("name", "command", "where", "mend"), DAMAGED, ids=[f"{case[0]} {case[1][0]}" for case in DAMAGED])
+def test_a_damaged_file_is_named_with_what_to_do(work, monkeypatch, name, command, where, mend):
+    monkeypatch.chdir(work)
+    for file in sorted(work.glob(name)) or [work / name]:
+        spoil(file)
+    at_home = () if command[0] == "diff" else ("--work-dir", str(work))
+    message = told(*command, *at_home)
+    assert Path(name).name.removeprefix("*") in message and where in message and mend in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("merges.jsonl", b'{"first": "a"}\n'),
+        ("merges.jsonl", b"[1]\n"),
+        ("removals.jsonl", b"\xff\xfe\n"),
+        ("lease.json", b"{}"),
+        ("lease.json", b"[]"),
+    ],
+)
+def test_what_is_json_but_not_what_it_should_be_is_told_too(work, name, content):
+    spoil(work / name, content)
+    command = ("merge", "v1", "anny_0_00001", "anny_0_00002") if name.startswith("m") else ("forget", "--identity", "x")
+    assert "is damaged" in told(*command, "--work-dir", work)
+
+
+def test_a_build_tells_damaged_files_and_mends_itself_once_they_are_gone(models, tmp_path, synthetic_version, work):
+    """All that a build made may be deleted: the same bytes come again."""
+    from data_pipeline.split import SplitConfig
+    from data_pipeline.synthetic.anny_people import AnnyConfig
+    from data_pipeline.synthetic.sources import SyntheticConfig
+
+    config = DataConfig(
+        synthetic=SyntheticConfig(anny=AnnyConfig(people=12, images=4, workers=0)),
+        split=SplitConfig(val=0.2, test=0.2),
+        analyze={"workers": 0},
+    )
+    (work / "versions/v1/index.json").unlink()
+    for name in ("parts/*.parquet", "columns/identity/*.parquet", "pairs/*.parquet"):
+        file = spoil(sorted(work.glob(name))[0], b"PAR1 cut short PAR1")
+        with pytest.raises(UserError, match=re.escape(str(file)) + " is damaged.*Delete it"):
+            build_dataset(config, str(work), models, [])
+        file.unlink()
+    assert build_dataset(config, str(work), models, []).digest == synthetic_version.digest
+
+
+@pytest.mark.parametrize("content", [b"{oops", b"[1, 2]"])
+def test_a_damaged_cache_of_hashes_is_told(tmp_path, content):
+    spoil(tmp_path / "contents.json", content)
+    with pytest.raises(UserError, match="contents.json is damaged.*Delete it"):
+        ContentHashes(str(tmp_path))
+
+
+def test_a_disk_that_fails_is_no_damaged_file(tmp_path):
+    from infra.state import reading
+
+    with pytest.raises(OSError, match="Input/output"), reading("f", "delete it"):
+        raise OSError(5, "Input/output error")
+
+
+def test_after_all_was_forgotten_every_command_answers(work):
+    before = {name: pq.read_schema(work / "versions" / name / "manifest.parquet").names for name in ("v1", "left")}
+    assert "taken out" in lato("forget", "--licence", "CC0-1.0", "--work-dir", work)
+    for name, columns in before.items():
+        index = read_index(str(work / "versions" / name))
+        assert (index["samples"], pq.read_schema(work / "versions" / name / index["manifest"]).names) == (0, columns)
+        assert verify_version(str(work / "versions" / name)) == []
+    page = Path(write_data_report(str(work))).read_text()
+    assert "There is none." in page
+    assert "neither a sample's key nor a source" in told("why", "anny_0_00001", "--work-dir", work)
+    assert "no candidates to label" in told("audit", "--work-dir", work)
+    version = work / "versions/v1"
+    assert "has no samples" in told("view", version, "none", "--where", "kind = video")
+    assert "has no samples" in told("export", version, work / "out")
+    assert "0 samples" in lato("diff", version, version)
+    assert "nobody has this name" in lato("forget", "--licence", "CC0-1.0", "--work-dir", work)
+
+
+def test_a_view_is_told_from_a_whole_version(work):
+    for command in (("report", "--version", "left"), ("audit", "--version", "left"), ("merge", "left", "anny_0_00001", "anny_0_00002")):
+        message = told(*command, "--work-dir", work)
+        assert "left is a view of v1" in message and "give v1" in message and "verify, diff and export" in message
+    assert "Versions here: left, v1" in told("report", "--version", "v7", "--work-dir", work)
+    rows = read_manifest(str(work / "versions/left"))
+    assert lato("why", rows[0]["key"], "--version", "left", "--work-dir", work).startswith(f"{rows[0]['key']}: accepted")
+
+
+def test_diff_says_why_a_view_or_an_export_lacks_samples(work):
+    version, view = work / "versions/v1", work / "versions/left"
+    rows, kept = read_manifest(str(version)), read_manifest(str(view))
+    assert f"{len(rows) - len(kept)} left out by the view (where: expression in happy,sad,angry)" in lato("diff", f"{version}/", f"{view}/")
+    lato("export", f"{view}/", work / "out")
+    assert f"{len(rows) - len(kept)} not in the export" in lato("diff", version, work / "out")
+
+
+def test_an_unknown_licence_is_told_with_those_there_are(work):
+    version = work / "versions/v1"
+    said = lato("export", version, work / "out", "--licence", "CC-BY", "--licence", "CC0-1.0")
+    assert "no sample is under CC-BY; there are CC0-1.0" in said
+    assert "Licences: CC0-1.0" in told("export", version, work / "none", "--licence", "CC-BY")
+    assert "Give another folder" in told("export", version, work / "out")
+
+
+REFUSED = [
+    (("merge", "v1", "anny_0_00001", "anny_0_00001"), "this is one source"),
+    (("why", "anny_0_00001@nan"), "expected seconds after the @, 0 or more"),
+    (("why", "anny_0_00001@-1"), "expected seconds after the @, 0 or more"),
+    (("why", "anny_0_00001@inf"), "expected seconds after the @, 0 or more"),
+    (("build", "--dry-run"), "there are no sources"),
+    (("forget", "--identity", "x", "--tracking-uri", "sqlite:///typo/mlflow.db"), "there is no MLflow database at typo/mlflow.db"),
+    (("forget", "--identity", "x", "--tracking-uri", "typo"), "there is no MLflow database at typo"),
+    (("forget", "--identity", "x", "--tracking-uri", "http://127.0.0.1:9"), "does not answer"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), REFUSED, ids=[" ".join(case[0]) for case in REFUSED])
+def test_what_cannot_be_meant_is_refused_and_makes_nothing(work, monkeypatch, command, message):
+    monkeypatch.chdir(work)
+    before = sorted(work.rglob("*"))
+    assert message in told(*command, "--work-dir", work)
+    assert sorted(work.rglob("*")) == before
+
+
+@pytest.mark.parametrize("port", ["0", "70000", "-1"])
+def test_ports_have_bounds(work, port):
+    result = CliRunner().invoke(app, ["data", "audit", "--port", port, "--work-dir", str(work)])
+    assert result.exit_code == 2 and "--port" in result.output
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("report",),
+        ("why", "a"),
+        ("audit",),
+        ("backfill", "fer"),
+        ("merge", "v1", "a", "b"),
+        ("retry", "--class", "crash"),
+        ("forget", "--identity", "a"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_mistyped_folder_is_told_and_not_made(tmp_path, command):
+    assert str(tmp_path / "tpyo") in told(*command, "--work-dir", tmp_path / "tpyo")
+    assert not (tmp_path / "tpyo").exists()
+
+
+def test_a_name_that_nobody_has_is_recorded_and_told(work):
+    assert "nobody has this name: no source of this build is stranger" in lato("forget", "--identity", "stranger", "--work-dir", work)
+    assert (work / "removals.jsonl").read_text().count("identity") == 1
+
+
+def test_no_pair_does_not_hide_that_sources_failed(models, tmp_path):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/torn.mp4").write_bytes(b"no video")
+    config = DataConfig(folder=str(tmp_path / "src"), analyze={"workers": 0})
+    with pytest.raises(UserError, match=r"no pair was accepted. Of 1 sources, 1 failed: decode: ledger.jsonl says why. No face was found"):
+        build_dataset(config, str(tmp_path / "w"), models, [])
+
+
+def test_a_command_with_a_pool_of_threads_ends(tmp_path):
+    """Its idle threads wait for the end of the program, which waits for them."""
+    script = (
+        "import sys; from concurrent.futures import ThreadPoolExecutor; from infra import cli; pool = ThreadPoolExecutor(); "
+        "pool.submit(int).result(); sys.argv = ['lato', '--help']; cli.run()"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=300, capture_output=True, check=False).returncode == 0
+
+
+def test_a_lease_that_is_spoiled_while_it_is_held_does_not_hide_what_the_job_did(tmp_path):
+    with pytest.raises(ValueError, match="the job's own"), lease(str(tmp_path), "a job"):
+        spoil(tmp_path / "lease.json")
+        raise ValueError("the job's own")
+    assert "is damaged" in _refusal(tmp_path)
+
+
+def _refusal(folder):
+    with pytest.raises(UserError) as error, lease(str(folder), "another"):
+        pass
+    return str(error.value)
+
+
+def test_both_ends_of_a_pair_count_among_the_licences_of_the_report(work):
+    """A pair of a photo under one licence and one under another is under both."""
+    from data_pipeline.pack import encode_table
+    from infra.storage import sha256_file
+
+    folder = work / "versions/v1"
+    rows = read_manifest(str(folder))
+    rows[0]["target_licence"] = "MIT"
+    (folder / "manifest.parquet").write_bytes(encode_table(rows))
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps(index | {"manifest_sha256": sha256_file(str(folder / "manifest.parquet"))}))
+    page = Path(write_data_report(str(work))).read_text()
+    assert '<td>CC0-1.0 and MIT</td><td class="n">1</td>' in page
+    assert f'<td>CC0-1.0</td><td class="n">{len(rows) - 1}</td>' in page
+
+
+def test_relative_places_in_a_work_list_start_at_its_folder(tmp_path, monkeypatch):
+    home, elsewhere = tmp_path / "lists", tmp_path / "elsewhere"
+    for folder in (home / "clips", elsewhere / "clips"):
+        folder.mkdir(parents=True)
+    (home / "clips/a.mp4").write_bytes(b"a")
+    (elsewhere / "clips/b.mp4").write_bytes(b"b")
+    (home / "w.csv").write_text("source_id,uri,kind\na,clips/a.mp4,video\ngone,clips/gone.mp4,video\ns,s3://bucket/x.mp4,video\n")
+    monkeypatch.chdir(elsewhere)
+    found = {item.source_id: item.uri for item in read_worklist("../lists/w.csv")}
+    assert Path(found["a"]).read_bytes() == b"a" and Path(found["a"]).is_absolute()
+    assert found["s"] == "s3://bucket/x.mp4" and Path(found["gone"]).is_absolute()  # the ledger will say that it is missing
+    (home / "w.csv").write_text("source_id,uri,kind\nb,clips/b.mp4,video\n")
+    with pytest.raises(UserError, match=r"row 1: uri: 'clips/b.mp4' starts at the work list's folder.*elsewhere/clips/b.mp4 is"):
+        read_worklist("../lists/w.csv")
+
+
+def test_pictures_are_found_from_anywhere_and_the_bytes_do_not_tell_from_where(models, clip, tmp_path, monkeypatch):
+    """One clip named relative to a list and one named absolutely: the same version, and a report that can draw what was refused."""
+    (tmp_path / "lists/clips").mkdir(parents=True)
+    shutil.copyfile(clip("single_face"), tmp_path / "lists/clips/single_face.mp4")
+    (tmp_path / "lists/w.csv").write_text("source_id,uri,kind\nsingle_face,clips/single_face.mp4,video\n")
+    monkeypatch.chdir(tmp_path)
+    common = {"analyze": {"workers": 0, "fps": 2.0}, "pairing": {"max_upscale": 6.0}}
+    relative = build_dataset(DataConfig(worklist="lists/w.csv", **common), str(tmp_path / "w"), models, [])
+    absolute = build_dataset(DataConfig(**common), str(tmp_path / "w2"), models, [item_for(clip("single_face"), source_id="single_face")])
+    assert relative.digest == absolute.digest
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    lato("report", "--work-dir", "../w")
+    pages = [Path(found.uri, "report.html") for found in (relative, absolute)]
+    lato("report", "--work-dir", tmp_path / "w2")
+    drawn = [re.findall(r'alt="(just rejected: .*?)"', page.read_text()) for page in pages]
+    assert drawn[0] == drawn[1] != []
