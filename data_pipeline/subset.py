@@ -33,7 +33,7 @@ from infra.storage import commit, exists, join, sha256_bytes, sha256_json
 COMMERCIAL = frozenset({"CC0-1.0", "CC-BY-4.0", "CC-BY-3.0", "CC-BY-2.0", "MIT", "Apache-2.0", "BSD-3-Clause", "PDDL-1.0", "public domain"})
 """Licences that allow commercial use as they stand. All others, `unknown` too, do not."""
 
-_CONDITION = re.compile(r"\s*(\w+)\s*(==|=|!=|<=|>=|<|>|in)\s*(.+?)\s*")
+_CONDITION = re.compile(r"\s*(\w+)\s*(==|=|!=|<=|>=|<|>|(?<=\s)in(?=\s))\s*(.+?)\s*")
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq, "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
     "in": lambda value, given: value in given,

@@ -69,7 +69,15 @@ def test_rows_of_a_table_nest(tmp_path):
     path = tmp_path / "w.csv"
     path.write_text("source_id,uri,kind,start,end,box,attributes.sex\na,a.mp4,video,1.5,4,0.1 0.1 0.5 0.9,f\n")
     assert read_worklist(str(path)) == [
-        WorkItem(source_id="a", uri="a.mp4", kind="video", start=1.5, end=4.0, box=(0.1, 0.1, 0.5, 0.9), attributes={"sex": "f"})
+        WorkItem(
+            source_id="a",
+            uri=str(tmp_path / "a.mp4"),
+            kind="video",
+            start=1.5,
+            end=4.0,
+            box=(0.1, 0.1, 0.5, 0.9),
+            attributes={"sex": "f"},
+        )
     ]
     path.write_text("source_id,uri,kind,start,end,box\na,a.mp4,video,5,4,\nb,b.mp4,video,,,0.5 0 0.1 1\n")
     with pytest.raises(UserError, match=r"(?s)2 mistakes.*start, end: expected.*box: expected"):
