@@ -24,7 +24,7 @@ from infra.errors import UserError
 from infra.outbox import Outbox
 
 _LONGEST_VALUE = 500
-_ANSWER_SECONDS = 30.0
+ANSWER_SECONDS = 30.0
 """How long the opening of a run waits for a server."""
 _CLOSE_SECONDS = 60.0
 """How long the end of a run waits for a server that takes what is left, but slowly; for one that is down it does not wait."""
@@ -130,27 +130,6 @@ class Run:
             self._outbox.put(kind, value, dict([once]) if once else None)
 
 
-def check_tracking(uri: str) -> None:
-    """Whether a tracking server or database is there: MLflow makes a database or a folder of any name that it is given.
-
-    Raises:
-        UserError: It is not, or does not answer.
-    """
-    scheme, _, rest = uri.rpartition("://")
-    place = Path(rest.removeprefix("/") if scheme == "sqlite" else rest)
-    if scheme in ("sqlite", "file", "") and not place.exists():
-        raise UserError(f"tracking: there is no MLflow database at {place} ({uri}). Give the address that the runs were made with")
-    _quieten()
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    try:
-        _within(_ANSWER_SECONDS, lambda: MlflowClient(uri).search_experiments(max_results=1))
-    except (MlflowException, TimeoutError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"tracking: MLflow at {uri} does not answer ({said}). Start it, or mend the address") from error
-
-
 def open_run(uri: str, experiment: str, name: str, backlog: str, parent_run_id: str | None = None, run_id: str | None = None) -> Run:
     """Opens a new run, or goes on with `run_id`, whether or not the server answers then.
 
@@ -165,16 +144,16 @@ def open_run(uri: str, experiment: str, name: str, backlog: str, parent_run_id: 
     Raises:
         UserError: The tracking server of a new run does not answer. (One that stops answering later never stops a job.)
     """
-    _quieten()
+    quieten()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     client = MlflowClient(tracking_uri=uri)
-    limit = _ANSWER_SECONDS if uri.startswith("http") else None  # a database that makes its tables first may take that long
+    limit = ANSWER_SECONDS if uri.startswith("http") else None  # a database that makes its tables first may take that long
     if run_id:
         gone = False
         try:
-            _within(limit, lambda: client.update_run(run_id, status="RUNNING"))
+            within(limit, lambda: client.update_run(run_id, status="RUNNING"))
         except (MlflowException, TimeoutError) as error:
             gone = isinstance(error, MlflowException) and error.error_code in REFUSALS
             if not gone:
@@ -182,7 +161,7 @@ def open_run(uri: str, experiment: str, name: str, backlog: str, parent_run_id: 
         if not gone:  # else the database was deleted since: a new run takes its place
             return Run(client, run_id, Path(backlog))
     try:
-        created = _within(limit, lambda: _create(client, uri, experiment, name, parent_run_id))
+        created = within(limit, lambda: _create(client, uri, experiment, name, parent_run_id))
     except (MlflowException, TimeoutError) as error:
         if not uri.startswith("http"):
             raise
@@ -200,66 +179,11 @@ def send_left(uri: str, backlog: str, seconds: float = _CLOSE_SECONDS) -> None:
     """Sends what closed runs left in a backlog folder because the server was down, while it takes it and for so many seconds a run."""
     left = [path for path in sorted(Path(backlog).glob("*.jsonl")) if not path.name.endswith(".refused.jsonl")]
     if left:
-        _quieten()
+        quieten()
         from mlflow import MlflowClient
 
         for path in left:
             Run(MlflowClient(tracking_uri=uri), path.stem, Path(backlog))._outbox.close(seconds)
-
-
-def runs_that_read(uri: str, digests: list[str]) -> list[str]:
-    """Runs that were given one of these dataset versions, as `experiment / name (run id)`."""
-    import mlflow
-
-    _quieten()
-    client = mlflow.MlflowClient(uri)
-    wanted = {digest[:36] for digest in digests}
-    found = []
-    for experiment in client.search_experiments():
-        page = client.search_runs([experiment.experiment_id])
-        while True:
-            for run in page:
-                if any(given.dataset.digest in wanted for given in run.inputs.dataset_inputs):
-                    found.append(f"{experiment.name} / {run.info.run_name} ({run.info.run_id})")
-            if not page.token:
-                break
-            page = client.search_runs([experiment.experiment_id], page_token=page.token)
-    return sorted(found)
-
-
-def delete_pictures(uri: str, run: str) -> int:
-    """Deletes the pictures and pages that a run logged (samples of its data are in them), also in its folder if that is here; returns how many.
-
-    Args:
-        uri: Of the tracking server.
-        run: As `runs_that_read` names it.
-    """
-    import mlflow
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    _quieten()
-    client = mlflow.MlflowClient(uri)
-    run_id = run_id_of(run)
-    stored = client.get_run(run_id)
-    repository = get_artifact_repository(stored.info.artifact_uri, tracking_uri=uri)
-    deleted, folders = 0, [""]
-    while folders:
-        for entry in client.list_artifacts(run_id, folders.pop() or None):
-            if entry.is_dir:
-                folders.append(entry.path)
-            elif entry.path.lower().endswith((".png", ".jpg", ".jpeg", ".webp", ".html")):
-                repository.delete_artifacts(entry.path)
-                deleted += 1
-    if "folder" in stored.data.tags:
-        for picture in (Path(stored.data.tags["folder"]) / "pictures").glob("*.png"):
-            picture.unlink()
-            deleted += 1
-    return deleted
-
-
-def run_id_of(run: str) -> str:
-    """The id in a name that `runs_that_read` gave."""
-    return run.rsplit("(", 1)[1].rstrip(")")
 
 
 def _create(client: Any, uri: str, experiment: str, name: str, parent_run_id: str | None) -> str:
@@ -275,7 +199,7 @@ def _create(client: Any, uri: str, experiment: str, name: str, parent_run_id: st
     return created
 
 
-def _within(seconds: float | None, ask: Callable[[], _R]) -> _R:
+def within(seconds: float | None, ask: Callable[[], _R]) -> _R:
     """The result of a call that may hang; it is left behind when the time is over.
 
     Raises:
@@ -300,7 +224,8 @@ def _within(seconds: float | None, ask: Callable[[], _R]) -> _R:
     return got[0]
 
 
-def _quieten() -> None:
+def quieten() -> None:
+    """Before MLflow is imported: no telemetry, no chatter, no tries of its own."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")

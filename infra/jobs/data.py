@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 import typer
 
 from infra.jobs import replay
+from infra.jobs.data_build import build_until, built_folder, print_plan, split_settings
 
 _SETTINGS = typer.Argument(None, help="A YAML file, and key=value: folder=clips synthetic.anny.people=100")
 _WORK = typer.Option("work/data", help="Where everything goes.")
@@ -31,9 +30,9 @@ def register(app: typer.Typer) -> None:
         from infra.jobs.common import open_work, perception_models
         from infra.runtime import stop_ray
 
-        yaml, overrides = _split(settings, config)
+        yaml, overrides = split_settings(settings, config)
         if dry_run:
-            _print_plan(load_config(DataConfig, yaml, overrides))
+            print_plan(load_config(DataConfig, yaml, overrides))
             return
         with open_work(DataConfig, yaml, overrides, work_dir, "lato data build") as (build_config, work):
             models = perception_models()
@@ -49,7 +48,7 @@ def register(app: typer.Typer) -> None:
         from infra.jobs.common import open_work, perception_models
         from infra.runtime import stop_ray
 
-        yaml, overrides = _split(settings, config)
+        yaml, overrides = split_settings(settings, config)
         with open_work(DataConfig, yaml, overrides, work_dir, "lato data observe") as (build_config, work):
             ledger = look(build_config, work, perception_models()).ledger
             for name, count in ledger.counts().items():
@@ -59,12 +58,12 @@ def register(app: typer.Typer) -> None:
     @group.command()
     def pair(settings: list[str] = _SETTINGS, work_dir: str = _WORK, config: str = _CONFIG) -> None:
         """A build up to its verdicts: what thresholds would accept. No source is opened for it where all are observed."""
-        _build_until("pair", settings, work_dir, config)
+        build_until("pair", settings, work_dir, config)
 
     @group.command()
     def render(settings: list[str] = _SETTINGS, work_dir: str = _WORK, config: str = _CONFIG) -> None:
         """A build up to the crops of accepted pairs; what is left then is packing."""
-        _build_until("render", settings, work_dir, config)
+        build_until("render", settings, work_dir, config)
 
     @group.command()
     def backfill(
@@ -104,7 +103,7 @@ def register(app: typer.Typer) -> None:
         from infra.console import say
         from infra.storage import lease
 
-        work = _built(work_dir)
+        work = built_folder(work_dir)
         with lease(work, "lato data merge"):
             done = confirm(work, version, first, second)
         say(
@@ -205,10 +204,11 @@ def register(app: typer.Typer) -> None:
         from infra.errors import UserError
         from infra.jobs.common import perception_models
         from infra.registry import models_of
+        from infra.runs import check_tracking, delete_pictures, run_id_of, runs_that_read
         from infra.storage import exists, join, lease
-        from infra.tracking import check_tracking, default_uri, delete_pictures, run_id_of, runs_that_read
+        from infra.tracking import default_uri
 
-        work = _built(work_dir)
+        work = built_folder(work_dir)
         if tracking_uri is None and exists(join(work, "mlflow.db")):
             tracking_uri = default_uri(work)
         if tracking_uri:
@@ -291,75 +291,9 @@ def register(app: typer.Typer) -> None:
         from infra.console import say
         from infra.storage import lease
 
-        work = _built(work_dir)
+        work = built_folder(work_dir)
         with lease(work, "lato data retry"):
             names = reopen(work, reason)
         say(f"{len(names)} sources reopened: {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}. Run lato data build again.")
 
     replay.register(group)
-
-
-def _built(work_dir: str) -> str:
-    """The folder of a build that is there, for commands that make none."""
-    from infra.errors import UserError
-    from infra.storage import exists, folder_uri, join
-
-    work = folder_uri(work_dir)
-    if not exists(join(work, "worklist.parquet")):
-        raise UserError(f"{work}: no build here (worklist.parquet is missing). Give the folder of a build: --work-dir")
-    return work
-
-
-def _split(settings: list[str] | None, config: str | None) -> tuple[str | None, list[str]]:
-    """A command's arguments as its YAML file, given by place or by name, and its overrides."""
-    from infra.errors import UserError
-
-    files = [text for text in settings or [] if text.endswith((".yaml", ".yml")) and "=" not in text]
-    if len(files) + bool(config) > 1:
-        raise UserError(f"give one YAML file, not {len(files) + bool(config)}: {', '.join([*files, *([config] if config else [])])}")
-    return (files[0] if files else config), [text for text in settings or [] if text not in files]
-
-
-def _build_until(stage: Literal["pair", "render"], settings: list[str] | None, work_dir: str, config: str | None) -> None:
-    """A build that stops after a stage and shows its funnel."""
-    from data_pipeline.build import DataConfig, Stopped, build_dataset, print_funnel, print_version
-    from infra.jobs.common import open_work, perception_models
-    from infra.runtime import stop_ray
-
-    yaml, overrides = _split(settings, config)
-    with open_work(DataConfig, yaml, overrides, work_dir, f"lato data {stage}") as (build_config, work):
-        try:
-            print_version(build_dataset(build_config, work, perception_models(), until=stage))
-        except Stopped as stopped:
-            print_funnel(stopped.funnel)
-        stop_ray()
-
-
-def _print_plan(settings: Any) -> None:
-    """What a build would look at, and for how long."""
-    from data_pipeline.build import read_sources
-    from data_pipeline.plan import plan_build
-    from infra.console import duration, say
-    from infra.jobs.common import perception_models
-
-    plan = plan_build(read_sources(settings, []), settings, perception_models())
-    workers, probe = settings.analyze.workers, plan.probe
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(plan.sources.items())) or "none"
-    say(f"sources: {kinds}; {plan.megabytes:,.1f} MB to read, {duration(plan.video_seconds)} of video")
-    for what, count in sorted(plan.refused.items()):
-        say(f"  not allowed: {count:,} with {what}")
-    if plan.unreadable:
-        say(f"  cannot be read now: {len(plan.unreadable)} ({', '.join(plan.unreadable[:5])})")
-    say(f"frames to look at: {plan.frames:,}, generated ones too; videos at {settings.analyze.fps:g} a second")
-    say(f"samples: at most {plan.most_samples:,} by the quotas")
-    if not probe.seconds_per_frame:
-        say("time and bytes: nothing could be probed")
-        return
-    took = duration(plan.seconds(workers))
-    say(f"analysis: {probe.seconds_per_frame * 1000:.0f} ms CPU a frame (probe), {took} with {workers} workers; crops come on top")
-    say(
-        f"memory: about {probe.worker_megabytes:,.0f} MB a worker, {probe.worker_megabytes * (workers + 1):,.0f} MB with all and the driver"
-    )
-    say(
-        f"disk: {plan.observation_megabytes:,.1f} MB of observations, at most {plan.shard_megabytes:,.1f} MB of shards and as much of crops"
-    )

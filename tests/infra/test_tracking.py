@@ -16,7 +16,8 @@ from infra.environment import describe_environment
 from infra.errors import UserError
 from infra.outbox import Outbox
 from infra.registry import models_of
-from infra.tracking import default_uri, delete_pictures, open_run, register_model, runs_that_read, send_left
+from infra.runs import delete_pictures, runs_that_read
+from infra.tracking import default_uri, open_run, register_model, send_left
 from tests.infra.servers import SlowWay, free_port, start_server, stop_server
 
 

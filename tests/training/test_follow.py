@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infra.tracking import default_uri, delete_pictures, open_run
+from infra.runs import delete_pictures
+from infra.tracking import default_uri, open_run
 from training import presets
 from training.follow import Follower
 
