@@ -284,8 +284,4 @@ def read_manifest(folder: str) -> list[dict[str, Any]]:
 
 def read_manifest_table(folder: str) -> pa.Table:
     """The same as a table."""
-    uri = join(folder, read_index(folder)["manifest"])
-    try:
-        return read_table(uri, mend=PUBLISHED)
-    except FileNotFoundError as error:
-        raise UserError(f"{uri} is missing. {PUBLISHED}") from error
+    return read_table(join(folder, read_index(folder)["manifest"]), mend=PUBLISHED)

@@ -39,14 +39,23 @@ def reading(what: str, mend: str) -> Iterator[None]:
         raise UserError(f"{what} is damaged ({said}). {mend}") from error
 
 
+def _read(uri: str, mend: str) -> bytes:
+    try:
+        return read_bytes(uri)
+    except FileNotFoundError as error:
+        if mend != PUBLISHED:  # what a build made may be away: who asks for it knows what that means
+            raise
+        raise UserError(f"{uri} is missing or damaged: there is no such file. Copy the version again, or build it again.") from error
+
+
 def read_json(uri: str, needed: Collection[str] = (), mend: str = DERIVED) -> Any:
     """A JSON file's value; with `needed`, an object that has these names.
 
     Raises:
-        FileNotFoundError: There is none.
-        UserError: It is damaged.
+        FileNotFoundError: There is none, and it is no file of a published version.
+        UserError: It is damaged, or a published version lacks it.
     """
-    data = read_bytes(uri)
+    data = _read(uri, mend)
     with reading(uri, mend):
         value = json.loads(data)
         for name in needed:
@@ -78,16 +87,16 @@ def read_table(uri: str, columns: list[str] | None = None, mend: str = DERIVED) 
     """A Parquet file's rows, or some columns of them.
 
     Raises:
-        FileNotFoundError: There is none.
-        UserError: It is damaged.
+        FileNotFoundError: There is none, and it is no file of a published version.
+        UserError: It is damaged, or a published version lacks it.
     """
-    data = read_bytes(uri)
+    data = _read(uri, mend)
     with reading(uri, mend):
         return pq.read_table(io.BytesIO(data), columns=columns)
 
 
 def read_schema(uri: str, mend: str = DERIVED) -> pa.Schema:
     """A Parquet file's columns, and what is told of the whole in its metadata; raises as `read_table` does."""
-    data = read_bytes(uri)
+    data = _read(uri, mend)
     with reading(uri, mend):
         return pq.read_schema(io.BytesIO(data))

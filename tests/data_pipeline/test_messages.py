@@ -88,6 +88,13 @@ def test_a_damaged_file_is_named_with_what_to_do(work, monkeypatch, name, comman
     assert Path(name).name.removeprefix("*") in message and where in message and mend in message
 
 
+@pytest.mark.parametrize("name", ["manifest.parquet", "candidates.parquet", "funnel.json"])
+def test_a_file_that_a_version_lacks_is_told(work, name):
+    (work / "versions/v1" / name).unlink()
+    message = told("report", "--work-dir", work)
+    assert f"{name} is missing or damaged" in message and "build it again" in message
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
