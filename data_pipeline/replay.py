@@ -6,8 +6,6 @@ It answers whether a change of code, of a library or of the machine changes obse
 
 from __future__ import annotations
 
-import io
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_pipeline import observations
 from data_pipeline.analyze import LIBRARIES, AnalyzeConfig, analyze
 from data_pipeline.groups import GROUPS, GroupsConfig, column_uri, compute_rows, group_digests
+from data_pipeline.ledger import read_ledger
 from data_pipeline.worklist import WorkItem, read_worklist
 from infra.environment import describe_machine
 from infra.errors import UserError
+from infra.state import read_table
 from infra.storage import commit, exists, join, list_files, read_bytes, sha256_bytes
 from lato.pairs import decode_image
 
@@ -73,9 +72,7 @@ def replay(work: str, models: Path, names: Sequence[str] = (), sample: int = 0, 
     Raises:
         UserError: No build is here, a source is unknown, or nothing is stored of it.
     """
-    if not exists(join(work, "ledger.jsonl")) or not exists(join(work, "worklist.parquet")):
-        raise UserError(f"{work}: no build here (ledger.jsonl or worklist.parquet is missing)")
-    ledger = {row["source_id"]: row for row in map(json.loads, read_bytes(join(work, "ledger.jsonl")).splitlines())}
+    ledger = {row["source_id"]: row for row in read_ledger(work)}
     items = {item.source_id: item for item in read_worklist(join(work, "worklist.parquet"))}
     stored = {name: row["parts"] for name, row in ledger.items() if row["status"] != "pending" and row["parts"] and name in items}
     chosen = list(names) or sorted(stored, key=lambda name: sha256_bytes(name.encode()))[:sample]
@@ -156,10 +153,10 @@ def _replay_groups(found: Replayed, part: str, work: str, models: Path, columns:
                         f"{name}: stored columns were computed by other models or code ({digest}, here {own[:16]}); not compared"
                     )
                     continue
-                before = pq.read_table(io.BytesIO(read_bytes(uri)))
+                before = read_table(uri)
                 numbers = sorted(before["row"].to_pylist())
                 compute_rows(name, {part: set(numbers)}, own, settings, models, place, 0)
-                after = pq.read_table(io.BytesIO(read_bytes(column_uri(place, name, part, own, numbers))))
+                after = read_table(column_uri(place, name, part, own, numbers))
                 found.groups[name] = found.groups.get(name, 0) + len(before)
                 _add(found, compare(name, before, after, ("row",)))
 

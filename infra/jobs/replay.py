@@ -21,11 +21,11 @@ def register(group: typer.Typer) -> None:
         from infra.console import say, table
         from infra.errors import UserError
         from infra.jobs.common import perception_models
-        from infra.storage import folder_uri
+        from infra.jobs.data_build import built_folder
 
         if bool(source) == bool(sample):
             raise UserError("give --source ID (once or more), or --sample N")
-        replayed = look_again(folder_uri(work_dir), perception_models(), source, sample, GroupsConfig(pack=pack))
+        replayed = look_again(built_folder(work_dir), perception_models(), source, sample, GroupsConfig(pack=pack))
         notes: dict[str, list[str]] = {}
         for one in replayed:
             groups = "".join(f", {count} of {name}" for name, count in sorted(one.groups.items()))
