@@ -37,7 +37,7 @@ from infra.errors import UserError
 from infra.state import PUBLISHED, read_json
 from infra.storage import commit_changed, exists, join, list_files, sha256_json, sweep_temporaries
 
-VERSION = 7
+VERSION = 8
 """Raise it when the same plan would give other samples."""
 
 NO_SOURCES = "there are no sources: give worklist= (with rows), folder= or synthetic.anny.people="

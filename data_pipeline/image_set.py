@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infra.storage import commit, join, read_bytes, sha256_bytes
 from lato.edits import Expression, Intensity
@@ -19,12 +19,16 @@ class Declared(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    expression: Expression
+    expression: Expression | None
+    """None where it is not known beforehand (a photo of which another pose was asked): what is read decides, as on any photo."""
     intensity: Intensity
     yaw: float
     pitch: float
     roll: float
     landmarks: list[tuple[float, float]]
+    of_photo: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Of an edited photo: the pose is that which was read on the photo, and the steps that were asked of it. Each such picture is held to its own pose;
+    of drawn ones, whose pose is true but not on the reader's scale, two are held to the step between them."""
 
 
 class SetImage(BaseModel):

@@ -117,8 +117,6 @@ def score_person(person: Person, margin: float) -> dict[str, Any] | None:
     change = pose[j] - pose[i]
     steps = np.round(change / POSE_STEP) * POSE_STEP
     strength = np.where((expression == 0) | declared["given"], 1.0, column("expression_intensity"))
-    asked = np.round((declared["pose"][j] - declared["pose"][i]) / POSE_STEP) * POSE_STEP
-    both = declared["given"][i] & declared["given"][j]
     scores: dict[str, Array] = {
         "sharpness": np.minimum(column("sharpness")[i], column("sharpness")[j]),
         **{
@@ -130,7 +128,7 @@ def score_person(person: Person, margin: float) -> dict[str, Any] | None:
         "tilt": np.maximum(np.abs(pose[i, 2]), np.abs(pose[j, 2])),
         "expression_strength": np.minimum(strength[i], strength[j]),
         "pose_miss": np.abs(change - steps).max(axis=1),
-        "declared_miss": np.where(both, np.abs(change - asked).max(axis=1), 0.0),
+        "declared_miss": _declared_miss(declared, pose, i, j),
         **{name: np.ones(len(i)) if shared else _likeness(rows, name)[i, j] for name in ("background", "clothing")},
     }
     changed = np.where(expression[i] != expression[j], expression[j], -1)
@@ -201,13 +199,30 @@ def _likeness(rows: list[dict[str, Any]], name: str) -> Array:
 
 
 def _read_declared(rows: list[dict[str, Any]]) -> dict[str, npt.NDArray[Any]]:
+    """By face: whether its expression is `given`, which and how strongly; whether its pose is `drawn` or that asked `of_photo`, and which."""
     known = [json.loads(row["declared"]) if row["declared"] else None for row in rows]
+    given = [entry if entry and entry["expression"] else None for entry in known]
+    of_photo = np.array([bool(entry and entry.get("of_photo")) for entry in known])
     return {
-        "given": np.array([entry is not None for entry in known]),
-        "expression": np.array([EXPRESSIONS.index(entry["expression"]) if entry else -1 for entry in known]),
-        "intensity": np.array([INTENSITIES.index(entry["intensity"]) if entry else 1 for entry in known]),
+        "given": np.array([entry is not None for entry in given]),
+        "expression": np.array([EXPRESSIONS.index(entry["expression"]) if entry else -1 for entry in given]),
+        "intensity": np.array([INTENSITIES.index(entry["intensity"]) if entry else 1 for entry in given]),
         "pose": np.array([[entry[axis] for axis in AXES] if entry else [0.0] * 3 for entry in known]),
+        "of_photo": of_photo,
+        "drawn": np.array([entry is not None for entry in known]) & ~of_photo,
     }
+
+
+def _declared_miss(declared: dict[str, npt.NDArray[Any]], pose: Array, i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> Array:
+    """Degrees on the worst axis by which a pair misses the poses that were asked of its maker; 0 where none was.
+
+    Two drawn pictures: the step between what was read, against the step between what was drawn. An edited photo: what was read on it, against what was
+    read on the photo and the steps that were asked.
+    """
+    asked = np.round((declared["pose"][j] - declared["pose"][i]) / POSE_STEP) * POSE_STEP
+    drawn = np.where(declared["drawn"][i] & declared["drawn"][j], np.abs(pose[j] - pose[i] - asked).max(axis=1), 0.0)
+    own = np.where(declared["of_photo"], np.abs(pose - declared["pose"]).max(axis=1), 0.0)
+    return np.maximum(drawn, np.maximum(own[i], own[j]))
 
 
 def _intensities(

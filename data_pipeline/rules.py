@@ -16,7 +16,7 @@ class PairingConfig(Config):
     """What makes a pair. Scores are stored; changing a number here decodes nothing again."""
 
     pose_tolerance: float = 10.0
-    """Degrees by which a pose change may miss a multiple of 30, on each axis."""
+    """Degrees by which a pose change may miss a multiple of 30, and a generated picture the pose that was asked of its maker, on each axis."""
     min_similarity: float = Field(default=0.45, ge=-1, le=1)
     """Cosine of the two identity vectors (the threshold of the embedded recognizer, SFace; where it is not given, that of the build's own: 0.50 for
     buffalo_l). Not applied to synthetic people: a recognizer trained on photos takes different ones for the same person and, under strong

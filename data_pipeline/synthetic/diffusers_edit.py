@@ -14,6 +14,7 @@ from infra.config import Config
 from infra.errors import UserError
 from lato.edits import Edit, Expression, Intensity, instruction_for
 from lato.faces import FaceReader
+from lato.faces.mesh import MeshObservation
 
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95]
 _POSES = (Edit(yaw=30), Edit(yaw=-30), Edit(pitch=-30))
@@ -57,7 +58,7 @@ class DiffusersEditor:
         self._pipeline.set_progress_bar_config(disable=True)
 
     def edit(self, photo: npt.NDArray[np.uint8], seed: int) -> list[tuple[bytes, Declared | None]]:
-        """Edits of one photo; empty where no face is found in it. Whether they show what was asked is for the verifier to say."""
+        """Edits of one photo; empty where no face is found in it. Whether they show what was asked is for verifier and discriminator to say."""
         import torch
         from PIL import Image
 
@@ -77,12 +78,15 @@ class DiffusersEditor:
             # back to the photo's own size, so that the two share a frame
             image = np.asarray(made.convert("RGB").resize((photo.shape[1], photo.shape[0]), Image.Resampling.LANCZOS))
             jpg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), _JPEG)[1].tobytes()
-            pose = {axis: getattr(face.mesh, axis) + getattr(edit, axis) for axis in ("yaw", "pitch", "roll")}
-            points = [(round(float(x), 2), round(float(y), 2)) for x, y in face.mesh.landmarks68]
-            # of a pose edit no expression is known beforehand: what is measured decides
-            declared = Declared(expression=edit.expression, intensity=edit.intensity, landmarks=points, **pose) if edit.expression else None
-            pictures.append((jpg, declared))
+            pictures.append((jpg, declare(face.mesh, edit)))
         return pictures
+
+
+def declare(photo: MeshObservation, edit: Edit) -> Declared:
+    """What an edited photo should show: the expression that was asked, at the photo's pose and the steps that were asked. Landmarks are the photo's."""
+    pose = {axis: getattr(photo, axis) + getattr(edit, axis) for axis in ("yaw", "pitch", "roll")}
+    points = [(round(float(x), 2), round(float(y), 2)) for x, y in photo.landmarks68]
+    return Declared(expression=edit.expression, intensity=edit.intensity, landmarks=points, of_photo=True, **pose)
 
 
 def choose_edits(seed: int, count: int) -> list[Edit]:

@@ -27,6 +27,10 @@ from lato.faces import FaceReader
 from lato.pairs import decode_image
 
 
+EDITS_VERSION = 2
+"""Raise it when what is declared of edited photos changes: they are then made anew."""
+
+
 class SyntheticConfig(Config):
     """Generated sources; each is off where it is None."""
 
@@ -58,10 +62,10 @@ def synthetic_sources(config: SyntheticConfig, given: list[WorkItem], models: Pa
     photos = [item for item in given if item.kind == "image" and not item.uri.endswith(".json")]
     if config.warp:
         make = functools.partial(_make_warper, config.warp, models)
-        items += _edit_photos("warp", config.warp, make, photos, work, config.warp.workers, 0.0)
+        items += edit_photos("warp", config.warp, make, photos, work, config.warp.workers, 0.0)
     if config.diffusers:
         make = functools.partial(_make_diffusers, config.diffusers, models)
-        items += _edit_photos("diffusers", config.diffusers, make, photos, work, config.diffusers.workers, config.diffusers.gpus)
+        items += edit_photos("diffusers", config.diffusers, make, photos, work, config.diffusers.workers, config.diffusers.gpus)
     return items
 
 
@@ -73,7 +77,7 @@ def _make_diffusers(config: DiffusersConfig, models: Path) -> PhotoEditor:
     return DiffusersEditor(config, FaceReader.from_folder(models))
 
 
-def _edit_photos(
+def edit_photos(
     name: str,
     config: WarpConfig | DiffusersConfig,
     make: Callable[[], PhotoEditor],
@@ -82,6 +86,17 @@ def _edit_photos(
     workers: int,
     gpus: float,
 ) -> list[WorkItem]:
+    """Photos edited by one editor, as sources; what is there is not made again.
+
+    Args:
+        name: The editor's, in source ids.
+        config: Its settings.
+        make: Makes it, where it works.
+        photos: What to edit.
+        work: The build's folder.
+        workers: Ray actors; 0 works here.
+        gpus: Of each.
+    """
     settings = config.model_dump(mode="json", exclude={"workers", "gpus"})
     records = {}
     for photo in photos:
@@ -89,7 +104,7 @@ def _edit_photos(
             content = content_sha256(photo.uri)
         except OSError:
             continue  # the analysis says so of the photo itself
-        records[photo.source_id] = join(work, "synthetic", f"{name}_{sha256_json([settings, content])[:24]}.json")
+        records[photo.source_id] = join(work, "synthetic", f"{name}_{sha256_json([EDITS_VERSION, settings, content])[:24]}.json")
     todo = [(photo.uri, photo.source_id, records[photo.source_id]) for photo in photos if not exists(records.get(photo.source_id, work))]
     progress = Progress(name, len(todo), "photos")
     for _done in run_all(functools.partial(_Worker, name, make, work, config.seed), todo, workers, gpus):

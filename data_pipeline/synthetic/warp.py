@@ -12,11 +12,12 @@ from scipy.interpolate import RBFInterpolator
 
 from data_pipeline.image_set import Declared
 from data_pipeline.synthetic.anny_people import landmark_vertices
+from data_pipeline.synthetic.diffusers_edit import declare
 from data_pipeline.synthetic.head_mesh import load_head
 from data_pipeline.synthetic.person import Pose, actions_for, draw_person, pose_vertices
 from data_pipeline.synthetic.rasterizer import project
 from infra.config import Config
-from lato.edits import Expression, Intensity
+from lato.edits import Edit, Expression, Intensity
 from lato.faces import FaceReader
 from lato.landmarks import interocular_distance
 
@@ -53,9 +54,9 @@ class Warper:
         for expression in self._config.expressions:
             target = move_landmarks(face.mesh.landmarks68, expression, self._config.intensity)
             jpg = cv2.imencode(".jpg", cv2.cvtColor(warp(photo, face.mesh.landmarks68, target), cv2.COLOR_RGB2BGR), _JPEG)[1].tobytes()
+            asked = declare(face.mesh, Edit(expression=expression, intensity=self._config.intensity))  # at the photo's pose
             points = [(round(float(x), 2), round(float(y), 2)) for x, y in target]
-            pose = {"yaw": face.mesh.yaw, "pitch": face.mesh.pitch, "roll": face.mesh.roll}
-            pictures.append((jpg, Declared(expression=expression, intensity=self._config.intensity, landmarks=points, **pose)))
+            pictures.append((jpg, asked.model_copy(update={"landmarks": points})))
         return pictures
 
 

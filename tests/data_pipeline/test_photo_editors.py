@@ -5,6 +5,7 @@ import json
 import threading
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,12 +17,12 @@ from data_pipeline.pack import read_manifest
 from data_pipeline.rewrite import RewriteConfig
 from data_pipeline.rules import PairingConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
-from data_pipeline.synthetic.diffusers_edit import DiffusersConfig, choose_edits
-from data_pipeline.synthetic.sources import SyntheticConfig
+from data_pipeline.synthetic.diffusers_edit import DiffusersConfig, choose_edits, declare
+from data_pipeline.synthetic.sources import SyntheticConfig, edit_photos
 from data_pipeline.synthetic.warp import WarpConfig, expression_shift, move_landmarks, warp
 from data_pipeline.worklist import item_for, read_worklist
 from infra.errors import UserError
-from lato.edits import Expression, Intensity, parse_instruction
+from lato.edits import Edit, Expression, Intensity, parse_instruction
 
 
 def config(**synthetic):
@@ -66,6 +67,65 @@ def test_warped_photos_are_sources_tied_to_their_photo(models, clip, tmp_path):
     again = build_dataset(config(warp=WarpConfig(intensity=Intensity.STRONGLY, workers=0)), str(tmp_path), models, photos)
     assert again.digest == version.digest
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "synthetic").iterdir()} == before
+
+
+ASKED = {  # what was asked of a photo at rest that faces the camera, and what the editor made of it
+    1: (Edit(expression=Expression.HAPPY, intensity=Intensity.STRONGLY), {"expression": "happy", "intensity": "strongly"}),
+    2: (Edit(expression=Expression.HAPPY, intensity=Intensity.STRONGLY), {"expression": "happy", "intensity": "strongly", "yaw": 30.0}),
+    3: (Edit(yaw=30), {"yaw": 30.0}),
+    4: (Edit(yaw=30), {"yaw": -30.0}),
+    5: (Edit(pitch=-30), {}),
+}
+RIGHT = {1, 3}
+
+
+class Drawer:
+    """An editor that draws the person anew, sometimes with another pose than was asked."""
+
+    def __init__(self, person, reader):
+        self._person, self._reader = person, reader
+
+    def edit(self, photo, seed):
+        face = self._reader.read(photo)
+        return [(jpeg_of(self._person(**made)), declare(face.mesh, edit)) for edit, made in ASKED.values()]
+
+
+def jpeg_of(image):
+    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+def verdicts_of(version, source):
+    """Number of the edit -> verdicts of its pairs with the photo, and the worst miss that is stored."""
+    found = {}
+    for row in read_candidates(version.uri):
+        if row["source_id"] == source and 0 in (row["from_frame"], row["to_frame"]):
+            verdicts, miss = found.get(row["from_frame"] or row["to_frame"], (set(), 0.0))
+            found[row["from_frame"] or row["to_frame"]] = (verdicts | {row["verdict"]}, max(miss, row["declared_miss"]))
+    return found
+
+
+def test_an_edit_with_another_pose_than_was_asked_is_refused(reader, person, models, tmp_path):
+    """The pose of an edited photo is held to the photo's and the step that was asked, also where only an expression was; the miss is stored."""
+    (tmp_path / "p.jpg").write_bytes(jpeg_of(person(3)()))
+    work, photo = str(tmp_path / "w"), item_for(str(tmp_path / "p.jpg"), licence="CC0-1.0")
+    edited = edit_photos("drawn", WarpConfig(workers=0), lambda: Drawer(person(3), reader), [photo], work, 0, 0.0)
+    loose = PairingConfig(max_upscale=6.0, max_padding=0.5, min_expression=0.0, per_cell=9, per_identity=99, min_similarity=-1)
+    version = build_dataset(DataConfig(analyze=AnalyzeConfig(workers=0), pairing=loose), work, models, [photo, *edited])
+    found = verdicts_of(version, "p_drawn")
+    assert found.keys() == ASKED.keys()
+    for number, (verdicts, miss) in found.items():
+        assert (
+            ("pose discriminator" not in verdicts and miss <= 10) if number in RIGHT else (verdicts == {"pose discriminator"} and miss > 10)
+        )
+        assert number not in RIGHT or "accepted" in verdicts
+    refused = {row["name"]: row["count"] for row in version.funnel if row["step"] == "candidate pairs"}["rejected: pose discriminator"]
+    assert refused >= 6
+    # another tolerance is applied to what is stored: no table of scores, nor anything else, is made anew
+    tables = {path.name: path.stat().st_mtime_ns for folder in ("pairs", "parts") for path in (tmp_path / "w" / folder).iterdir()}
+    wide = loose.model_copy(update={"pose_tolerance": 90.0})
+    again = build_dataset(DataConfig(name="v2", analyze=AnalyzeConfig(workers=0), pairing=wide), work, models, [photo, *edited])
+    assert all("pose discriminator" not in verdicts for verdicts, _ in verdicts_of(again, "p_drawn").values())
+    assert tables == {path.name: path.stat().st_mtime_ns for folder in ("pairs", "parts") for path in (tmp_path / "w" / folder).iterdir()}
 
 
 @pytest.fixture(scope="module")
