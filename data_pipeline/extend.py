@@ -11,6 +11,7 @@ from typing import Any
 import networkx
 
 from data_pipeline.candidates import read_candidates_table
+from data_pipeline.cells import COLUMNS, cells_of
 from data_pipeline.pack import read_index, read_manifest, sources_of
 from data_pipeline.rules import Usage
 from data_pipeline.versions import whole_version
@@ -116,7 +117,8 @@ def read_base(folder: str, work: str) -> Base:
     gone = merged_away(rows, read_merges(work), components)
     kept = [row for row in rows if row["key"] not in gone]
     ends = ["from_part", "from_row", "from_track", "to_part", "to_row", "to_track"]
-    table = read_candidates_table(folder, ["key", "person", "source_id", "target_id", "edit", "rendered", *ends])
+    table = read_candidates_table(folder, ["key", "person", "source_id", "target_id", "edit", "rendered", *ends, *COLUMNS])
+    cells = dict(zip(table["key"].to_pylist(), cells_of(table).tolist(), strict=True)) if table.num_rows else {}
     judged = {row["key"]: row for row in table.to_pylist() if row["rendered"]}
     usage = Usage()
     twins, tracks = set(), set()
@@ -128,6 +130,7 @@ def read_base(folder: str, work: str) -> Base:
             twins.add(twin)
             usage.person[row["person"]] += 1
             usage.source[row["source_id"]] += 1
+            usage.dataset[cells[row["key"]]] += 1
     return Base(
         work,
         folder,

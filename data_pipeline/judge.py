@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from data_pipeline.cells import over_quota
 from data_pipeline.identities import Asked, Vector, Vectors
 from data_pipeline.pairing import AXES, EXPRESSIONS, INTENSITIES, STORED_SCORES, VERIFIABLE
 from data_pipeline.rules import ACCEPTED, CODE, FIRST, LIMITS, VERDICTS, PairingConfig, Rules, Usage
-from data_pipeline.tables import on_each
-from infra.storage import open_read
+from data_pipeline.tables import end_numbers, on_each, read_pieces
 from lato.faces.quality import hash_distance
 
 _NEEDED = [
@@ -61,7 +59,7 @@ def judge(uris: list[str], rules: Rules, vectors: Vectors, workers: int = 0) -> 
     while todo:
         wanted: dict[str, set[int]] = defaultdict(set)
         for uri, (found, lacking) in zip(todo, on_each(functools.partial(_judge_table, rules, vectors), todo, workers), strict=True):
-            judged[uri] = found
+            judged[uri] = replace(found, codes=found.codes.copy())  # of Ray's memory nothing may be changed, and verdicts are added to
             for part, row in lacking:
                 wanted[part].add(row)
             if not lacking:
@@ -69,7 +67,20 @@ def judge(uris: list[str], rules: Rules, vectors: Vectors, workers: int = 0) -> 
         if wanted:
             vectors.compute(wanted)
         todo = [uri for uri in todo if uri not in done]
+    if rules.config.cell_quota is not None:
+        _cap_cells(judged, rules, rules.config.cell_quota)
     return [judged[uri] for uri in uris]
+
+
+def _cap_cells(judged: dict[str, Judged], rules: Rules, quota: int) -> None:
+    """Refuses what is accepted beyond the quotas of the whole dataset."""
+    tables = []
+    for uri, found in judged.items():
+        frozen = [_among(piece["key"], list(rules.frozen)) for piece in read_pieces(uri, ["key"])] if rules.frozen else []
+        accepted = found.codes == ACCEPTED
+        tables.append((uri, accepted & ~np.concatenate(frozen) if frozen else accepted))
+    for (uri, _), beyond in zip(tables, over_quota(tables, quota, rules.usage.dataset), strict=True):
+        judged[uri].codes[beyond] = CODE["cell quota"]
 
 
 def _judge_table(rules: Rules, vectors: Vectors, uri: str) -> tuple[Judged, set[tuple[str, int]]]:
@@ -80,14 +91,6 @@ def _judge_table(rules: Rules, vectors: Vectors, uri: str) -> tuple[Judged, set[
     codes = [codes for codes, _ in pieces] or [np.zeros(0, np.int8)]
     similar = [similar for _, similar in pieces] or [np.zeros(0, np.float32)]
     return Judged(np.concatenate(codes), np.concatenate(similar), asked.people()), asked.lacking
-
-
-def read_pieces(uri: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The row groups of a score table, one at a time."""
-    with open_read(uri) as file:
-        table = pq.ParquetFile(file)
-        for number in range(table.num_row_groups):
-            yield table.read_row_group(number, columns=columns)
 
 
 def edit_texts(table: pa.Table) -> tuple[npt.NDArray[np.int64], dict[int, str]]:
@@ -165,7 +168,7 @@ def _choose(
         return similar
     taken = table.take(rows)
     edits, texts = edit_texts(taken)
-    ends = _end_numbers(taken)
+    ends = end_numbers(taken)
     twin = np.minimum(ends[0], ends[1]) * (int(ends.max()) + 1) + np.maximum(ends[0], ends[1])
     person = taken["person"].to_pylist()
     people, source = np.unique(np.array(person), return_inverse=True)[1], taken["source_id"].to_pylist()
@@ -232,15 +235,6 @@ class _NearDuplicates:
 
     def _of(self, n: int) -> tuple[bytes, bytes]:
         return self._hashes[0][n].as_py(), self._hashes[1][n].as_py()
-
-
-def _end_numbers(table: pa.Table) -> npt.NDArray[np.int64]:
-    """Source and target of each row as a number of its own a face, (2, N)."""
-    parts = pa.chunked_array([*table["from_part"].chunks, *table["to_part"].chunks]).combine_chunks().dictionary_encode()
-    numbers = np.asarray(parts.indices).astype(np.int64) if isinstance(parts, pa.DictionaryArray) else np.zeros(0, np.int64)
-    rows = np.concatenate([np.asarray(table["from_row"]), np.asarray(table["to_row"])]).astype(np.int64)
-    _, compact = np.unique(numbers * (int(rows.max()) + 1) + rows, return_inverse=True)
-    return compact.reshape(2, -1)
 
 
 def _worst_of_twins(twin: npt.NDArray[np.int64], sharpness: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

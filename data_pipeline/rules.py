@@ -57,6 +57,9 @@ class PairingConfig(Config):
     """Pairs of one person in all; both directions of a pair count once."""
     per_source: int = Field(default=60, ge=1)
     """Pairs of one source in all, likewise."""
+    cell_quota: int | None = Field(default=None, ge=1)
+    """Pairs of the whole dataset kept of one cell: one change of expression (from which to which) with one pose step; both directions are one cell and
+    count once. The best of those that people's and sources' quotas leave. None: no limit, as no number suits datasets of every size."""
     same_person: bool = False
     """Also pair pictures of one declared person that are not of one track (photo sets); stored as scope same_person."""
 
@@ -90,12 +93,23 @@ VERIFIERS: dict[str, tuple[str, str, int]] = {
 READ_FROM = {"occlusion": ("occluded",), "writing": ("writing",), "surroundings": ("other background", "other clothes")}
 """Column group -> the filters that read it; without it they refuse nothing."""
 FIRST = ("accepted", "expression verifier", "pose discriminator", "no edit of ours", "expression not verifiable")
-VERDICTS = (*FIRST, *LIMITS, "held out", "labelled bad", "split conflict", "bridge", "near-duplicate", "quota", "render failed")
+VERDICTS = (
+    *FIRST,
+    *LIMITS,
+    "held out",
+    "labelled bad",
+    "split conflict",
+    "bridge",
+    "near-duplicate",
+    "quota",
+    "cell quota",
+    "render failed",
+)
 """All; the table of candidates stores their names."""
 CODE = {name: code for code, name in enumerate(VERDICTS)}
 ACCEPTED = 0
-PASSED = ("accepted", "quota", "near-duplicate")
-"""Verdicts of pairs that no filter refused; those over a quota and near-duplicates were not asked for identity."""
+PASSED = ("accepted", "quota", "cell quota", "near-duplicate")
+"""Verdicts of pairs that no filter refused; those over a quota and near-duplicates were not asked for identity, those over a cell's were."""
 
 
 @dataclass
@@ -106,10 +120,12 @@ class Usage:
     source: Counter[str] = field(default_factory=Counter)
     cell: Counter[tuple[str, str]] = field(default_factory=Counter)
     """By person and edit."""
+    dataset: Counter[int] = field(default_factory=Counter)
+    """By cell (`cells`), over all people."""
 
     def copy(self) -> Usage:
         """One to count on with."""
-        return Usage(Counter(self.person), Counter(self.source), Counter(self.cell))
+        return Usage(Counter(self.person), Counter(self.source), Counter(self.cell), self.dataset)
 
 
 @dataclass(frozen=True)

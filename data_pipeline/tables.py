@@ -3,9 +3,12 @@ partition by identity, and what one worker finds does not depend on another."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.pool import run_all
@@ -45,6 +48,23 @@ def on_each(work: Callable[[str], R], uris: Sequence[str], workers: int) -> list
         uri: result for done in run_all(lambda: _Worker(work), jobs, workers) for uri, result in zip(done.job, done.result, strict=True)
     }
     return [found[uri] for uri in uris]
+
+
+def read_pieces(uri: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The row groups of a score table, one at a time."""
+    with open_read(uri) as file:
+        table = pq.ParquetFile(file)
+        for number in range(table.num_row_groups):
+            yield table.read_row_group(number, columns=columns)
+
+
+def end_numbers(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Source and target of each row as a number of its own a face, (2, N)."""
+    parts = pa.chunked_array([*table["from_part"].chunks, *table["to_part"].chunks]).combine_chunks().dictionary_encode()
+    numbers = np.asarray(parts.indices).astype(np.int64) if isinstance(parts, pa.DictionaryArray) else np.zeros(0, np.int64)
+    rows = np.concatenate([np.asarray(table["from_row"]), np.asarray(table["to_row"])]).astype(np.int64)
+    _, compact = np.unique(numbers * (int(rows.max()) + 1) + rows, return_inverse=True)
+    return compact.reshape(2, -1)
 
 
 def _count(uri: str) -> int:

@@ -26,7 +26,6 @@ from infra.storage import commit, exists, join, read_bytes, sha256_json
 from lato.faces import FaceReader
 from lato.pairs import decode_image
 
-
 EDITS_VERSION = 2
 """Raise it when what is declared of edited photos changes: they are then made anew."""
 

@@ -22,7 +22,7 @@ from data_pipeline.groups import GroupsConfig, group_digests
 from data_pipeline.identities import Identities
 from data_pipeline.judge import judge
 from data_pipeline.render import RenderConfig
-from data_pipeline.rules import PairingConfig, Rules
+from data_pipeline.rules import CODE, PairingConfig, Rules
 from data_pipeline.split import SplitConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig
@@ -143,20 +143,22 @@ def test_again_does_nothing_and_other_thresholds_decode_nothing(built, models, c
     assert {path.name for path in (work / "parts").iterdir()} == before
 
 
-def test_judged_on_ray_by_tables_the_verdicts_are_the_same(built, models, monkeypatch):
-    """Above very many pairs; the quota of a source counts over all row groups of its table."""
+def test_judged_on_ray_by_tables_the_verdicts_are_the_same(built, models, monkeypatch, tmp_path):
+    """Above very many pairs; the quota of a source counts over all row groups of its table, that of a cell over all tables."""
     work, _ = built
-    uris = [str(path) for path in sorted((work / "pairs").glob("*.parquet"))]
-    rules = Rules(PairingConfig(max_upscale=6.0, per_source=3))
+    uris = [shutil.copy(path, tmp_path / f"{copy}_{path.name}") for copy in range(2) for path in sorted((work / "pairs").glob("*.parquet"))]
+    rules = Rules(PairingConfig(max_upscale=6.0, per_source=3, cell_quota=2))
     groups = GroupsConfig()
     identities = Identities.open(str(work), group_digests(models, groups), groups, models, 0)
-    here = judge(uris, rules, identities)
+    here = judge([str(uri) for uri in uris], rules, identities)
     monkeypatch.setattr(tables, "MANY", 10)
     monkeypatch.setattr(tables, "_JOB", 10)
-    shared = judge(uris + uris[:1], rules, identities, 2)
-    assert len(here) >= 1
-    assert all((a.codes == b.codes).all() for a, b in zip(here + here[:1], shared, strict=True))
+    shared = judge([str(uri) for uri in uris], rules, identities, 2)
+    assert len(here) >= 2
+    assert all((a.codes == b.codes).all() for a, b in zip(here, shared, strict=True))
+    assert any((found.codes == CODE["cell quota"]).any() for found in here)
     assert 0 < sum((found.codes == 0).sum() for found in here) < sum(len(found.codes) for found in here)
+    shared[0].codes[0] = CODE["bridge"]  # later steps add their verdicts
 
 
 def test_verify_finds_a_flipped_byte_and_a_cut_shard(built, tmp_path):
