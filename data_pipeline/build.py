@@ -21,6 +21,7 @@ from data_pipeline.holdout import Holdout, HoldoutConfig
 from data_pipeline.identities import NAME, Identities, same_person_threshold
 from data_pipeline.judge import Judged, accepted_rows, count_verdicts, judge
 from data_pipeline.ledger import Ledger
+from data_pipeline.models_used import Model, list_models
 from data_pipeline.pack import PackConfig, pack, read_index, sweep, withdraw
 from data_pipeline.removals import FILE, Removals
 from data_pipeline.render import RenderConfig, render_crops
@@ -138,8 +139,17 @@ def build_dataset(
     base = read_base(join(work, "versions", config.extends), work) if config.extends else None
     labels = read_labels(work)
     chosen = config.model_dump(mode="json", include={"pairing", "render", "split", "instructions", "pack"})
+    hashes = {name: digest for models_of in _models_of(observed).values() for name, digest in models_of.items()}
+    used = list_models(hashes, config.analyze.groups, config.synthetic, config.instructions, base.index.get("models", []) if base else [])
     created_from = sha256_json(
-        {"version": VERSION, "observed": observed.digest(), "config": chosen, "labels": labels, "base": base and base.digest}
+        {
+            "version": VERSION,
+            "observed": observed.digest(),
+            "config": chosen,
+            "labels": labels,
+            "base": base and base.digest,
+            "models": used,
+        }
     )
     published = _read_published(folder, created_from)
     if published:
@@ -147,7 +157,7 @@ def build_dataset(
         write_card(folder)
         say(f"  version {config.name} stands already ({sum(published.samples.values())} samples)")
         return published
-    return _publish(config, observed, base, labels, folder, work, created_from, until)
+    return _publish(config, observed, base, labels, folder, work, created_from, used, until)
 
 
 def _check_name(config: DataConfig, folder: str) -> None:
@@ -223,6 +233,7 @@ def _publish(
     folder: str,
     work: str,
     created_from: str,
+    used: list[Model],
     until: str | None,
 ) -> DatasetVersion:
     usable = observed.ledger.usable()
@@ -273,7 +284,7 @@ def _publish(
     licences = {name: item.licence for name, item in observed.items.items()}
     write_candidates(tables, judged, dict(splits), licences, rendered, folder)
     division.write(folder, work)
-    digest = pack(planned, config.pack, folder, config.name, created_from, base)
+    digest = pack(planned, config.pack, folder, config.name, created_from, base, used)
     write_card(folder)
     return DatasetVersion(folder, digest, dict(Counter(splits.values())), funnel)
 

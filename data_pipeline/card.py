@@ -66,8 +66,23 @@ offset of every member; `index.json` has the sha256 of every shard.
 |---|---|
 {counts(map(licence_text, manifest))}
 
-No person, source or group is in two splits. Faces are measured by detectors, not labelled by hand; instructions come from templates. People can be taken out
-(`lato data forget`); what was removed stays removed in later builds.
+{_models(index)}No person, source or group is in two splits. Faces are measured by detectors, not labelled by hand; instructions come from templates. People can be
+taken out (`lato data forget`); what was removed stays removed in later builds.
+"""
+
+
+def _models(index: dict[str, Any]) -> str:
+    """What measured or made the samples; nothing where the version is older than that list."""
+    rows = "\n".join(f"| {model['name']} | {model['licence']} | {model['sha256'] or '-'} |" for model in index.get("models", []))
+    if not rows:
+        return ""
+    return f"""The models that measured the pictures (and made them, where they are generated). Their licences are not the samples', and `lato data export` does not
+filter by them: see whether they allow what you mean to do.
+
+| model | licence | sha256 |
+|---|---|---|
+{rows}
+
 """
 
 

@@ -53,7 +53,9 @@ class GroupsConfig(Config):
     """Which groups. `fer`, the verifier's second opinion, is not among them: it refuses no pair, and costs nothing where nobody asks for it."""
     pack: str | None = None
     """Folder of an insightface pack (buffalo_l: its `det_10g.onnx` and `w600k_r50.onnx` are used) instead of the embedded detector and recognizer. Such
-    packs are for non-commercial research only; the licence goes into the manifest."""
+    packs are for non-commercial research only."""
+    pack_licence: str = "non-commercial research only (insightface)"
+    """Licence of the pack's models; goes into the version's index and card. State another for a pack of your own."""
     gpus: float = Field(default=0.0, ge=0)
     """Share of a GPU for each worker; above 0 the batch axis of the recognizer is opened and whole bundles go through at once."""
 
@@ -187,11 +189,16 @@ def group_models(models: Path, config: GroupsConfig) -> dict[str, str]:
     return {name: sha256_file(str(file)) for name, file in files.items()}
 
 
+def licence_of(name: str, digest: str, config: GroupsConfig) -> str:
+    """Licence of a model (`role` or `group/file`): that of the catalogue where the file is one of its own, else the pack's where it came from that."""
+    known = {asset.sha256: asset.licence for asset in assets.load_catalog().values()}
+    return known.get(digest) or (config.pack_licence if config.pack and name.startswith("identity/") else "unknown")
+
+
 def _describe_models(name: str, models: Path, config: GroupsConfig) -> bytes:
     """A group's models, as its column files name them: file -> sha256 and licence, as JSON."""
-    licences = {asset.sha256: asset.licence for asset in assets.load_catalog().values()}
     hashes = {file.name: sha256_file(str(file)) for file in GROUPS[name].models(models, config)}
-    described = {file: {"sha256": digest, "licence": licences.get(digest, "unknown")} for file, digest in hashes.items()}
+    described = {file: {"sha256": digest, "licence": licence_of(f"{name}/{file}", digest, config)} for file, digest in hashes.items()}
     return json.dumps(described, sort_keys=True).encode()
 
 

@@ -6,7 +6,7 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,15 @@ class Planned:
     load: Callable[[], FacePair]
 
 
-def pack(samples: list[Planned], config: PackConfig, folder: str, name: str, created_from: str, base: Base | None = None) -> str:
+def pack(
+    samples: list[Planned],
+    config: PackConfig,
+    folder: str,
+    name: str,
+    created_from: str,
+    base: Base | None = None,
+    models: Sequence[dict[str, Any]] = (),
+) -> str:
     """Writes shards, manifest and, last, the index that publishes the version.
 
     Args:
@@ -72,6 +80,7 @@ def pack(samples: list[Planned], config: PackConfig, folder: str, name: str, cre
         name: The version's name.
         created_from: Digest of the plan and config.
         base: A version that is extended: its shards come first, as they are.
+        models: What had a part in the samples, with sha256 and licence (`models_used`); the index lists them.
 
     Returns:
         The version's digest.
@@ -100,6 +109,7 @@ def pack(samples: list[Planned], config: PackConfig, folder: str, name: str, cre
         "manifest": MANIFEST,
         "candidates": CANDIDATES,
         "manifest_sha256": sha256_bytes(table),
+        "models": [*models],
     }
     if base:
         index["extends"] = {"name": base.index["name"], "digest": base.index["digest"], "samples": len(base.rows)}

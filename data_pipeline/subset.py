@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from data_pipeline.card import write_card
 from data_pipeline.pack import (
     MANIFEST,
     beside,
@@ -146,11 +147,19 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
     data = encode_table(rows)
     commit(join(folder, MANIFEST), data)
     made = {"name": index["name"], "parent": index["digest"], "samples": len(rows), "shards": shards, "manifest": MANIFEST}
-    made |= {"manifest_sha256": sha256_bytes(data), "licences": sorted(licences)}
+    made |= {"manifest_sha256": sha256_bytes(data), "licences": sorted(licences), "models": read_index(home).get("models", [])}
     made["digest"] = sha256_json({"shards": shards, "manifest": made["manifest_sha256"]})
     commit(join(folder, "index.json"), json.dumps(made, indent=1, sort_keys=True).encode())
+    write_card(folder)
     exported = Counter(map(licence_text, kept))
     return dict(exported), dict(Counter(map(licence_text, manifest)) - exported)
+
+
+def restricted_models(folder: str) -> list[str]:
+    """Names and licences of the models that had a part in a version and whose licence is not in `COMMERCIAL`. They are no licence of its samples, and export
+    does not filter by them; whoever uses it commercially should know. What a licence has in brackets only explains it."""
+    models = read_index(folder).get("models", [])
+    return [f"{model['name']}: {model['licence']}" for model in models if model["licence"].split(" (")[0] not in COMMERCIAL]
 
 
 def select(rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:

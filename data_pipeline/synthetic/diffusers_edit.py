@@ -25,6 +25,8 @@ class DiffusersConfig(Config):
 
     pipeline: str = "black-forest-labs/FLUX.1-Kontext-dev"
     """Name on the hub, or a local folder. Its licence is the user's to check: what it makes carries the photo's."""
+    licence: str = "unknown"
+    """Licence of its weights; goes into the version's index and card."""
     edits: int = Field(default=4, ge=1)
     """Pictures of each photo, drawn from six expressions and three poses."""
     steps: int = Field(default=28, ge=1)

@@ -96,7 +96,7 @@ def edit_photos(
         workers: Ray actors; 0 works here.
         gpus: Of each.
     """
-    settings = config.model_dump(mode="json", exclude={"workers", "gpus"})
+    settings = config.model_dump(mode="json", exclude={"workers", "gpus", "licence"})
     records = {}
     for photo in photos:
         try:

@@ -274,12 +274,15 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Copies a version into a folder that stands alone."""
         from data_pipeline.subset import export as copy_out
+        from data_pipeline.subset import restricted_models
         from infra.console import say
         from infra.storage import folder_uri
 
         exported, left = copy_out(folder_uri(version), folder_uri(folder), licence)
         for what, counts in (("exported", exported), ("left out", left)):
             say(f"{what}: " + (", ".join(f"{count} {licence}" for licence, count in sorted(counts.items())) or "nothing"))
+        for line in restricted_models(folder):
+            say(f"note: a model that measured or made these samples is under no licence known to allow commercial use: {line}")
 
     @group.command()
     def retry(

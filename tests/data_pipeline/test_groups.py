@@ -2,7 +2,10 @@
 
 import itertools
 import shutil
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import av
 import cv2
@@ -18,14 +21,17 @@ from data_pipeline.chips import SIDE, cut_chip
 from data_pipeline.groups import GROUPS, Face, GroupsConfig, backfill, group_digests, read_columns
 from data_pipeline.identities import Identities
 from data_pipeline.observations import read_chips, read_part
-from data_pipeline.pack import read_manifest, read_members
+from data_pipeline.pack import read_index, read_manifest, read_members
 from data_pipeline.rules import PairingConfig
 from data_pipeline.score import find_borders, read_faces
 from data_pipeline.second_opinion import NAMES, second_opinion
 from data_pipeline.sources import plan_segments
+from data_pipeline.synthetic.anny_people import AnnyConfig
+from data_pipeline.synthetic.sources import SyntheticConfig
 from data_pipeline.worklist import item_for
 from infra import assets
 from infra.errors import UserError
+from infra.storage import sha256_file
 from lato.faces.identity import open_session
 from lato.faces.writing import writing_share
 from lato.landmarks import interocular_distance
@@ -178,6 +184,36 @@ def test_an_insightface_pack_is_another_fingerprint_and_runs(models, clip, tmp_p
     scale = SIDE / 640  # the pack's detector sees its face in the middle of the chip
     expected = np.array([[-2, -2], [2, -2], [0, 0], [-2, 3], [2, 3]]) * 16 * scale + SIDE / 2
     np.testing.assert_allclose(np.reshape(row["points5"], (5, 2)), expected, atol=0.5)
+
+
+def test_a_version_lists_its_models_with_their_licences(models, tmp_path):
+    """The pack's own where a file of it is in no catalogue; its card and an export say which are under none that allows commercial use."""
+    pack = tmp_path / "pack"
+    pack.mkdir()
+    shutil.copyfile(models / "face_recognition_sface_2021dec.onnx", pack / "w600k_r50.onnx")
+    write_scrfd(pack / "det_10g.onnx")
+    config = DataConfig(
+        synthetic=SyntheticConfig(anny=AnnyConfig(people=5, images=3, workers=0)),
+        analyze=AnalyzeConfig(workers=0, groups=GroupsConfig(names=("identity",), pack=str(pack))),
+    )
+    version = build_dataset(config, str(tmp_path / "w"), models)
+    found = {model["name"]: (model["sha256"], model["licence"]) for model in read_index(version.uri)["models"]}
+    assert found.keys() == {"detector", "mesh", "identity/det_10g.onnx", "identity/w600k_r50.onnx"}
+    assert found["identity/det_10g.onnx"] == (sha256_file(str(pack / "det_10g.onnx")), "non-commercial research only (insightface)")
+    sface = assets.load_catalog()["sface"]
+    assert found["identity/w600k_r50.onnx"] == (sface.sha256, sface.licence)  # by its content: whose it is, not where it lies
+    card = Path(version.uri, "README.md").read_text()
+    assert all(f"| {name} | {licence} | {digest} |" in card for name, (digest, licence) in found.items())
+    words = ["data", "export", version.uri, str(tmp_path / "out"), "--licence", "commercial"]
+    copied = subprocess.run([sys.executable, "-m", "infra.cli", *words], capture_output=True, text=True, check=True)
+    told = [line for line in copied.stdout.splitlines() if line.startswith("note: ")]
+    assert len(told) == 1 and told[0].endswith("identity/det_10g.onnx: non-commercial research only (insightface)")
+    assert read_index(str(tmp_path / "out"))["models"] == read_index(version.uri)["models"]
+    assert "identity/det_10g.onnx" in (tmp_path / "out" / "README.md").read_text()
+    owned = config.analyze.groups.model_copy(update={"pack_licence": "our own"})
+    mended = config.model_copy(update={"analyze": config.analyze.model_copy(update={"groups": owned})})
+    again = build_dataset(mended, str(tmp_path / "w"), models)
+    assert again.digest == version.digest and "our own" in Path(again.uri, "README.md").read_text()
 
 
 def write_scrfd(path):

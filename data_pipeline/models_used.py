@@ -1,0 +1,34 @@
+"""The models that had a part in a version, with sha256 and licence: its index lists them, its card and an export tell of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from data_pipeline.groups import GroupsConfig, licence_of
+from data_pipeline.rewrite import RewriteConfig
+from data_pipeline.synthetic.sources import SyntheticConfig
+
+Model = dict[str, Any]
+"""`name` (its role, or group and file), `sha256` (None of one that another program holds), `licence`."""
+
+
+def list_models(
+    hashes: Mapping[str, str], groups: GroupsConfig, synthetic: SyntheticConfig, instructions: RewriteConfig, before: Iterable[Model]
+) -> list[Model]:
+    """The models of a build, each once, by name.
+
+    Args:
+        hashes: Role, or `group/file` -> sha256, of the perception models.
+        groups: Whose pack may be another's.
+        synthetic: What generated sources.
+        instructions: What rewrote instructions.
+        before: Those of the version that is extended.
+    """
+    found: list[Model] = [{"name": name, "sha256": digest, "licence": licence_of(name, digest, groups)} for name, digest in hashes.items()]
+    if synthetic.diffusers:
+        found.append({"name": f"diffusers {synthetic.diffusers.pipeline}", "sha256": None, "licence": synthetic.diffusers.licence})
+    if instructions.endpoint:
+        found.append({"name": f"instructions {instructions.model}", "sha256": None, "licence": "unknown"})
+    every = {(model["name"], model["sha256"] or "", model["licence"]): model for model in [*before, *found]}
+    return [every[key] for key in sorted(every)]
