@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from data_pipeline.succession import succeed
 from infra.config import Config
 from infra.console import Progress
 from infra.errors import UserError
@@ -29,6 +30,7 @@ from infra.storage import (
     open_read,
     read_bytes,
     sha256_bytes,
+    sha256_file,
     sha256_json,
 )
 from lato.pairs import MEMBERS, FacePair, Split, encode_pair
@@ -115,9 +117,7 @@ def pack(
         index["extends"] = {"name": base.index["name"], "digest": base.index["digest"], "samples": len(base.rows)}
     index["digest"] = sha256_json({"shards": shards, "manifest": index["manifest_sha256"]})
     withdrawn = join(folder, WITHDRAWN)
-    tombstones = json.loads(read_bytes(withdrawn)).get("tombstones") if exists(withdrawn) else None
-    if tombstones:  # what was forgotten of a version of this name: runs that were trained on it can still be named
-        index["tombstones"] = tombstones
+    index |= succeed(json.loads(read_bytes(withdrawn)) if exists(withdrawn) else {}, index["digest"])
     commit(join(folder, "index.json"), json.dumps(index, indent=1, sort_keys=True).encode())
     sweep(folder)
     return index["digest"]
@@ -148,8 +148,11 @@ def _take_over(base: Base, folder: str) -> tuple[list[dict[str, Any]], list[dict
     touched = {row["shard"] for row in read_manifest(base.folder) if row["key"] not in kept}
     shards, rows = rewrite_shards(base.folder, folder, base.rows, touched, "m1")
     for shard in shards:
-        if not exists(join(folder, "shards", shard["name"])):
-            copy_file(join(base.folder, "shards", shard["name"]), join(folder, "shards", shard["name"]))
+        mine, theirs = (join(home, "shards", shard["name"]) for home in (folder, base.folder))
+        if exists(mine) and sha256_file(mine) != shard["sha256"]:  # of an earlier version of this name, or damaged
+            delete(mine)
+        if not exists(mine):
+            copy_file(theirs, mine)
     return shards, sorted(rows, key=lambda row: (row["shard"], row["key"]))
 
 

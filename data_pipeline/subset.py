@@ -26,6 +26,7 @@ from data_pipeline.pack import (
     read_members,
     write_shard,
 )
+from data_pipeline.succession import entomb, succeed
 from data_pipeline.verify import verify_version
 from infra.console import say
 from infra.errors import UserError
@@ -78,7 +79,7 @@ def make_view(version: str, name: str, where: str, weight: float = 1.0) -> tuple
     if known.get("view_of", "").rsplit("/", 1)[-1] != parent:
         raise UserError(f"{folder}: a version of that name is there already")
     made = {"name": name, "view_of": parent, "parent": index["digest"], "where": where, "weight": weight}
-    _publish_view(folder, made, rows, known.get("tombstones", []), read_manifest_table(version).schema)
+    _publish_view(folder, made, rows, known, read_manifest_table(version).schema)
     return folder, dict(Counter(row["split"] for row in rows))
 
 
@@ -91,16 +92,15 @@ def remake_view(folder: str) -> None:
     rows = matching(manifest, index["where"]) if manifest else []
     parent = read_index(version)["digest"] if there else index["parent"]
     made = {name: index[name] for name in ("name", "view_of", "where", "weight")} | {"parent": parent}
-    tombstones = [*index.get("tombstones", []), index["digest"]]
-    _publish_view(folder, made, rows, tombstones, read_manifest_table(folder).schema)
+    _publish_view(folder, made, rows, entomb(succeed(index, None)), read_manifest_table(folder).schema)
 
 
-def _publish_view(folder: str, made: dict[str, Any], rows: list[dict[str, Any]], tombstones: list[str], schema: pa.Schema) -> None:
+def _publish_view(folder: str, made: dict[str, Any], rows: list[dict[str, Any]], earlier: dict[str, Any], schema: pa.Schema) -> None:
     data = encode_table(rows, schema)
     commit(join(folder, MANIFEST), data)
     made = made | {"samples": len(rows), "manifest": MANIFEST, "manifest_sha256": sha256_bytes(data), "shards": []}
     made["digest"] = sha256_json({"parent": made["parent"], "manifest": made["manifest_sha256"], "weight": made["weight"]})
-    made |= {"tombstones": tombstones} if tombstones else {}
+    made |= succeed(earlier, made["digest"])
     commit(join(folder, "index.json"), json.dumps(made, indent=1, sort_keys=True).encode())
 
 

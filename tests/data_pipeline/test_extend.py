@@ -1,6 +1,7 @@
 """A version that is extended stays as it is; people who turn out to be one are never on two sides; labels beat filters."""
 
 import json
+import shutil
 import threading
 import urllib.error
 import urllib.request
@@ -58,6 +59,23 @@ def test_an_extension_changes_nothing_that_was_published(first, models):
     assert again.digest == second.digest
     used = [read_base(uri, str(work)).usage.person for uri in (version.uri, second.uri)]
     assert used[0] == {person: count for person, count in used[1].items() if person not in fresh}  # a third version counts on
+
+
+def test_a_shard_of_the_same_name_and_other_content_is_not_taken_for_the_extended_versions(first, models, tmp_path):
+    """Left by an earlier version of the new one's name, which its own build had begun to replace."""
+    work = tmp_path / "w"
+    shutil.copytree(first[0], work)
+    version = work / "versions/v1"
+    shards = work / "versions/v3/shards"
+    shards.mkdir(parents=True)
+    names = [entry["name"] for entry in read_index(str(version))["shards"]]
+    (shards / names[0]).write_bytes(b"\0" * (version / "shards" / names[0]).stat().st_size)
+    (shards / names[1]).write_bytes((version / "shards" / names[1]).read_bytes())
+    kept = (shards / names[1]).stat().st_mtime_ns
+    third = build_dataset(config(8, name="v3", extends="v1"), str(work), models)
+    assert verify_version(third.uri) == []
+    assert (shards / names[0]).read_bytes() == (version / "shards" / names[0]).read_bytes()
+    assert (shards / names[1]).stat().st_mtime_ns == kept  # what is right is not written again
 
 
 def test_a_merge_takes_all_of_the_person(tmp_path):

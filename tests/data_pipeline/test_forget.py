@@ -48,6 +48,7 @@ def observed_rows(work):
 _KILLED = """
 import os, sys
 import data_pipeline.forget as module
+from data_pipeline import forget_files, forget_versions
 left = int(sys.argv[2])
 def counted(real):
     def act(*args, **options):
@@ -57,7 +58,8 @@ def counted(real):
             os._exit(9)
         return real(*args, **options)
     return act
-module.commit, module.delete = counted(module.commit), counted(module.delete)
+for part in (module, forget_files, forget_versions):
+    part.commit, part.delete = counted(part.commit), counted(part.delete)
 module.forget(sys.argv[1], identity="anny_0_00003")
 print("done")
 """

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from data_pipeline import build as build_module
 from data_pipeline import forget as forget_module
+from data_pipeline import forget_files, forget_versions
 from data_pipeline import pack as pack_module
 from data_pipeline.analyze import AnalyzeConfig
 from data_pipeline.build import DataConfig, build_dataset, observe
@@ -28,6 +29,7 @@ from infra.storage import sha256_bytes, sha256_file, sha256_json
 from lato.edits import Expression
 from lato.pairs import decode_pair
 from tests.data_pipeline.test_forget import all_text_of, observed_rows
+from training.data import Dataset
 
 LOOSE = PairingConfig(
     max_upscale=20, max_padding=1, same_person=True, min_background=-1, min_clothing=-1, min_similarity=-1, min_expression=0, max_occlusion=9,
@@ -166,8 +168,9 @@ def test_what_no_list_names_is_forgotten_even_if_killed_at_any_step(built, model
 
         return act
 
-    for name in ("commit", "delete"):
-        monkeypatch.setattr(forget_module, name, counted(getattr(forget_module, name)))
+    for module in (forget_module, forget_files, forget_versions):
+        for name in ("commit", "delete"):
+            monkeypatch.setattr(module, name, counted(getattr(module, name)))
     for steps in range(1000):
         work = shutil.copytree(tmp_path / "start", tmp_path / f"w{steps}")
         left = steps
@@ -200,6 +203,56 @@ def test_tombstones_outlive_the_next_build_of_the_name(models, tmp_path):
     assert read_manifest(version.uri) and verify_version(version.uri) == []
     assert len(before) == 1 and read_index(version.uri)["tombstones"] == before
     assert forget(str(tmp_path), source="anny_0_00001").digests == before
+
+
+PEOPLE = DataConfig(analyze=AnalyzeConfig(workers=0), synthetic=SyntheticConfig(anny=AnnyConfig(people=3, images=3, workers=0)))
+FEWER = PEOPLE.model_copy(update={"synthetic": SyntheticConfig(anny=AnnyConfig(people=2, images=3, workers=0))})
+CUT = PEOPLE.model_copy(update={"pack": PackConfig(samples_per_shard=1)})
+
+
+def test_a_version_that_was_replaced_before_the_removal_is_a_tombstone(models, tmp_path):
+    """What it held nobody can say any more: runs on it may have seen the person, also where the version that replaced it never held them."""
+    for name, second, taken in (("same people", CUT, True), ("without the person", FEWER, False)):
+        work = str(tmp_path / name)
+        first = build_dataset(PEOPLE, work, models, [])
+        view = make_view(first.uri, "view", "kind = synthetic")[0]
+        seen = [first.digest, read_index(view)["digest"]]
+        replacing = build_dataset(second, work, models, [])
+        make_view(replacing.uri, "view", "kind = synthetic")
+        assert "tombstones" not in read_index(replacing.uri) and first.digest != replacing.digest
+        assert forget(work, source="nobody").digests == []  # nothing was removed: it is another version, no more
+        with pytest.raises(UserError, match="another one lies there"):
+            Dataset.open(first.uri, first.digest)
+        held = [replacing.digest, read_index(view)["digest"]] if taken else []
+        done = forget(work, source="anny_0_00002")
+        assert done.digests == sorted(seen + held) and bool(done.samples) == taken
+        for folder, digest in zip((first.uri, view), seen, strict=True):
+            with pytest.raises(UserError, match="it was withdrawn"):
+                Dataset.open(folder, digest)
+        assert verify_version(first.uri) == [] and (Dataset.open(first.uri).digest == replacing.digest) != taken
+        assert forget(work, source="anny_0_00002").digests == done.digests
+
+
+def test_a_version_that_is_half_replaced_is_a_tombstone_too(models, tmp_path, monkeypatch):
+    work = str(tmp_path)
+    first = build_dataset(PEOPLE, work, models, [])
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_module, "encode_table", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build_dataset(CUT, work, models, [])
+    assert forget(work, source="anny_0_00001").digests == [first.digest]
+    assert [path.name for path in Path(first.uri).iterdir()] == ["index.withdrawn.json"]  # no sample of theirs is left
+    again = build_dataset(CUT, work, models, [])
+    assert read_index(again.uri)["tombstones"] == [first.digest] and verify_version(again.uri) == []
+    with pytest.raises(UserError, match="it was withdrawn"):
+        Dataset.open(again.uri, first.digest)
+
+
+def test_building_a_version_again_to_the_same_bytes_replaces_nothing(models, tmp_path):
+    first = build_dataset(PEOPLE, str(tmp_path), models, [])
+    for config in (CUT, PEOPLE):
+        last = build_dataset(config, str(tmp_path), models, [])
+    assert last.digest == first.digest and read_index(last.uri)["replaced"] != [first.digest] and len(read_index(last.uri)["replaced"]) == 1
 
 
 def test_shards_of_an_earlier_version_of_the_name_go(models, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipeline.forget import _shrink
+from data_pipeline.forget_versions import shrink
 from data_pipeline.removals import Removals, hash_name
 from data_pipeline.subset import make_view
 from infra.errors import UserError
@@ -38,7 +38,7 @@ def withdraw(folder, *sources):
     """Takes sources out of a version for good, as `lato data forget` does."""
     pq.write_table(pa.table({"key": pa.array([], pa.string())}), folder / "candidates.parquet")
     before = json.loads((folder / "index.json").read_text())["digest"]
-    assert _shrink(str(folder), Removals(frozenset(map(hash_name, sources)), frozenset(), frozenset())) == len(sources)
+    assert shrink(str(folder), Removals(frozenset(map(hash_name, sources)), frozenset(), frozenset()), True) == len(sources)
     return before
 
 

@@ -1,0 +1,140 @@
+"""What forgetting does to published versions: shards, manifest, candidates and index without what was removed; digests that stay as tombstones."""
+
+from __future__ import annotations
+
+import json
+
+from data_pipeline.candidates import read_candidates, read_candidates_table
+from data_pipeline.card import write_card
+from data_pipeline.pack import (
+    WITHDRAWN,
+    beside,
+    encode_table,
+    licences_of,
+    read_index,
+    read_manifest,
+    read_manifest_table,
+    rewrite_shards,
+    sources_of,
+    sweep,
+)
+from data_pipeline.removals import Removals
+from data_pipeline.subset import remake_view
+from data_pipeline.succession import entomb, succeed
+from infra.state import read_json
+from infra.storage import (
+    commit,
+    commit_changed,
+    delete,
+    delete_folder,
+    exists,
+    join,
+    list_files,
+    list_folders,
+    sha256_bytes,
+    sha256_json,
+)
+
+
+def shrink(folder: str, removals: Removals, removed: bool) -> int:
+    """Publishes a version without what was removed; returns the number of samples taken out. `removed`: whether there was anything of it in the build."""
+    index, manifest, lost = read_index(folder), read_manifest(folder), lost_keys(folder, removals)
+    keep = [row for row in manifest if row["key"] not in lost]
+    revision = index.get("revision", 0) + 1
+    if len(keep) == len(manifest):
+        fresh = entomb(index) if removed else index
+        if _shrink_candidates(folder, lost, revision):  # refused pairs name people too; samples and digest stay
+            fresh = fresh | {"candidates": f"candidates.r{revision}.parquet", "revision": revision}
+        if fresh != index:
+            commit(join(folder, "index.json"), json.dumps(fresh, indent=1, sort_keys=True).encode())
+        return 0
+    left = {row["key"] for row in keep}
+    touched = {row["shard"] for row in manifest if row["key"] not in left}
+    shards, rows = rewrite_shards(folder, folder, keep, touched, f"r{revision}")
+    manifest_name = f"manifest.r{revision}.parquet"
+    data = encode_table(sorted(rows, key=lambda row: (row["shard"], row["key"])), read_manifest_table(folder).schema)
+    commit(join(folder, manifest_name), data)
+    has_candidates = _shrink_candidates(folder, lost, revision)
+    changed = {
+        "shards": shards,
+        "manifest": manifest_name,
+        "manifest_sha256": sha256_bytes(data),
+        "samples": len(rows),
+        "revision": revision,
+    }
+    if has_candidates:
+        changed["candidates"] = f"candidates.r{revision}.parquet"
+    fresh = {name: value for name, value in index.items() if name != "replaced"} | changed | entomb(succeed(index, None))
+    fresh["digest"] = sha256_json({"shards": shards, "manifest": fresh["manifest_sha256"]})
+    commit(join(folder, "index.json"), json.dumps(fresh, indent=1, sort_keys=True).encode())
+    return len(manifest) - len(keep)
+
+
+def lost_keys(folder: str, removals: Removals) -> set[str]:
+    """Keys of a version's samples and refused pairs of which either end was removed; candidates name the targets that older manifests do not."""
+    lost = set()
+    for row in [*read_manifest(folder), *read_candidates(folder)]:
+        person = row.get("identity") or row.get("person")
+        if any(removals.covers(name, person, None) for name in sources_of(row)) or licences_of(row) & removals.licences:
+            lost.add(row["key"])
+    return lost
+
+
+def _shrink_candidates(folder: str, lost: set[str], revision: int) -> bool:
+    """Writes the candidates without what was removed, where they hold any of it; whether they do."""
+    table = read_candidates_table(folder)
+    kept = [row for row in table.to_pylist() if row["key"] not in lost]
+    if len(kept) == len(table):
+        return False
+    commit(join(folder, f"candidates.r{revision}.parquet"), encode_table(kept, table.schema))
+    return True
+
+
+def tidy(folder: str, removed: bool) -> None:
+    """Deletes what a version's index no longer names, and pages and lists that may name whom it showed."""
+    index = read_index(folder)
+    if not (index.get("revision") or removed):
+        return
+    sweep(folder)
+    stale = [uri for uri in list_files(folder, ".parquet") if uri.rsplit("/", 1)[-1] not in (index["manifest"], index["candidates"])]
+    for uri in [*stale, *(join(folder, name) for name in ("report.html", "conflicts.json", "conflicts.jpg", "components.json"))]:
+        delete(uri)
+    write_card(folder)
+
+
+def versions_of(work: str, views: bool) -> list[str]:
+    """Folders of published versions, or of views."""
+    published = [folder for folder in list_folders(join(work, "versions")) if exists(join(folder, "index.json"))]
+    return [folder for folder in published if ("view_of" in read_index(folder)) == views]
+
+
+def drop_unpublished(folder: str, removed: bool) -> None:
+    """Deletes what a build left that was killed before it published: it is made anew. Of a version that it was replacing the digests stay."""
+    withdrawn = join(folder, WITHDRAWN)
+    if not exists(withdrawn):
+        delete_folder(folder)
+        return
+    kept = succeed(read_json(withdrawn), None)
+    commit_changed(withdrawn, json.dumps(entomb(kept) if removed else kept, sort_keys=True).encode())
+    for inner in list_folders(folder):
+        delete_folder(inner)
+    for uri in list_files(folder):
+        if uri != withdrawn:
+            delete(uri)
+
+
+def read_tombstones(work: str) -> set[str]:
+    """Of all versions and views, those that are being replaced too."""
+    indexes = [join(folder, name) for folder in list_folders(join(work, "versions")) for name in ("index.json", WITHDRAWN)]
+    return {digest for uri in indexes if exists(uri) for digest in read_json(uri).get("tombstones", [])}
+
+
+def refresh_view(folder: str, removed: bool) -> None:
+    """A view of a version that shrank is made again; one of which nothing is left stays as a tombstone without samples."""
+    index = read_index(folder)
+    version = beside(folder, index["view_of"])
+    there = exists(join(version, "index.json"))
+    if (there and index["parent"] != read_index(version)["digest"]) or (not there and index["samples"]):
+        remake_view(folder)
+    elif removed and "replaced" in index:
+        commit(join(folder, "index.json"), json.dumps(entomb(index), indent=1, sort_keys=True).encode())

@@ -1,0 +1,25 @@
+"""What an index keeps of the versions of its name that came before it: their digests, so that runs that were trained on them can still be named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def succeed(earlier: dict[str, Any], digest: str | None) -> dict[str, Any]:
+    """What an index takes over from one of the same name that it replaces, so that runs that were trained on that can still be named: digests of versions of
+    which something was forgotten (`tombstones`), and of those that were replaced whole (`replaced`); what these held nobody can say any more.
+
+    Args:
+        earlier: The index before, or what is left of it; may be empty.
+        digest: Of the new one; None where there is none.
+    """
+    replaced = [*earlier.get("replaced", []), *([earlier["digest"]] if "digest" in earlier else [])]
+    kept = {"tombstones": earlier.get("tombstones", []), "replaced": [known for known in dict.fromkeys(replaced) if known != digest]}
+    return {name: digests for name, digests in kept.items() if digests}
+
+
+def entomb(index: dict[str, Any]) -> dict[str, Any]:
+    """An index after something was forgotten: the versions that it replaced may have held it, and are tombstones from now on."""
+    tombstones = list(dict.fromkeys([*index.get("tombstones", []), *index.get("replaced", [])]))
+    rest = {name: value for name, value in index.items() if name not in ("tombstones", "replaced")}
+    return rest | ({"tombstones": tombstones} if tombstones else {})
