@@ -30,6 +30,7 @@ from data_pipeline.ledger import Ledger, warn_of_count
 from data_pipeline.perceive import DETECT_EVERY, REPRESENTATIVES, watch_images, watch_video
 from data_pipeline.sources import SEGMENT_SECONDS, ContentHashes, plan_segments, staged
 from data_pipeline.worklist import WorkItem
+from infra.backoff import wait
 from infra.config import Config
 from infra.console import Progress
 from infra.environment import describe_machine
@@ -99,7 +100,7 @@ def analyze(items: list[WorkItem], config: AnalyzeConfig, models: Path, work: st
     progress = Progress("analyze", len(segments), "segments")
     clear_attempts(work)
     run, attempts = os.urandom(8).hex(), Counter[str]()
-    idle_rounds = 0
+    idle_rounds = failed_rounds = 0
     while idle_rounds < 2:
         done = observations.committed_fingerprints(work)
         pending = [segment for fingerprint, segment in segments.items() if fingerprint not in done]
@@ -108,6 +109,9 @@ def analyze(items: list[WorkItem], config: AnalyzeConfig, models: Path, work: st
         progress.done = len(segments) - len(pending)
         blamed = attempts.total()
         _run_round(pending, attempts, run, config, models, model_hashes, work, progress)
+        failed_rounds = failed_rounds + 1 if attempts.total() > blamed else 0
+        if failed_rounds:
+            wait(failed_rounds, 0.5)  # no memory, a node on its way out: what may have been the machine's doing needs a moment to pass
         idle_rounds = 0 if observations.committed_fingerprints(work) - done or attempts.total() > blamed else idle_rounds + 1
     rows = [_ledger_row(item, planned[item.source_id], work) for item in items]
     return Ledger(sorted(rows, key=lambda row: row["source_id"]))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -15,6 +14,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from infra.backoff import passes, wait
 from infra.config import Config
 from infra.errors import UserError
 from infra.storage import commit, exists, join, read_bytes, sha256_bytes, sha256_json
@@ -27,7 +27,7 @@ _PROMPT = (
 _TIMEOUT = 60.0
 _TRIES = 5
 _PAUSE = 1.0
-"""Seconds before the second try; each further waits twice as long."""
+"""Seconds before the second try, less a random part; each further waits twice as long."""
 _AT_ONCE = 8
 """Requests under way."""
 
@@ -107,13 +107,13 @@ class Rewriter:
         error: Exception | None = None
         for attempt in range(_TRIES):
             if attempt:
-                time.sleep(_PAUSE * 2 ** (attempt - 1))
+                wait(attempt, _PAUSE)
             try:
                 with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
                     return " ".join(str(json.load(answer)["choices"][0]["message"]["content"]).split())
             except urllib.error.HTTPError as failed:
                 error = failed
-                if failed.code != 429 and failed.code < 500:  # it will not be otherwise the next time
+                if not passes(failed):  # it will not be otherwise the next time
                     break
             except (OSError, ValueError, LookupError, TypeError) as failed:  # no answer, or none that can be read
                 error = failed

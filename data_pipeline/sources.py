@@ -18,6 +18,7 @@ import fsspec
 
 from data_pipeline.image_set import content_sha256
 from data_pipeline.worklist import WorkItem
+from infra.backoff import passes, retried
 from infra.state import DERIVED, read_json, reading
 from infra.storage import commit, exists, is_local, join, sha256_bytes
 
@@ -58,7 +59,9 @@ class ContentHashes:
         except ValueError:  # a set that is none
             return None
         except OSError as error:
-            if isinstance(error, FileNotFoundError) or error.errno in _NOT_READABLE:
+            if (isinstance(error, FileNotFoundError) or error.errno in _NOT_READABLE) and not passes(
+                error
+            ):  # fsspec calls a busy server's file missing
                 return None
             raise
 
@@ -74,7 +77,7 @@ def _state(uri: str) -> str:
         status = os.stat(uri.removeprefix("file://"))
         return f"{uri}|{status.st_size}|{status.st_mtime_ns}"
     filesystem, path = fsspec.core.url_to_fs(uri)
-    found = filesystem.info(path)
+    found = retried(lambda: filesystem.info(path))
     return f"{uri}|{found.get('size')}|{found.get('ETag') or found.get('etag') or found.get('LastModified') or found.get('mtime')}"
 
 
@@ -90,8 +93,8 @@ def staged(uri: str) -> Iterator[Path]:
     if not target.exists():
         handle, part = tempfile.mkstemp(dir=scratch, suffix=".part")
         try:
-            with os.fdopen(handle, "wb") as out, fsspec.open(uri, "rb") as given:
-                shutil.copyfileobj(given, out, 1 << 20)
+            os.close(handle)
+            retried(lambda: _copy_to(uri, part))
             os.replace(part, target)
         finally:
             Path(part).unlink(missing_ok=True)
@@ -99,6 +102,11 @@ def staged(uri: str) -> Iterator[Path]:
     else:
         os.utime(target)
     yield target
+
+
+def _copy_to(uri: str, part: str) -> None:
+    with open(part, "wb") as out, fsspec.open(uri, "rb") as given:
+        shutil.copyfileobj(given, out, 1 << 20)
 
 
 def _staged_at(uri: str) -> Path:

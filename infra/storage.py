@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import fsspec
 
+from infra.backoff import retried
 from infra.errors import UserError
 
 LEASE_EXPIRES = 60.0
@@ -175,6 +176,12 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         FileNotFoundError: There is none.
     """
+    if is_local(uri):
+        return _read(uri)
+    return retried(lambda: _read(uri))
+
+
+def _read(uri: str) -> bytes:
     with open_read(uri) as file:
         return file.read()
 
