@@ -18,64 +18,32 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
 
 from data_pipeline import observations
+from data_pipeline.chip_scores import (
+    Face,
+    GroupsConfig,
+    Scorer,
+    identity_models,
+    make_fer,
+    make_identity,
+    make_occlusion,
+    make_surroundings,
+    make_writing,
+)
 from data_pipeline.chips import Chip
-from data_pipeline.surroundings import describe_surroundings
 from infra import assets
-from infra.config import Config
 from infra.console import Progress
 from infra.errors import UserError
 from infra.pool import run_all
 from infra.state import read_schema, read_table
 from infra.storage import commit, join, list_files, sha256_file, sha256_json
-from lato.faces.detect import FaceDetector
-from lato.faces.fer import FerNetwork
-from lato.faces.identity import FaceEmbedder
-from lato.faces.points68 import FacePoints68
-from lato.faces.scrfd import ScrfdDetector
-from lato.faces.writing import writing_share
-from lato.landmarks import GROUPS as PARTS
-from lato.landmarks import interocular_distance
 
 _FLOATS = pa.list_(pa.float32())
 _BUNDLE = 64
 """Sources a job."""
 _TOGETHER = 256
 """Faces whose chips are decoded at a time, 50 MB; all groups then score them."""
-
-
-class GroupsConfig(Config):
-    """Which scores are computed from the chips of representatives, and with what."""
-
-    names: tuple[str, ...] = ("identity", "occlusion", "writing", "surroundings")
-    """Which groups. `fer`, the verifier's second opinion, is not among them: it refuses no pair, and costs nothing where nobody asks for it."""
-    pack: str | None = None
-    """Folder of an insightface pack (buffalo_l: its `det_10g.onnx` and `w600k_r50.onnx` are used) instead of the embedded detector and recognizer. Such
-    packs are for non-commercial research only."""
-    pack_licence: str = "non-commercial research only (insightface)"
-    """Licence of the pack's models; goes into the version's index and card. State another for a pack of your own."""
-    gpus: float = Field(default=0.0, ge=0)
-    """Share of a GPU for each worker; above 0 the batch axis of the recognizer is opened and whole bundles go through at once."""
-
-
-@dataclass(frozen=True)
-class Face:
-    """What a group gets: a chip and the mesh's landmarks on it, (68, 2)."""
-
-    chip: Chip
-    landmarks: npt.NDArray[np.float32]
-
-    @functools.cached_property
-    def image(self) -> npt.NDArray[np.uint8]:
-        """The chip's RGB picture, decoded once for all groups."""
-        return self.chip.image()
-
-
-_PARTS = [list(points) for name, points in PARTS.items() if name != "jaw"]
-"""Of the face; the jaw is another line on the mesh."""
-Scorer = Callable[[Sequence[Face]], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -89,74 +57,12 @@ class Group:
     make: Callable[[Path, GroupsConfig], Scorer]
 
 
-def _identity_models(models: Path, config: GroupsConfig) -> list[Path]:
-    if config.pack:
-        found = [next(iter(sorted(Path(config.pack).glob(pattern))), None) for pattern in ("det_*.onnx", "w600k_*.onnx")]
-        if None in found:
-            raise UserError(f"analyze.groups.pack: {config.pack} has no det_*.onnx or no w600k_*.onnx; unpack an insightface pack there")
-        return [file for file in found if file is not None]
-    return [models / "face_detection_yunet_2023mar.onnx", models / "face_recognition_sface_2021dec.onnx"]
-
-
-def _make_identity(models: Path, config: GroupsConfig) -> Scorer:
-    detector_file, recognizer_file = _identity_models(models, config)
-    gpu = config.gpus > 0
-    detector = ScrfdDetector.from_file(detector_file, gpu) if config.pack else FaceDetector.from_file(detector_file)
-    embedder = FaceEmbedder.from_file(recognizer_file, batched=gpu, gpu=gpu)
-
-    def score(faces: Sequence[Face]) -> list[dict[str, Any]]:
-        images = [face.image for face in faces]
-        points = [_five_points(detector, image, face.landmarks) for image, face in zip(images, faces, strict=True)]
-        vectors = embedder.embed_many(images, points)
-        return [{"embedding": vector.tolist(), "points5": p.reshape(-1).tolist()} for vector, p in zip(vectors, points, strict=True)]
-
-    return score
-
-
-def _five_points(
-    detector: FaceDetector | ScrfdDetector, image: npt.NDArray[np.uint8], landmarks: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """The detector's five points of the chip's own face; the mesh's where it finds none there."""
-    nose = landmarks[30]
-    for found in detector.detect(image):
-        if (found.box[:2] < nose).all() and (nose < found.box[2:]).all():
-            return found.points5
-    return np.stack([landmarks[36:42].mean(0), landmarks[42:48].mean(0), nose, landmarks[48], landmarks[54]]).astype(np.float32)
-
-
-def _make_occlusion(models: Path, config: GroupsConfig) -> Scorer:
-    network = FacePoints68.from_file(models / "fr_landmark.onnx")
-
-    def score(faces: Sequence[Face]) -> list[dict[str, Any]]:
-        rows = []
-        for face in faces:
-            other = network.find(face.image, face.landmarks)
-            apart = np.linalg.norm(other - face.landmarks, axis=1) / interocular_distance(face.landmarks)
-            rows.append({"occlusion": float(max(apart[part].mean() for part in _PARTS))})
-        return rows
-
-    return score
-
-
-def _make_writing(models: Path, config: GroupsConfig) -> Scorer:
-    return lambda faces: [{"writing": writing_share(face.image, face.landmarks)} for face in faces]
-
-
-def _make_surroundings(models: Path, config: GroupsConfig) -> Scorer:
-    return lambda faces: [describe_surroundings(face.image) for face in faces]
-
-
-def _make_fer(models: Path, config: GroupsConfig) -> Scorer:
-    network = FerNetwork.from_file(models / "emotion_model_quantized.tflite")
-    return lambda faces: [{"fer_scores": network.score(face.image, face.landmarks).tolist()} for face in faces]
-
-
 GROUPS: dict[str, Group] = {
-    "identity": Group(1, {"embedding": _FLOATS, "points5": _FLOATS}, _identity_models, _make_identity),
-    "occlusion": Group(1, {"occlusion": pa.float32()}, lambda models, config: [models / "fr_landmark.onnx"], _make_occlusion),
-    "writing": Group(1, {"writing": pa.float32()}, lambda models, config: [], _make_writing),
-    "surroundings": Group(1, {"background": _FLOATS, "clothing": _FLOATS}, lambda models, config: [], _make_surroundings),
-    "fer": Group(1, {"fer_scores": _FLOATS}, lambda models, config: [models / "emotion_model_quantized.tflite"], _make_fer),
+    "identity": Group(1, {"embedding": _FLOATS, "points5": _FLOATS}, identity_models, make_identity),
+    "occlusion": Group(1, {"occlusion": pa.float32()}, lambda models, config: [models / "fr_landmark.onnx"], make_occlusion),
+    "writing": Group(1, {"writing": pa.float32()}, lambda models, config: [], make_writing),
+    "surroundings": Group(1, {"background": _FLOATS, "clothing": _FLOATS}, lambda models, config: [], make_surroundings),
+    "fer": Group(1, {"fer_scores": _FLOATS}, lambda models, config: [models / "emotion_model_quantized.tflite"], make_fer),
 }
 """All that are known. `identity`: unit vector and the five points it was aligned by. `occlusion`: distance between the mesh and an independent 68-point
 network in the part of the face (brow, nose, eye, lip) where it is largest, in interocular distances. `writing`: share of the chip that looks like text.

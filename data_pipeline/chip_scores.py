@@ -1,0 +1,126 @@
+"""What is computed from face chips, and with which models: each scorer maps faces to columns. `groups` says which belong together and runs them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from data_pipeline.chips import Chip
+from data_pipeline.surroundings import describe_surroundings
+from infra.config import Config
+from infra.errors import UserError
+from lato.faces.detect import FaceDetector
+from lato.faces.fer import FerNetwork
+from lato.faces.identity import FaceEmbedder
+from lato.faces.points68 import FacePoints68
+from lato.faces.scrfd import ScrfdDetector
+from lato.faces.writing import writing_share
+from lato.landmarks import GROUPS as PARTS
+from lato.landmarks import interocular_distance
+
+
+class GroupsConfig(Config):
+    """Which scores are computed from the chips of representatives, and with what."""
+
+    names: tuple[str, ...] = ("identity", "occlusion", "writing", "surroundings")
+    """Which groups. `fer`, the verifier's second opinion, is not among them: it refuses no pair, and costs nothing where nobody asks for it."""
+    pack: str | None = None
+    """Folder of an insightface pack (buffalo_l: its `det_10g.onnx` and `w600k_r50.onnx` are used) instead of the embedded detector and recognizer. Such
+    packs are for non-commercial research only."""
+    pack_licence: str = "non-commercial research only (insightface)"
+    """Licence of the pack's models; goes into the version's index and card. State another for a pack of your own."""
+    gpus: float = Field(default=0.0, ge=0)
+    """Share of a GPU for each worker; above 0 the batch axis of the recognizer is opened and whole bundles go through at once."""
+
+
+@dataclass(frozen=True)
+class Face:
+    """What a group gets: a chip and the mesh's landmarks on it, (68, 2)."""
+
+    chip: Chip
+    landmarks: npt.NDArray[np.float32]
+
+    @functools.cached_property
+    def image(self) -> npt.NDArray[np.uint8]:
+        """The chip's RGB picture, decoded once for all groups."""
+        return self.chip.image()
+
+
+_PARTS = [list(points) for name, points in PARTS.items() if name != "jaw"]
+"""Of the face; the jaw is another line on the mesh."""
+Scorer = Callable[[Sequence[Face]], list[dict[str, Any]]]
+
+
+def identity_models(models: Path, config: GroupsConfig) -> list[Path]:
+    """Detector and recognizer: the pack's, or the embedded ones."""
+    if config.pack:
+        found = [next(iter(sorted(Path(config.pack).glob(pattern))), None) for pattern in ("det_*.onnx", "w600k_*.onnx")]
+        if None in found:
+            raise UserError(f"analyze.groups.pack: {config.pack} has no det_*.onnx or no w600k_*.onnx; unpack an insightface pack there")
+        return [file for file in found if file is not None]
+    return [models / "face_detection_yunet_2023mar.onnx", models / "face_recognition_sface_2021dec.onnx"]
+
+
+def make_identity(models: Path, config: GroupsConfig) -> Scorer:
+    """Unit vectors, and the five points they were aligned by."""
+    detector_file, recognizer_file = identity_models(models, config)
+    gpu = config.gpus > 0
+    detector = ScrfdDetector.from_file(detector_file, gpu) if config.pack else FaceDetector.from_file(detector_file)
+    embedder = FaceEmbedder.from_file(recognizer_file, batched=gpu, gpu=gpu)
+
+    def score(faces: Sequence[Face]) -> list[dict[str, Any]]:
+        images = [face.image for face in faces]
+        points = [_five_points(detector, image, face.landmarks) for image, face in zip(images, faces, strict=True)]
+        vectors = embedder.embed_many(images, points)
+        return [{"embedding": vector.tolist(), "points5": p.reshape(-1).tolist()} for vector, p in zip(vectors, points, strict=True)]
+
+    return score
+
+
+def _five_points(
+    detector: FaceDetector | ScrfdDetector, image: npt.NDArray[np.uint8], landmarks: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """The detector's five points of the chip's own face; the mesh's where it finds none there."""
+    nose = landmarks[30]
+    for found in detector.detect(image):
+        if (found.box[:2] < nose).all() and (nose < found.box[2:]).all():
+            return found.points5
+    return np.stack([landmarks[36:42].mean(0), landmarks[42:48].mean(0), nose, landmarks[48], landmarks[54]]).astype(np.float32)
+
+
+def make_occlusion(models: Path, config: GroupsConfig) -> Scorer:
+    """How far mesh and independent points are apart where they are furthest."""
+    network = FacePoints68.from_file(models / "fr_landmark.onnx")
+
+    def score(faces: Sequence[Face]) -> list[dict[str, Any]]:
+        rows = []
+        for face in faces:
+            other = network.find(face.image, face.landmarks)
+            apart = np.linalg.norm(other - face.landmarks, axis=1) / interocular_distance(face.landmarks)
+            rows.append({"occlusion": float(max(apart[part].mean() for part in _PARTS))})
+        return rows
+
+    return score
+
+
+def make_writing(models: Path, config: GroupsConfig) -> Scorer:
+    """Share of the chip that looks like text."""
+    return lambda faces: [{"writing": writing_share(face.image, face.landmarks)} for face in faces]
+
+
+def make_surroundings(models: Path, config: GroupsConfig) -> Scorer:
+    """Colours of background and clothes."""
+    return lambda faces: [describe_surroundings(face.image) for face in faces]
+
+
+def make_fer(models: Path, config: GroupsConfig) -> Scorer:
+    """Scores of another expression network."""
+    network = FerNetwork.from_file(models / "emotion_model_quantized.tflite")
+    return lambda faces: [{"fer_scores": network.score(face.image, face.landmarks).tolist()} for face in faces]
