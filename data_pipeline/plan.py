@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.build import NO_SOURCES, DataConfig
+from data_pipeline.config import DataConfig
 from data_pipeline.decode import sample_frames
 from data_pipeline.decoder import DecodeError, Frame
 from data_pipeline.image_set import read_image_set
 from data_pipeline.observations import SCHEMA
+from data_pipeline.observe import NO_SOURCES
 from data_pipeline.perceive import watch_video
 from data_pipeline.render import cut
 from data_pipeline.sources import staged

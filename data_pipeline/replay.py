@@ -16,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline import observations
-from data_pipeline.analyze import LIBRARIES, AnalyzeConfig, analyze
+from data_pipeline.analyze import analyze
 from data_pipeline.groups import GROUPS, GroupsConfig, column_uri, compute_rows, group_digests
 from data_pipeline.ledger import read_ledger
+from data_pipeline.segments import AnalyzeConfig
+from data_pipeline.worker import LIBRARIES
 from data_pipeline.worklist import WorkItem, read_worklist
 from infra.environment import describe_machine
 from infra.errors import UserError

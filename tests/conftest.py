@@ -68,7 +68,8 @@ def ray_session():
 @pytest.fixture(scope="session")
 def synthetic_version(ray_session, models, tmp_path_factory):
     """A small dataset of synthetic people, built and published."""
-    from data_pipeline.build import DataConfig, build_dataset
+    from data_pipeline.build import build_dataset
+    from data_pipeline.config import DataConfig
     from data_pipeline.split import SplitConfig
     from data_pipeline.synthetic.anny_people import AnnyConfig
     from data_pipeline.synthetic.sources import SyntheticConfig

@@ -25,7 +25,9 @@ def register(app: typer.Typer) -> None:
         dry_run: bool = typer.Option(False, "--dry-run", help="Print the plan and stop."),
     ) -> None:
         """Sources -> observations -> pairs -> shards. Run again, it goes on where it stopped."""
-        from data_pipeline.build import DataConfig, build_dataset, print_version
+        from data_pipeline.build import build_dataset
+        from data_pipeline.config import DataConfig
+        from data_pipeline.publish import print_version
         from infra.config import load_config
         from infra.jobs.common import open_work, perception_models
         from infra.runtime import stop_ray
@@ -42,8 +44,8 @@ def register(app: typer.Typer) -> None:
     @group.command()
     def observe(settings: list[str] = _SETTINGS, work_dir: str = _WORK, config: str = _CONFIG) -> None:
         """A build's first stage alone: look at all sources, pair nothing."""
-        from data_pipeline.build import DataConfig
-        from data_pipeline.build import observe as look
+        from data_pipeline.config import DataConfig
+        from data_pipeline.observe import observe as look
         from infra.console import say
         from infra.jobs.common import open_work, perception_models
         from infra.runtime import stop_ray

@@ -17,7 +17,9 @@ def split_settings(settings: list[str] | None, config: str | None) -> tuple[str 
 
 def build_until(stage: Literal["pair", "render"], settings: list[str] | None, work_dir: str, config: str | None) -> None:
     """A build that stops after a stage and shows its funnel."""
-    from data_pipeline.build import DataConfig, Stopped, build_dataset, print_funnel, print_version
+    from data_pipeline.build import build_dataset
+    from data_pipeline.config import DataConfig
+    from data_pipeline.publish import Stopped, print_funnel, print_version
     from infra.jobs.common import open_work, perception_models
     from infra.runtime import stop_ray
 
@@ -32,7 +34,7 @@ def build_until(stage: Literal["pair", "render"], settings: list[str] | None, wo
 
 def print_plan(settings: Any) -> None:
     """What a build would look at, and for how long."""
-    from data_pipeline.build import read_sources
+    from data_pipeline.observe import read_sources
     from data_pipeline.plan import plan_build
     from infra.console import duration, say
     from infra.jobs.common import perception_models

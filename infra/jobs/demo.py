@@ -6,7 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.build import DataConfig, DatasetVersion, build_dataset, print_version
+from data_pipeline.build import build_dataset
+from data_pipeline.config import DataConfig
+from data_pipeline.publish import DatasetVersion, print_version
 from data_pipeline.rules import PairingConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from data_pipeline import observations, perceive
-from data_pipeline.analyze import AnalyzeConfig, analyze
+from data_pipeline.analyze import analyze
 from data_pipeline.chips import Chip, cut_chip
 from data_pipeline.decode import sample_frames
 from data_pipeline.decoder import Frame
@@ -32,6 +32,7 @@ from data_pipeline.pairing import group_people
 from data_pipeline.perceive import bin_of
 from data_pipeline.rules import ACCEPTED, PairingConfig, Rules
 from data_pipeline.score import ScoreInput, score_pairs, write_scores
+from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.worklist import item_for
 from infra import assets
 from infra.runtime import start_ray

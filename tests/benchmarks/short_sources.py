@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 
-import data_pipeline.analyze as module
+from data_pipeline import segments
+from data_pipeline.analyze import analyze
 from data_pipeline.worklist import WorkItem
 from infra import assets
 from infra.runtime import quieten
@@ -46,9 +47,9 @@ def short_sources(windows: int = 500) -> list[Row]:
 
 
 def _look(items: list[WorkItem], work: Path, bundles: int) -> float:
-    module._BUNDLES_A_WORKER = bundles
+    segments._BUNDLES_A_WORKER = bundles
     before = cpu()
-    module.analyze(items, module.AnalyzeConfig(workers=0), assets.folder(), str(work))
+    analyze(items, segments.AnalyzeConfig(workers=0), assets.folder(), str(work))
     time.sleep(0.2)  # the last child's end is counted when its server has seen it
     return cpu() - before
 

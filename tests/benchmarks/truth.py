@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.analyze import AnalyzeConfig
-from data_pipeline.build import DataConfig, observe
+from data_pipeline.config import DataConfig
 from data_pipeline.observations import read_part
+from data_pipeline.observe import observe
+from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig
 from lato.landmarks import interocular_distance

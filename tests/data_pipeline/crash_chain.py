@@ -10,9 +10,10 @@ import signal
 import sys
 from pathlib import Path
 
-from data_pipeline.analyze import AnalyzeConfig
-from data_pipeline.build import DataConfig, build_dataset
+from data_pipeline.build import build_dataset
+from data_pipeline.config import DataConfig
 from data_pipeline.rules import PairingConfig
+from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.split import SplitConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig

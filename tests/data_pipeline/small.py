@@ -1,6 +1,7 @@
 """A small build of synthetic people, which several test files ask about."""
 
-from data_pipeline.build import DataConfig, build_dataset
+from data_pipeline.build import build_dataset
+from data_pipeline.config import DataConfig
 from data_pipeline.split import SplitConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig

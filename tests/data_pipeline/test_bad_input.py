@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from data_pipeline.analyze import AnalyzeConfig, Segment, _Worker
 from data_pipeline.decode import sample_frames
 from data_pipeline.image_set import content_sha256
 from data_pipeline.perceive import watch_video
+from data_pipeline.segments import AnalyzeConfig, Segment
 from data_pipeline.sources import ContentHashes
+from data_pipeline.worker import Worker
 from data_pipeline.worklist import WorkItem, item_for, items_from_folder
 from infra.errors import UserError
 from tests.data_pipeline.test_decode import write
@@ -26,7 +27,7 @@ def face(clip):
 
 @pytest.fixture(scope="module")
 def worker(models, tmp_path_factory):
-    return _Worker(models, AnalyzeConfig(licences=("test",), consents=("given",)), {}, str(tmp_path_factory.mktemp("bad")), "run")
+    return Worker(models, AnalyzeConfig(licences=("test",), consents=("given",)), {}, str(tmp_path_factory.mktemp("bad")), "run")
 
 
 def encoded(image, kind, **options):

@@ -16,8 +16,9 @@ import pytest
 import webdataset
 
 from data_pipeline import tables
-from data_pipeline.build import DataConfig, build_dataset
+from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
+from data_pipeline.config import DataConfig
 from data_pipeline.groups import GroupsConfig, group_digests
 from data_pipeline.identities import Identities
 from data_pipeline.judge import judge
@@ -186,7 +187,8 @@ def test_killed_and_run_again_the_shards_are_the_same(built, models, clip, tmp_p
         "from pathlib import Path\n"
         "from infra.runtime import RuntimeConfig, start_ray\n"
         "from infra.config import load_config\n"
-        "from data_pipeline.build import DataConfig, build_dataset\n"
+        "from data_pipeline.build import build_dataset\n"
+        "from data_pipeline.config import DataConfig\n"
         "from data_pipeline.worklist import WorkItem\n"
         "start_ray(RuntimeConfig(num_cpus=2))\n"
         "items = [WorkItem(**row) for row in json.loads(Path(sys.argv[1], 'items.json').read_text())]\n"
@@ -216,7 +218,7 @@ def test_nothing_to_pair_is_said(models, clip, tmp_path, ray_session):
 
 
 def test_a_source_that_changes_or_goes_before_it_is_cut_loses_its_pairs_and_is_named(models, clip, tmp_path, monkeypatch, capsys):
-    import data_pipeline.build as module
+    import data_pipeline.publish as module
 
     for name in ("changes", "goes", "stays"):  # of equal content, and so of equal crops
         shutil.copy(clip("single_face"), tmp_path / f"{name}.mp4")

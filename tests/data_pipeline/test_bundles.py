@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,12 +14,15 @@ import pytest
 from PIL import Image
 
 import data_pipeline.analyze as module
+import data_pipeline.segments as segments_module
 import data_pipeline.sources as sources_module
-from data_pipeline.analyze import AnalyzeConfig, Segment, Try, analyze, bundle
+import data_pipeline.worker as worker_module
+from data_pipeline.analyze import analyze
 from data_pipeline.attempts import in_flight, take_marked
 from data_pipeline.decode import sample_frames
 from data_pipeline.decoder import DecodeError, Decoder
 from data_pipeline.seek import read_frames_at
+from data_pipeline.segments import AnalyzeConfig, Segment, Try, bundle
 from data_pipeline.worklist import WorkItem, item_for
 from tests.data_pipeline.test_decode import write
 
@@ -51,8 +56,8 @@ def test_the_parts_are_the_same_in_any_bundle(models, clip, tmp_path, monkeypatc
     items.insert(2, item_for(str(torn)))
     parts, ledgers = [], []
     for number, (seconds, each) in enumerate(((0.0, 1), (1e9, 1), (9.0, 1))):
-        monkeypatch.setattr(module, "SEGMENT_SECONDS", seconds)
-        monkeypatch.setattr(module, "_BUNDLES_A_WORKER", 1e-9 if seconds else each)
+        monkeypatch.setattr(segments_module, "SEGMENT_SECONDS", seconds)
+        monkeypatch.setattr(segments_module, "_BUNDLES_A_WORKER", 1e-9 if seconds else each)
         work = tmp_path / str(number)
         assert len(bundle(tries([1.0] * 20), 0)) == (20, 1, 3)[number]
         ledgers.append(analyze(items, AnalyzeConfig(workers=0, fps=2.0), models, str(work)).rows)
@@ -63,7 +68,7 @@ def test_the_parts_are_the_same_in_any_bundle(models, clip, tmp_path, monkeypatc
     assert {row["status"] for row in ledgers[0]} == {"ok", "rejected", "failed"}
 
 
-class Poisoned(module._Worker):
+class Poisoned(worker_module.Worker):
     """One source ends its process; which are looked at is written down."""
 
     def _watch(self, segment, *told):
@@ -87,8 +92,8 @@ def five_sources(clip, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("names", ["abcde", "c"])
 def test_one_that_ends_its_worker_three_times_is_failed_and_its_bundle_goes_on(ray_session, models, clip, tmp_path, monkeypatch, names):
-    monkeypatch.setattr(module, "_Worker", Poisoned)
-    monkeypatch.setattr(module, "_BUNDLES_A_WORKER", 1)
+    monkeypatch.setattr(module, "Worker", Poisoned)
+    monkeypatch.setattr(segments_module, "_BUNDLES_A_WORKER", 1)
     items = [item for item in five_sources(clip, tmp_path) if item.source_id in names]
     ledger = analyze(items, AnalyzeConfig(workers=1, fps=1.0), models, str(tmp_path / "work"))
     rows = {row["source_id"]: (row["status"], row["reason"], row.get("message")) for row in ledger.rows}
@@ -103,6 +108,24 @@ def test_one_that_ends_its_worker_three_times_is_failed_and_its_bundle_goes_on(r
     assert not list((tmp_path / "work" / "attempts").iterdir())
 
 
+class Stuck(worker_module.Worker):
+    """The networks never return from one source's first frame: native code that lets no other Python run."""
+
+    def _watch(self, segment, *told):
+        if segment.item.source_id == "c":
+            worker_module.STALLED_SECONDS = 1.0
+            self._reader = SimpleNamespace(detector=SimpleNamespace(detect=lambda _: re.match("(a+)+$", "a" * 100 + "b")))
+        return super()._watch(segment, *told)
+
+
+@pytest.mark.slow
+def test_networks_that_hang_end_their_worker_and_the_others_go_on(ray_session, models, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "Worker", Stuck)
+    items = [item for item in five_sources(clip, tmp_path) if item.source_id in "bc"]
+    rows = analyze(items, AnalyzeConfig(workers=1, fps=1.0), models, str(tmp_path / "work")).rows
+    assert [(row["source_id"], row["status"], row["reason"]) for row in rows] == [("b", "ok", None), ("c", "failed", "crash")]
+
+
 @pytest.mark.parametrize("how", [KeyboardInterrupt, "kill -9"])
 def test_a_driver_that_is_stopped_or_killed_is_no_sources_fault(models, clip, tmp_path, monkeypatch, how):
     """Five times, with one photo in flight each time."""
@@ -114,7 +137,7 @@ def test_a_driver_that_is_stopped_or_killed_is_no_sources_fault(models, clip, tm
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.MonkeyPatch.context() as ending:
-        ending.setattr(module._Worker, "_observe", end)
+        ending.setattr(worker_module.Worker, "_observe", end)
         for _ in range(5):
             if how is KeyboardInterrupt:
                 with pytest.raises(KeyboardInterrupt):
@@ -137,14 +160,14 @@ def test_what_the_other_segments_saw_goes_on_unless_the_file_changed(models, tmp
         tmp_path / "x.mp4", count=120, make=lambda number, height, width: face_picture(clip, number), size=(320, 320), options={"g": "20"}
     )
     monkeypatch.setattr(sources_module, "SEGMENT_SECONDS", 2.0)
-    real = module._Worker._observe
+    real = worker_module.Worker._observe
 
     def observe(self, segment):
         if segment.start and segment.end:
             return [], {"status": "failed", "reason": kind, "message": "as the test wants it"}
         return real(self, segment)
 
-    monkeypatch.setattr(module._Worker, "_observe", observe)
+    monkeypatch.setattr(worker_module.Worker, "_observe", observe)
     ledger = analyze([item_for(path)], AnalyzeConfig(workers=0, fps=1.0), models, str(tmp_path / "work"))
     (row,) = ledger.rows
     assert (row["status"], row["reason"], len(row["parts"])) == ("failed", kind, 3)
@@ -159,7 +182,7 @@ def face_picture(clip, number):
 
 def test_a_worker_takes_one_thread(models, tmp_path):
     cv2.setNumThreads(2)
-    module._Worker(models, AnalyzeConfig(), {}, str(tmp_path), "run")
+    worker_module.Worker(models, AnalyzeConfig(), {}, str(tmp_path), "run")
     assert cv2.getNumThreads() == 1
 
 

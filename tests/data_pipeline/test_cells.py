@@ -8,13 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline import cells
-from data_pipeline.analyze import AnalyzeConfig
-from data_pipeline.build import DataConfig, build_dataset
+from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.cells import cells_of, over_quota
+from data_pipeline.config import DataConfig
 from data_pipeline.extend import read_base
 from data_pipeline.pack import read_manifest
 from data_pipeline.rules import PairingConfig
+from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.split import SplitConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig

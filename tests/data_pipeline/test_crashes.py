@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline import decoder as decoder_module
+from data_pipeline import segments, worker
+from data_pipeline.analyze import analyze
+from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.worklist import WorkItem, item_for
 from tests.data_pipeline.chaos import VICTIMS, disturb
 from tests.data_pipeline.crash_chain import build
@@ -92,10 +96,9 @@ def test_the_number_of_workers_changes_no_byte(calm, models, tmp_path, workers):
 
 def test_a_source_that_kills_its_decoder_twice_is_failed_and_once_is_not(models, clip, tmp_path, monkeypatch):
     """The first death may be the machine's doing; the others go on either way."""
-    import data_pipeline.analyze as module
     from data_pipeline.decoder import DecodeError
 
-    real, deaths = module.sample_frames, {"count": 0, "until": 1}
+    real, deaths = worker.sample_frames, {"count": 0, "until": 1}
 
     def dying(path, *rest):
         if "single_face" in path and deaths["count"] < deaths["until"]:
@@ -103,13 +106,13 @@ def test_a_source_that_kills_its_decoder_twice_is_failed_and_once_is_not(models,
             raise DecodeError("crash", "the decoder died (exit code -11)")
         return real(path, *rest)
 
-    monkeypatch.setattr(module, "sample_frames", dying)
+    monkeypatch.setattr(worker, "sample_frames", dying)
     items = [item_for(clip("single_face")), item_for(clip("no_face"))]
-    lone = module.AnalyzeConfig(workers=0)
-    once = {row["source_id"]: row["status"] for row in module.analyze(items, lone, models, str(tmp_path / "once")).rows}
+    lone = AnalyzeConfig(workers=0)
+    once = {row["source_id"]: row["status"] for row in analyze(items, lone, models, str(tmp_path / "once")).rows}
     assert once == {"single_face": "ok", "no_face": "rejected"}
     deaths.update(count=0, until=9)
-    twice = {row["source_id"]: row["reason"] for row in module.analyze(items, lone, models, str(tmp_path / "twice")).rows}
+    twice = {row["source_id"]: row["reason"] for row in analyze(items, lone, models, str(tmp_path / "twice")).rows}
     assert twice == {"single_face": "crash", "no_face": "no face"}
     assert deaths["count"] == 2
 
@@ -119,10 +122,8 @@ def _hangs(pipe, path, argument):
 
 
 def test_a_source_whose_decoder_hangs_twice_is_failed_and_the_others_go_on(models, clip, tmp_path, monkeypatch):
-    import data_pipeline.analyze as analyze_module
-    import data_pipeline.decoder as decoder_module
 
-    real, tries = analyze_module.sample_frames, []
+    real, tries = worker.sample_frames, []
 
     def watch(path, fps, start, end, decoder):
         tries.append(Path(path).stem)
@@ -132,10 +133,10 @@ def test_a_source_whose_decoder_hangs_twice_is_failed_and_the_others_go_on(model
             soon.setattr(decoder_module, "NO_PROGRESS_SECONDS", 0.5)
             return (yield from decoder_module.run_decoder(decoder, _hangs, path, None))
 
-    monkeypatch.setattr(analyze_module, "sample_frames", watch)
-    monkeypatch.setattr(analyze_module, "_BUNDLES_A_WORKER", 1e-9)  # all in one
+    monkeypatch.setattr(worker, "sample_frames", watch)
+    monkeypatch.setattr(segments, "_BUNDLES_A_WORKER", 1e-9)  # all in one
     items = [item_for(clip(name)) for name in ("carphone", "single_face", "no_face")]
-    ledger = analyze_module.analyze(items, analyze_module.AnalyzeConfig(workers=0, fps=1.0), models, str(tmp_path))
+    ledger = analyze(items, AnalyzeConfig(workers=0, fps=1.0), models, str(tmp_path))
     assert {row["source_id"]: (row["status"], row["reason"]) for row in ledger.rows} == {
         "carphone_pristine": ("ok", None),
         "single_face": ("failed", "hang"),
@@ -146,19 +147,17 @@ def test_a_source_whose_decoder_hangs_twice_is_failed_and_the_others_go_on(model
 
 def test_a_source_that_eats_memory_is_failed_and_takes_nobody_with_it(models, clip, tmp_path, monkeypatch):
     """A file of 1 MB that is a picture of 6000 x 6000 in 16 bits: 288 MB as it is decoded, and as much again on its way out."""
-    import data_pipeline.analyze as analyze_module
-    import data_pipeline.decoder as decoder_module
 
     tries = []
-    real = analyze_module.sample_frames
-    monkeypatch.setattr(analyze_module, "sample_frames", lambda path, *rest: tries.append(Path(path).stem) or real(path, *rest))
+    real = worker.sample_frames
+    monkeypatch.setattr(worker, "sample_frames", lambda path, *rest: tries.append(Path(path).stem) or real(path, *rest))
     monkeypatch.setattr(decoder_module, "MEMORY_BYTES", 512 * 1024**2)
     side = 6000
     greedy = tmp_path / "greedy.mp4"
     greedy.write_bytes(png_of(side, side, 16, 6, bytes(side * (1 + side * 8))))
     assert greedy.stat().st_size < 2 * 1024**2
     items = [item_for(str(greedy)), item_for(clip("single_face")), item_for(clip("no_face"))]
-    ledger = analyze_module.analyze(items, analyze_module.AnalyzeConfig(workers=0), models, str(tmp_path / "work"))
+    ledger = analyze(items, AnalyzeConfig(workers=0), models, str(tmp_path / "work"))
     rows = {row["source_id"]: row for row in ledger.rows}
     assert {name: (row["status"], row["reason"]) for name, row in rows.items()} == {
         "greedy": ("failed", "memory"),

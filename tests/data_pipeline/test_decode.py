@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import data_pipeline.decoder as decoder_module
-from data_pipeline.analyze import until_torn
 from data_pipeline.decode import _send_sampled, sample_frames
 from data_pipeline.decoder import DecodeError, Decoder, MachineError, run_decoder
 from data_pipeline.seek import _send_at, read_frames_at
+from data_pipeline.worker import until_torn
 
 
 def picture(number, height=120, width=160):

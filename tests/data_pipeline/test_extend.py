@@ -12,15 +12,16 @@ import cv2
 import numpy as np
 import pytest
 
-from data_pipeline.analyze import AnalyzeConfig
 from data_pipeline.audit import choose, read_labels, serve_audit, summarize
-from data_pipeline.build import DataConfig, build_dataset
+from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
+from data_pipeline.config import DataConfig
 from data_pipeline.divide import divide
 from data_pipeline.extend import Base, merge, merged_away, read_base
 from data_pipeline.forget import forget
 from data_pipeline.pack import read_index, read_manifest
 from data_pipeline.rules import PairingConfig, Usage
+from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.split import SplitConfig, find_components
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig

@@ -9,11 +9,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipeline.analyze import AnalyzeConfig
 from data_pipeline.build import build_dataset
 from data_pipeline.forget import forget, sources_like
 from data_pipeline.pack import read_manifest
 from data_pipeline.report import write_data_report
+from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.subset import make_view
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig

@@ -11,13 +11,15 @@ from data_pipeline import build as build_module
 from data_pipeline import forget as forget_module
 from data_pipeline import forget_files, forget_versions
 from data_pipeline import pack as pack_module
-from data_pipeline.analyze import AnalyzeConfig
-from data_pipeline.build import DataConfig, build_dataset, observe
+from data_pipeline.build import build_dataset
+from data_pipeline.config import DataConfig
 from data_pipeline.extend import merged_away
 from data_pipeline.forget import PENDING, forget
 from data_pipeline.groups import GroupsConfig
+from data_pipeline.observe import observe
 from data_pipeline.pack import MANIFEST, PackConfig, encode_table, read_index, read_manifest, read_members
 from data_pipeline.rules import PairingConfig
+from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.subset import export, make_view
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig

@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 import data_pipeline.sources as sources_module
-from data_pipeline.analyze import AnalyzeConfig, analyze
-from data_pipeline.build import DataConfig, build_dataset
+from data_pipeline.analyze import analyze
+from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.chips import SIDE, cut_chip
+from data_pipeline.config import DataConfig
 from data_pipeline.groups import GROUPS, Face, GroupsConfig, backfill, group_digests, read_columns
 from data_pipeline.identities import Identities
 from data_pipeline.observations import read_chips, read_part
@@ -25,6 +26,7 @@ from data_pipeline.pack import read_index, read_manifest, read_members
 from data_pipeline.rules import PairingConfig
 from data_pipeline.score import find_borders, read_faces
 from data_pipeline.second_opinion import NAMES, second_opinion
+from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.sources import plan_segments
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig

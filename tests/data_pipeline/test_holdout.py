@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data_pipeline.build import DataConfig, with_own_thresholds
+from data_pipeline.config import DataConfig, with_own_thresholds
 from data_pipeline.decode import sample_frames
 from data_pipeline.groups import GROUPS, GroupsConfig
 from data_pipeline.holdout import Holdout, HoldoutConfig

@@ -4,15 +4,17 @@ import shutil
 
 import pytest
 
-from data_pipeline.analyze import AnalyzeConfig
-from data_pipeline.build import DataConfig, build_dataset, observe
+from data_pipeline.build import build_dataset
 from data_pipeline.candidates import explain, read_candidates
+from data_pipeline.config import DataConfig
 from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.identities import Identities
 from data_pipeline.judge import count_verdicts, judge
+from data_pipeline.observe import observe
 from data_pipeline.pack import read_index
 from data_pipeline.rules import PairingConfig, Rules
 from data_pipeline.score import ScoreInput, score_pairs
+from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.worklist import item_for
 from infra.errors import UserError
 

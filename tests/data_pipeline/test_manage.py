@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.analyze import AnalyzeConfig
 from data_pipeline.audit import add_label, choose, wilson
-from data_pipeline.build import DataConfig, Stopped, build_dataset
+from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
+from data_pipeline.config import DataConfig
 from data_pipeline.diff import diff_versions
 from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.pack import read_manifest
+from data_pipeline.publish import Stopped
 from data_pipeline.report import _correlate, write_data_report
 from data_pipeline.rules import LIMITS, PairingConfig
+from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig
 from data_pipeline.verify import verify_version

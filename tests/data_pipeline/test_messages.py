@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from data_pipeline.build import DataConfig, build_dataset
+from data_pipeline.build import build_dataset
+from data_pipeline.config import DataConfig
 from data_pipeline.pack import read_index, read_manifest
 from data_pipeline.report import write_data_report
 from data_pipeline.sources import ContentHashes

@@ -9,17 +9,19 @@ import av
 import pytest
 from PIL import Image
 
-from data_pipeline.analyze import AnalyzeConfig
-from data_pipeline.build import DataConfig, Stopped, build_dataset
+from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
+from data_pipeline.config import DataConfig
 from data_pipeline.decode import sample_frames
 from data_pipeline.forget import apply_removals, forget
 from data_pipeline.holdout import HoldoutConfig
 from data_pipeline.plan import plan_build
+from data_pipeline.publish import Stopped
 from data_pipeline.removals import Removals
 from data_pipeline.report import write_data_report
 from data_pipeline.retry import reopen
 from data_pipeline.rules import PairingConfig
+from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig
 from data_pipeline.verify import verify_version

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.analyze import AnalyzeConfig
-from data_pipeline.build import DataConfig, build_dataset
+from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
+from data_pipeline.config import DataConfig
 from data_pipeline.pack import read_manifest
 from data_pipeline.rewrite import RewriteConfig
 from data_pipeline.rules import PairingConfig
+from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.diffusers_edit import DiffusersConfig, choose_edits, declare
 from data_pipeline.synthetic.sources import SyntheticConfig, edit_photos

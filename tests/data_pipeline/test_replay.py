@@ -9,12 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from data_pipeline import analyze, sources
-from data_pipeline.analyze import AnalyzeConfig
-from data_pipeline.build import DataConfig, observe
+from data_pipeline import sources, worker
+from data_pipeline.config import DataConfig
 from data_pipeline.groups import GroupsConfig, compute_rows, group_digests
 from data_pipeline.observations import read_chips
+from data_pipeline.observe import observe
 from data_pipeline.replay import compare, replay
+from data_pipeline.segments import AnalyzeConfig
 from infra.cli import app
 from infra.errors import UserError
 from tests.data_pipeline.test_groups import with_keyframes
@@ -165,9 +166,9 @@ def test_a_source_that_was_changed_or_is_gone_is_told_and_not_compared(observed,
 
 def test_other_settings_or_contents_are_looked_at_anew_and_nothing_else_is(observed, copied, models, clip, tmp_path, monkeypatch):
     """What a part was made of is its name; one that was rejected or failed is not looked at again either."""
-    folder, seen, real = tmp_path / "given", [], analyze._Worker._look_at
+    folder, seen, real = tmp_path / "given", [], worker.Worker._look_at
     shutil.copytree(observed[0], folder)
-    monkeypatch.setattr(analyze._Worker, "_look_at", lambda self, one: seen.append(one.segment.item.source_id) or real(self, one))
+    monkeypatch.setattr(worker.Worker, "_look_at", lambda self, one: seen.append(one.segment.item.source_id) or real(self, one))
 
     def looked_at(fps):
         seen.clear()

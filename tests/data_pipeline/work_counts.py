@@ -19,10 +19,12 @@ import pytest
 import yaml
 
 from data_pipeline import perceive
-from data_pipeline.analyze import AnalyzeConfig
-from data_pipeline.build import DataConfig, Stopped, build_dataset
+from data_pipeline.build import build_dataset
+from data_pipeline.config import DataConfig
 from data_pipeline.observations import read_ledger_row
+from data_pipeline.publish import Stopped
 from data_pipeline.rules import PairingConfig
+from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.worklist import item_for
 from lato.faces.detect import FaceDetector
 from tests.benchmarks.look_speed import Bench

@@ -1,0 +1,103 @@
+"""What is known of the sources before anything is paired: work list, ledger, columns. What stands is not done again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.analyze import analyze, write_ledger
+from data_pipeline.config import DataConfig
+from data_pipeline.groups import backfill, group_digests, group_models
+from data_pipeline.holdout import Holdout
+from data_pipeline.identities import NAME, Identities
+from data_pipeline.ledger import Ledger
+from data_pipeline.removals import FILE, Removals
+from data_pipeline.rules import READ_FROM
+from data_pipeline.synthetic.sources import synthetic_sources
+from data_pipeline.worklist import WorkItem, check_items, items_from_folder, read_worklist, write_worklist
+from infra.console import say
+from infra.errors import UserError
+from infra.storage import join, sha256_json, sweep_temporaries
+
+NO_SOURCES = "there are no sources: give worklist= (with rows), folder= or synthetic.anny.people="
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What is known of the sources before anything is paired."""
+
+    items: dict[str, WorkItem]
+    ledger: Ledger
+    columns: dict[str, str]
+    """Column group -> digest."""
+    models: dict[str, str]
+    """`group/file` of the groups' models -> sha256."""
+    identities: Identities
+    holdout: Holdout
+
+    def digest(self) -> str:
+        """Of all that pairs are made from."""
+        tied = [item.model_dump(include={"source_id", "group", "split", "licence"}) for item in self.items.values()]
+        parts = sorted(part for row in self.ledger.rows for part in row["parts"])
+        return sha256_json({"parts": parts, "columns": self.columns, "items": tied, "holdout": self.holdout.digest})
+
+    def models_of(self) -> dict[str, dict[str, str]]:
+        """Source id -> every model that had a part in its pairs, with its sha256."""
+        return {row["source_id"]: row["models"] | self.models for row in self.ledger.usable()}
+
+    def all_models(self) -> dict[str, str]:
+        """Those of all sources together."""
+        return {name: digest for of in self.models_of().values() for name, digest in of.items()}
+
+
+def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] | None = None) -> Observed:
+    """Looks at all sources: work list, ledger, columns. What stands is not done again."""
+    sweep_temporaries(work)
+    for group in sorted(READ_FROM.keys() - set(config.analyze.groups.names)):
+        say(f"  warning: analyze.groups.names has no {group}: not computed, and no pair is refused as {' or '.join(READ_FROM[group])}")
+    digests = group_digests(models, config.analyze.groups)
+    items = _sources(config, work, models, extra or [])
+    holdout = Holdout.read(config.holdout, models, config.analyze.groups)
+    ledger = analyze(items, config.analyze, models, work)
+    write_ledger(ledger, join(work, "ledger.jsonl"))
+    _stop_if_pending(ledger)
+    parts = [part for row in ledger.usable() for part in row["parts"]]
+    groups, workers = config.analyze.groups, config.analyze.workers
+    identities = Identities.open(work, digests, groups, models, workers)
+    backfill(parts, {name: digest for name, digest in digests.items() if name != NAME}, groups, models, work, workers)
+    return Observed({item.source_id: item for item in items}, ledger, digests, group_models(models, groups), identities, holdout)
+
+
+def read_sources(config: DataConfig, extra: list[WorkItem]) -> list[WorkItem]:
+    """The work items that a config names, and others; duplicates merged."""
+    items = list(extra)
+    if config.worklist:
+        items += read_worklist(config.worklist)
+    if config.folder:
+        items += items_from_folder(config.folder)
+    return check_items(items, "the sources")
+
+
+def _sources(config: DataConfig, work: str, models: Path, extra: list[WorkItem]) -> list[WorkItem]:
+    """All sources, generated ones too, without what was removed; written as the build's work list."""
+    removals = Removals.read(work)
+    named = read_sources(config, extra)
+    given = removals.keep(named)  # before anything is generated of them
+    made = synthetic_sources(config.synthetic, given, models, work)
+    items = given + removals.keep(made)
+    if len(items) < len(named) + len(made):
+        say(f"  {len(named) + len(made) - len(items)} sources are left out: they were removed from this build ({FILE})")
+    if not items:
+        raise UserError(NO_SOURCES)
+    write_worklist(items, join(work, "worklist.parquet"))
+    return items
+
+
+def _stop_if_pending(ledger: Ledger) -> None:
+    pending = ledger.with_status("pending")
+    if pending:
+        names = ", ".join(row["source_id"] for row in pending[:5])
+        raise UserError(
+            f"{len(pending)} of {len(ledger.rows)} sources are still pending ({names}...): their workers ended before a verdict. "
+            "Nothing is published. Run the same command again; it goes on where it stopped."
+        )

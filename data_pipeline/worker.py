@@ -1,0 +1,157 @@
+"""The worker: holds the models, looks at segments, and commits what it saw of each with its verdict."""
+
+from __future__ import annotations
+
+import faulthandler
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+
+from data_pipeline import observations
+from data_pipeline.attempts import in_flight
+from data_pipeline.decode import FrameCount, check_is_video, sample_frames
+from data_pipeline.decoder import PERHAPS_THE_MACHINE, DecodeError, Decoder, Frame
+from data_pipeline.image_set import content_sha256, read_image_set
+from data_pipeline.perceive import watch_images, watch_video
+from data_pipeline.segments import AnalyzeConfig, Segment, Try, made_of
+from data_pipeline.sources import staged
+from infra.environment import describe_machine
+from infra.storage import read_bytes, sha256_file
+from lato.faces import FaceReader
+from lato.pairs import decode_image
+
+LIBRARIES = ("av", "mediapipe", "numpy", "onnxruntime", "opencv-contrib-python-headless", "scenedetect")
+"""Those whose other versions may give other observations; a part says which it was made with."""
+STALLED_SECONDS = 300.0
+"""What the networks may take for one frame, or a library to open one photo: some 10,000 times what they do. Then the worker ends itself, and its source is
+looked at again, like after any death of a worker. Where there is none (`workers=0`) there is no limit."""
+_MAX_ATTEMPTS = 3
+T = TypeVar("T")
+
+
+class Worker:
+    """Holds the models."""
+
+    def __init__(self, models: Path, config: AnalyzeConfig, model_hashes: dict[str, str], work: str, run: str) -> None:
+        cv2.setNumThreads(1)
+        self._reader = FaceReader.from_folder(models)
+        self._config, self._model_hashes, self._work, self._run = config, model_hashes, work, run
+        self._decoder = Decoder()
+
+    def run(self, tries: list[Try]) -> list[str]:
+        """Observes some segments, and commits each; returns fingerprints of those whose failure may be the machine's doing, to be looked at again."""
+        calm = [one.segment.fingerprint for one in tries if not one.attempts]
+        with self._decoder, in_flight(self._work, self._run, calm) if calm else nullcontext():
+            return [one.segment.fingerprint for one in tries if not self._look_at(one)]
+
+    def _look_at(self, one: Try) -> bool:
+        """Whether the segment has its verdict now."""
+        segment = one.segment
+        if one.attempts >= _MAX_ATTEMPTS:
+            self._commit(segment, [], {"status": "failed", "reason": "crash", "message": f"ended its worker {one.attempts} times"})
+            return True
+        if one.attempts:
+            self._decoder.close()  # what may end a decoder gets one of its own
+        with in_flight(self._work, self._run, [segment.fingerprint]) if one.attempts else nullcontext():
+            rows, outcome = self._observe(segment)
+            if outcome["reason"] in PERHAPS_THE_MACHINE and not one.attempts:
+                return False  # once may be the machine's doing (a kill, no memory left): a second time is a verdict
+            self._commit(segment, rows, outcome)
+        return True
+
+    def _commit(self, segment: Segment, rows: list[dict[str, Any]], outcome: dict[str, Any]) -> None:
+        item = segment.item
+        for row in rows:
+            row |= {"source_id": item.source_id, "source_sha256": segment.content, "kind": item.kind, "identity": item.identity}
+        ledger = {
+            "source_id": item.source_id,
+            "kind": item.kind,
+            "licence": item.licence,
+            "models": self._model_hashes,
+            "faces": len(rows),
+            "tracks": len({row["track"] for row in rows}),
+            "representatives": sum(row["representative"] for row in rows),
+            **outcome,
+        }
+        of = made_of(item, segment.start, segment.end, segment.content, self._config, self._model_hashes)
+        observations.commit_part(self._work, segment.fingerprint, rows, ledger, {"of": of, "with": describe_machine(LIBRARIES)})
+
+    def _observe(self, segment: Segment) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Rows and outcome. What is wrong with the content is an outcome; what is wrong with the machine is an exception."""
+        item = segment.item
+        for what, given, allowed in (("licence", item.licence, self._config.licences), ("consent", item.consent, self._config.consents)):
+            if allowed is not None and given not in allowed:
+                return [], {"status": "rejected", "reason": what, "message": f"{what} {given!r} is not among {', '.join(allowed)}"}
+        torn: list[DecodeError] = []
+        counts: list[FrameCount] = []
+        try:
+            rows, frames, content = self._watch(segment, torn, counts)
+        except DecodeError as error:
+            return [], {"status": "failed", "reason": error.kind, "message": str(error)}
+        except FileNotFoundError as error:
+            return [], {"status": "failed", "reason": "missing", "message": str(error)}
+        except ValueError as error:
+            return [], {"status": "failed", "reason": "decode", "message": str(error)}
+        if content != segment.content:
+            changed = "its content changed while it was read; what was seen is not used. Run the build again."
+            return [], {"status": "failed", "reason": "changed", "message": changed}
+        if torn:  # failed, and said so; what came before the tear is as good as ever
+            return rows, {"status": "failed", "reason": "truncated", "message": str(torn[0]), "frames": frames}
+        counted = {"frames": frames} | ({"stated_frames": counts[0].stated, "decoded_frames": counts[0].decoded} if counts else {})
+        if not rows:
+            return [], {"status": "rejected", "reason": "no face", "message": "no face in any frame that was looked at", **counted}
+        return rows, {"status": "ok", "reason": None, **counted}
+
+    def _watch(self, segment: Segment, torn: list[DecodeError], counts: list[FrameCount]) -> tuple[list[dict[str, Any]], int, str]:
+        item, limit = segment.item, STALLED_SECONDS if self._config.workers else None
+        if item.kind == "video":
+            with staged(item.uri) as path:
+                check_is_video(str(path))
+                content = sha256_file(str(path))
+                frames = sample_frames(str(path), self._config.fps, segment.start, segment.end, self._decoder)
+                return *watch_video(limited(until_torn(frames, torn, counts), limit), self._reader, item.box), content
+        return *watch_images(limited(_read_images(item.uri, limit), limit), self._reader), content_sha256(item.uri)
+
+
+def _read_images(uri: str, limit: float | None) -> Iterator[tuple[Frame, str, str | None]]:
+    """The pictures of an image or a set, with their uri and what is declared of them."""
+    for number, image in enumerate(read_image_set(uri).images):
+        data = read_bytes(image.uri)
+        with at_most(limit):
+            picture = np.asarray(decode_image(data, image.uri))
+        yield Frame(number, float(number), picture), image.uri, image.declared.model_dump_json() if image.declared else None
+
+
+@contextmanager
+def at_most(seconds: float | None) -> Iterator[None]:
+    """Ends this process, and says where it was, when the block takes longer; None is no limit. A thread outside Python watches: native code that hangs too
+    is ended. Reading over a network and decoding video have limits of their own."""
+    if seconds is not None:
+        faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def limited(given: Iterable[T], seconds: float | None) -> Iterator[T]:
+    """The same, with a limit on what is done with each by whoever asks for them."""
+    for one in given:
+        with at_most(seconds):
+            yield one
+
+
+def until_torn(
+    frames: Generator[Frame, None, FrameCount], torn: list[DecodeError], counts: list[FrameCount]
+) -> Generator[Frame, None, None]:
+    """The frames up to where a stream ends too early: the error goes to `torn`. Of one that does not, how many there are goes to `counts`."""
+    try:
+        counts.append((yield from frames))
+    except DecodeError as error:
+        if error.kind != "truncated":
+            raise
+        torn.append(error)
