@@ -1,4 +1,4 @@
-"""Files on disk or object store: one way to commit, hashes, and the lease that keeps two builds out of one folder."""
+"""Files on disk or object store: one way to commit, to read, to list and to delete; and hashes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ import json
 import os
 import shutil
 import signal
-import socket
 import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,9 +17,6 @@ import fsspec
 
 from infra.backoff import retried
 from infra.errors import UserError
-
-LEASE_EXPIRES = 60.0
-"""Seconds without a heartbeat after which a lease is no longer held."""
 
 
 def is_local(uri: str) -> bool:
@@ -254,68 +247,6 @@ def sha256_file(uri: str) -> str:
 def sha256_json(value: Any) -> str:
     """Hex digest of a value's canonical JSON (sorted keys, no spaces): equal values, equal digests."""
     return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode())
-
-
-@contextmanager
-def lease(folder: str, purpose: str) -> Iterator[None]:
-    """Holds a folder while a job works in it.
-
-    Raises:
-        UserError: Somebody else holds it (named), or the folder cannot be written to. A holder that died on this machine, or that has not been heard of
-            for a minute, is taken over.
-    """
-    uri = join(folder, "lease.json")
-    mine = {
-        "owner": f"{os.getpid()}@{socket.gethostname()}",
-        "purpose": purpose,
-        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "nonce": os.urandom(8).hex(),
-    }
-    if not commit(uri, _beat(mine), exclusive=True):
-        if holder := _holder(uri):
-            raise UserError(f"{folder} is in use: {holder}. Wait for it, stop it, or choose another folder.")
-        commit(uri, _beat(mine))
-        time.sleep(0.05)
-        if mine["nonce"].encode() not in read_bytes(uri):
-            raise UserError(f"{folder} was taken by another job at the same moment. Start again.")
-    stop = threading.Event()
-    heart = threading.Thread(target=_keep_alive, args=(uri, mine, stop), daemon=True, name="lease")
-    heart.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        heart.join()
-        filesystem, path = fsspec.core.url_to_fs(uri)
-        with suppress(FileNotFoundError):
-            if mine["nonce"].encode() in read_bytes(uri):
-                filesystem.rm(path)
-
-
-def _beat(holder: dict[str, str]) -> bytes:
-    return json.dumps(holder | {"heartbeat": time.time()}).encode()
-
-
-def _keep_alive(uri: str, mine: dict[str, str], stop: threading.Event) -> None:
-    while not stop.wait(LEASE_EXPIRES / 6):
-        commit(uri, _beat(mine))
-
-
-def _holder(uri: str) -> str | None:
-    """Who holds a lease, as text; None where nobody does any more.
-
-    Raises:
-        UserError: The file does not say.
-    """
-    data = read_bytes(uri)
-    try:
-        holder = json.loads(data)
-        pid, _, host = holder["owner"].partition("@")
-        gone = host == socket.gethostname() and not Path(f"/proc/{pid}").exists()
-        held = not gone and time.time() - holder["heartbeat"] < LEASE_EXPIRES
-        return f"{holder['purpose']} (process {holder['owner']}, since {holder['since']})" if held else None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{uri} is damaged ({error}). Delete it if no other job works in this folder, and start again.") from error
 
 
 def _commit_object(uri: str, data: bytes, exclusive: bool) -> bool:

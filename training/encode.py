@@ -24,6 +24,7 @@ from pydantic import Field
 from infra.config import Config
 from infra.console import Progress, say
 from infra.errors import UserError
+from infra.lease import lease
 from infra.pool import run_all
 from infra.storage import (
     commit,
@@ -31,7 +32,6 @@ from infra.storage import (
     folder_uri,
     is_local,
     join,
-    lease,
     list_files,
     sha256_bytes,
     sha256_file,

@@ -10,7 +10,8 @@ from typing import TypeVar
 from infra import assets
 from infra.config import Config, dump_config, load_config
 from infra.errors import UserError
-from infra.storage import commit, folder_uri, join, lease
+from infra.lease import lease
+from infra.storage import commit, folder_uri, join
 
 C = TypeVar("C", bound=Config)
 

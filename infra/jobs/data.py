@@ -81,7 +81,8 @@ def register(app: typer.Typer) -> None:
         from data_pipeline.ledger import read_ledger
         from infra.console import say
         from infra.jobs.common import perception_models
-        from infra.storage import folder_uri, lease
+        from infra.lease import lease
+        from infra.storage import folder_uri
 
         work = folder_uri(work_dir)
         ledger = read_ledger(work)
@@ -103,7 +104,7 @@ def register(app: typer.Typer) -> None:
         """Confirms that two sources show one person; the next version that extends this one drops the samples in the lower of their splits."""
         from data_pipeline.extend import merge as confirm
         from infra.console import say
-        from infra.storage import lease
+        from infra.lease import lease
 
         work = built_folder(work_dir)
         with lease(work, "lato data merge"):
@@ -205,9 +206,10 @@ def register(app: typer.Typer) -> None:
         from infra.console import say
         from infra.errors import UserError
         from infra.jobs.common import perception_models
+        from infra.lease import lease
         from infra.registry import models_of
         from infra.runs import check_tracking, delete_pictures, run_id_of, runs_that_read
-        from infra.storage import exists, join, lease
+        from infra.storage import exists, join
         from infra.tracking import default_uri
 
         work = built_folder(work_dir)
@@ -294,7 +296,7 @@ def register(app: typer.Typer) -> None:
         """Reopens what failed for one reason; the next build looks at it again."""
         from data_pipeline.retry import reopen
         from infra.console import say
-        from infra.storage import lease
+        from infra.lease import lease
 
         work = built_folder(work_dir)
         with lease(work, "lato data retry"):

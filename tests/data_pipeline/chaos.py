@@ -60,8 +60,9 @@ def run_builds(works: Iterable[Path], models: Path, items: Path, nodes: int, peo
     from data_pipeline.synthetic.anny_people import AnnyConfig
     from data_pipeline.worklist import WorkItem
     from infra.errors import UserError
+    from infra.lease import lease
     from infra.runtime import RuntimeConfig, start_ray
-    from infra.storage import commit, lease
+    from infra.storage import commit
     from tests.data_pipeline.crash_chain import CONFIG
 
     drawn = CONFIG.synthetic.model_copy(update={"anny": AnnyConfig(people=people, images=5 if people > 4 else 3)})

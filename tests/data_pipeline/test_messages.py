@@ -21,7 +21,6 @@ from data_pipeline.verify import verify_version
 from data_pipeline.worklist import item_for, read_worklist
 from infra.cli import app
 from infra.errors import UserError
-from infra.storage import lease
 
 
 def lato(*arguments):
@@ -253,19 +252,6 @@ def test_a_command_with_a_pool_of_threads_ends(tmp_path):
         "pool.submit(int).result(); sys.argv = ['lato', '--help']; cli.run()"
     )
     assert subprocess.run([sys.executable, "-c", script], timeout=300, capture_output=True, check=False).returncode == 0
-
-
-def test_a_lease_that_is_spoiled_while_it_is_held_does_not_hide_what_the_job_did(tmp_path):
-
-    def job():
-        with lease(str(tmp_path), "a job"):
-            spoil(tmp_path / "lease.json")
-            raise ValueError("the job's own")
-
-    with pytest.raises(ValueError, match="the job's own"):
-        job()
-    with pytest.raises(UserError, match="is damaged"), lease(str(tmp_path), "another"):
-        pass
 
 
 def test_both_ends_of_a_pair_count_among_the_licences_of_the_report(work):

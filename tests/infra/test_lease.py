@@ -1,0 +1,34 @@
+"""A folder has one holder."""
+
+import json
+import os
+import time
+
+import pytest
+
+from infra.errors import UserError
+from infra.lease import lease
+from infra.storage import commit, join, read_bytes
+
+
+def test_a_held_folder_is_refused_and_a_dead_holder_is_taken_over(tmp_path):
+    folder = str(tmp_path)
+    with lease(folder, "first job"), pytest.raises(UserError, match="in use: first job \\(process"), lease(folder, "second"):
+        pass
+    assert not (tmp_path / "lease.json").exists()
+    dead = {"owner": f"999999@{os.uname().nodename}", "purpose": "gone", "since": "x", "nonce": "y", "heartbeat": time.time()}
+    commit(join(folder, "lease.json"), json.dumps(dead).encode())
+    with lease(folder, "third"):
+        assert json.loads(read_bytes(join(folder, "lease.json")))["purpose"] == "third"
+
+
+def test_a_lease_that_is_spoiled_while_it_is_held_does_not_hide_what_the_job_did(tmp_path):
+    def job():
+        with lease(str(tmp_path), "a job"):
+            (tmp_path / "lease.json").write_bytes(b"{oops")
+            raise ValueError("the job's own")
+
+    with pytest.raises(ValueError, match="the job's own"):
+        job()
+    with pytest.raises(UserError, match="is damaged"), lease(str(tmp_path), "another"):
+        pass
