@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import importlib
 import os
 import signal
 import sys
@@ -13,9 +12,8 @@ from typing import Any, NoReturn
 import typer
 
 from infra.errors import RayLost, UserError, is_of_a_store
+from infra.jobs import assets, data, doctor, edit, quickstart, submit, train
 from infra.runtime import quieten
-
-_JOBS = ("quickstart", "data", "train", "edit", "assets", "doctor", "submit")
 
 app = typer.Typer(
     name="lato",
@@ -24,8 +22,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _name in _JOBS:
-    importlib.import_module(f"infra.jobs.{_name}").register(app)
+app.command()(quickstart.quickstart)
+app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
+app.command()(edit.edit)
+app.add_typer(assets.app, name="assets")
+app.command()(doctor.doctor)
+app.command()(submit.submit)
 
 
 def main() -> None:

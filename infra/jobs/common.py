@@ -1,4 +1,4 @@
-"""What the commands share: reading a config, holding the work folder, finding models."""
+"""What the commands share: reading a config, holding the work folder, finding builds and models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from infra import assets
 from infra.config import Config, dump_config, load_config
 from infra.errors import UserError
 from infra.lease import lease
-from infra.storage import commit, folder_uri, join
+from infra.storage import commit, exists, folder_uri, join
 
 C = TypeVar("C", bound=Config)
 
@@ -31,6 +31,14 @@ def hold_work(config: Config, work_dir: str, purpose: str) -> Iterator[str]:
     with lease(work, purpose):
         commit(join(work, "config.yaml"), dump_config(config).encode())
         yield work
+
+
+def built_folder(work_dir: str) -> str:
+    """The folder of a build that is there, for commands that make none."""
+    work = folder_uri(work_dir)
+    if not exists(join(work, "worklist.parquet")):
+        raise UserError(f"{work}: no build here (worklist.parquet is missing). Give the folder of a build: --work-dir")
+    return work
 
 
 def perception_models() -> Path:

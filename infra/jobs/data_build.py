@@ -1,11 +1,109 @@
-"""What the commands of `lato data` share: their settings, a build up to a stage, the plan of one, the folder of one."""
+"""`lato data`, what makes a dataset: the build, its stages alone, columns that were not asked for, work lists of public data."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import typer
+
+from infra.jobs.options import BuildDir, ConfigFile, Settings, WorkDir
 
 
-def split_settings(settings: list[str] | None, config: str | None) -> tuple[str | None, list[str]]:
+def build(
+    settings: Settings = None,
+    work_dir: WorkDir = "work/data",
+    config: ConfigFile = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+) -> None:
+    """Sources -> observations -> pairs -> shards. Run again, it goes on where it stopped."""
+    from data_pipeline.build import build_dataset
+    from data_pipeline.config import DataConfig
+    from data_pipeline.publish import print_version
+    from infra.config import load_config
+    from infra.jobs.common import open_work, perception_models
+    from infra.runtime import stop_ray
+
+    yaml, overrides = _split(settings, config)
+    if dry_run:
+        _print_plan(load_config(DataConfig, yaml, overrides))
+        return
+    with open_work(DataConfig, yaml, overrides, work_dir, "lato data build") as (build_config, work):
+        models = perception_models()
+        print_version(build_dataset(build_config, work, models))
+        stop_ray()
+
+
+def observe(settings: Settings = None, work_dir: WorkDir = "work/data", config: ConfigFile = None) -> None:
+    """A build's first stage alone: look at all sources, pair nothing."""
+    from data_pipeline.config import DataConfig
+    from data_pipeline.observe import observe as look
+    from infra.console import say
+    from infra.jobs.common import open_work, perception_models
+    from infra.runtime import stop_ray
+
+    yaml, overrides = _split(settings, config)
+    with open_work(DataConfig, yaml, overrides, work_dir, "lato data observe") as (build_config, work):
+        ledger = look(build_config, work, perception_models()).ledger
+        for name, count in ledger.counts().items():
+            say(f"{count:>8}  {name}")
+        stop_ray()
+
+
+def pair(settings: Settings = None, work_dir: WorkDir = "work/data", config: ConfigFile = None) -> None:
+    """A build up to its verdicts: what thresholds would accept. No source is opened for it where all are observed."""
+    _build_until("pair", settings, work_dir, config)
+
+
+def render(settings: Settings = None, work_dir: WorkDir = "work/data", config: ConfigFile = None) -> None:
+    """A build up to the crops of accepted pairs; what is left then is packing."""
+    _build_until("render", settings, work_dir, config)
+
+
+def backfill(
+    names: Annotated[list[str], typer.Argument(help="Column groups: identity, occlusion, writing, surroundings, fer.")],
+    work_dir: BuildDir = "work/data",
+    pack: Annotated[str | None, typer.Option(help="Folder of an insightface pack, for identity.")] = None,
+    workers: Annotated[int, typer.Option(help="Ray actors; 0 works in this process.")] = 2,
+    gpus: Annotated[float, typer.Option(help="Share of a GPU for each.")] = 0.0,
+) -> None:
+    """Computes column groups for everything observed, from the stored face chips: no video is opened."""
+    from data_pipeline.groups import GroupsConfig, group_digests
+    from data_pipeline.groups import backfill as fill
+    from data_pipeline.ledger import read_ledger
+    from infra.console import say
+    from infra.jobs.common import perception_models
+    from infra.lease import lease
+    from infra.storage import folder_uri
+
+    work = folder_uri(work_dir)
+    ledger = read_ledger(work)
+    settings = GroupsConfig(names=tuple(names), pack=pack, gpus=gpus)
+    models = perception_models()
+    with lease(work, "lato data backfill"):
+        parts = [part for row in ledger if row.get("faces") for part in row["parts"]]
+        done = fill(parts, group_digests(models, settings), settings, models, work, workers)
+        say(f"{done} of {len(parts) * len(names)} parts computed")
+
+
+def worklist(
+    name: Annotated[str, typer.Argument(help="celebv_hq, celebv_text, hdtf or openhumanvid.")],
+    path: Annotated[str, typer.Argument(help="The list's own file; for hdtf the folder of its tables.")],
+    videos: Annotated[str, typer.Argument(help="Folder with the files, downloaded already.")],
+    out: Annotated[str, typer.Option(help="The work list that is written.")] = "worklist.parquet",
+) -> None:
+    """Turns a public list into a work list."""
+    from data_pipeline.public_lists import read_public_list
+    from data_pipeline.worklist import write_worklist
+    from infra.console import say
+    from infra.storage import folder_uri
+
+    items, missing = read_public_list(name, path, folder_uri(videos))
+    write_worklist(items, out)
+    absent = f" ({', '.join(missing[:5])} ...)" if missing else ""
+    say(f"{out}: {len(items)} sources; {len(missing)} of the list are not in {videos}{absent}")
+
+
+def _split(settings: list[str] | None, config: str | None) -> tuple[str | None, list[str]]:
     """A command's arguments as its YAML file, given by place or by name, and its overrides."""
     from infra.errors import UserError
 
@@ -15,7 +113,7 @@ def split_settings(settings: list[str] | None, config: str | None) -> tuple[str 
     return (files[0] if files else config), [text for text in settings or [] if text not in files]
 
 
-def build_until(stage: Literal["pair", "render"], settings: list[str] | None, work_dir: str, config: str | None) -> None:
+def _build_until(stage: Literal["pair", "render"], settings: list[str] | None, work_dir: str, config: str | None) -> None:
     """A build that stops after a stage and shows its funnel."""
     from data_pipeline.build import build_dataset
     from data_pipeline.config import DataConfig
@@ -23,7 +121,7 @@ def build_until(stage: Literal["pair", "render"], settings: list[str] | None, wo
     from infra.jobs.common import open_work, perception_models
     from infra.runtime import stop_ray
 
-    yaml, overrides = split_settings(settings, config)
+    yaml, overrides = _split(settings, config)
     with open_work(DataConfig, yaml, overrides, work_dir, f"lato data {stage}") as (build_config, work):
         try:
             print_version(build_dataset(build_config, work, perception_models(), until=stage))
@@ -32,7 +130,7 @@ def build_until(stage: Literal["pair", "render"], settings: list[str] | None, wo
         stop_ray()
 
 
-def print_plan(settings: Any) -> None:
+def _print_plan(settings: Any) -> None:
     """What a build would look at, and for how long."""
     from data_pipeline.observe import read_sources
     from data_pipeline.plan import plan_build
@@ -60,14 +158,3 @@ def print_plan(settings: Any) -> None:
     say(
         f"disk: {plan.observation_megabytes:,.1f} MB of observations, at most {plan.shard_megabytes:,.1f} MB of shards and as much of crops"
     )
-
-
-def built_folder(work_dir: str) -> str:
-    """The folder of a build that is there, for commands that make none."""
-    from infra.errors import UserError
-    from infra.storage import exists, folder_uri, join
-
-    work = folder_uri(work_dir)
-    if not exists(join(work, "worklist.parquet")):
-        raise UserError(f"{work}: no build here (worklist.parquet is missing). Give the folder of a build: --work-dir")
-    return work

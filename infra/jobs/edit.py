@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
+def edit(
+    image: Annotated[str, typer.Argument(help="A picture with a face.")],
+    instruction: Annotated[str, typer.Argument(help='What to change, for example "turn the head 30 degrees to the left".')],
+    pipeline: Annotated[str, typer.Option(help="Folder of a trained pipeline.")] = "work/quickstart/pipeline",
+    out: Annotated[str, typer.Option(help="The picture that is written; source, landmarks and text go beside it.")] = "edited.png",
+    landmarks: Annotated[
+        str | None, typer.Option(help="JSON with 68 [x, y] on the 512 canvas, to draw to these and predict nothing.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Euler steps.")] = 28,
+    guidance: Annotated[float, typer.Option(help="How strongly instruction and landmarks are followed.")] = 2.0,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+) -> None:
+    """Edits a face by instruction."""
+    from infra.console import say
 
-    @app.command()
-    def edit(
-        image: str = typer.Argument(help="A picture with a face."),
-        instruction: str = typer.Argument(help='What to change, for example "turn the head 30 degrees to the left".'),
-        pipeline: str = typer.Option("work/quickstart/pipeline", help="Folder of a trained pipeline."),
-        out: str = typer.Option("edited.png", help="The picture that is written; source, landmarks and text go beside it."),
-        landmarks: str = typer.Option(None, help="JSON with 68 [x, y] on the 512 canvas, to draw to these and predict nothing."),
-        steps: int = typer.Option(28, help="Euler steps."),
-        guidance: float = typer.Option(2.0, help="How strongly instruction and landmarks are followed."),
-        seed: int = typer.Option(0, help="Of the noise."),
-    ) -> None:
-        """Edits a face by instruction."""
-        from infra.console import say
-
-        written = edit_file(image, instruction, pipeline, Path(out), landmarks, steps, guidance, seed)
-        for path in written:
-            say(str(path))
+    written = edit_file(image, instruction, pipeline, Path(out), landmarks, steps, guidance, seed)
+    for path in written:
+        say(str(path))
 
 
 def edit_file(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,16 +12,12 @@ _AGENT_TRIES = 6  # each takes about 12 s: the head itself waits for an agent
 _EXCLUDES = [".git", ".venv", "work", "tests", "docs", "**/__pycache__", "**/.*_cache", "*.egg-info", ".cache"]
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-
-    @app.command()
-    def submit(
-        command: list[str] = typer.Argument(help="A lato command, after `--`: lato submit -- quickstart --work-dir /shared/demo"),
-        address: str = typer.Option("http://127.0.0.1:8265", help="Dashboard of the Ray head."),
-    ) -> None:
-        """Sends a command to a Ray head, follows its log and exits with its status."""
-        raise typer.Exit(run_remotely(command, address))
+def submit(
+    command: Annotated[list[str], typer.Argument(help="A lato command, after `--`: lato submit -- quickstart --work-dir /shared/demo")],
+    address: Annotated[str, typer.Option(help="Dashboard of the Ray head.")] = "http://127.0.0.1:8265",
+) -> None:
+    """Sends a command to a Ray head, follows its log and exits with its status."""
+    raise typer.Exit(run_remotely(command, address))
 
 
 def run_remotely(command: list[str], address: str) -> int:

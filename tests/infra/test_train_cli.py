@@ -5,7 +5,8 @@ import json
 import pytest
 
 from infra.errors import UserError
-from infra.jobs import train as job
+from infra.jobs.train import start_stage
+from infra.jobs.train_checks import load_settings, parse_source
 from tests.training.versions import publish
 from training import presets, resume_rules
 from training.config import MAY_CHANGE, EngineConfig
@@ -21,7 +22,7 @@ def version(tmp_path_factory):
 
 
 def train(version, work, *overrides, stage="tokenizer", preset="tiny", launcher="plain", fork=None, checkpoints=None, data=None, **paths):
-    job._train(stage, list(overrides), data or [version], preset, None, str(work), launcher, fork, checkpoints, paths)
+    start_stage(stage, list(overrides), data or [version], preset, None, str(work), launcher, fork, checkpoints, paths)
 
 
 @pytest.mark.parametrize(
@@ -35,14 +36,14 @@ def train(version, work, *overrides, stage="tokenizer", preset="tiny", launcher=
     ],
 )
 def test_a_source_has_an_address_and_maybe_a_weight(text, uri, weight):
-    source = job.parse_source(text)
+    source = parse_source(text)
     assert (source.uri, source.weight) == (uri, weight)
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", "inf"])
 def test_a_weight_is_above_zero(weight):
     with pytest.raises(UserError, match="expected a weight above 0"):
-        job.parse_source(f"/a/v1:{weight}")
+        parse_source(f"/a/v1:{weight}")
 
 
 def test_all_mistakes_are_one_message_and_nothing_has_started(version, tmp_path):
@@ -110,7 +111,7 @@ def test_what_a_stage_refuses_is_told_before_the_start(version, tmp_path):
 )
 def test_sizes_that_no_model_has_are_told(stage, override, said):
     with pytest.raises(UserError, match=said):
-        job._settings(stage, "tiny", None, [override])
+        load_settings(stage, "tiny", None, [override])
 
 
 def made(folder, **engine):
@@ -221,7 +222,7 @@ def test_a_run_whose_folder_is_lost_goes_on_from_checkpoints_kept_elsewhere_and_
 def test_unknown_names_are_told(given, message):
     stage, overrides, preset, config = given
     with pytest.raises(UserError, match=message):
-        job._settings(stage, preset, config, overrides)
+        load_settings(stage, preset, config, overrides)
 
 
 def test_a_plan_is_printed_and_one_that_cannot_fit_is_refused_with_the_nearest(capsys, monkeypatch):

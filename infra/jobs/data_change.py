@@ -1,0 +1,135 @@
+"""`lato data`, what changes a build or makes something of its versions: merges, removals, reopened failures; views and exports."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from infra.jobs.options import BuildDir, VersionDir
+
+
+def merge(
+    version: Annotated[str, typer.Argument(help="Name of a version.")],
+    first: Annotated[str, typer.Argument(help="Source id.")],
+    second: Annotated[str, typer.Argument(help="Source id of the same person.")],
+    work_dir: BuildDir = "work/data",
+) -> None:
+    """Confirms that two sources show one person; the next version that extends this one drops the samples in the lower of their splits."""
+    from data_pipeline.extend import merge as confirm
+    from infra.console import say
+    from infra.jobs.common import built_folder
+    from infra.lease import lease
+
+    work = built_folder(work_dir)
+    with lease(work, "lato data merge"):
+        done = confirm(work, version, first, second)
+    say(
+        f"{first} is in {done['splits'][0]}, {second} in {done['splits'][1]}: {done['dropped']} samples go with the next lato data build extends={version}"
+    )
+
+
+def forget(
+    source: Annotated[str | None, typer.Option(help="Source id.")] = None,
+    identity: Annotated[str | None, typer.Option(help="Declared person.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Everything under this licence.")] = None,
+    photo: Annotated[str | None, typer.Option(help="A photo of a person: every source that shows somebody that much alike.")] = None,
+    work_dir: BuildDir = "work/data",
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow, to name the runs that were trained on it; the work folder's own where there is one.")
+    ] = None,
+) -> None:
+    """Takes a source, a person or a licence out of observations, crops, shards, pictures in MLflow and all later builds."""
+    from data_pipeline.forget import forget as take_out
+    from data_pipeline.forget import sources_like
+    from infra.console import say
+    from infra.errors import UserError
+    from infra.jobs.common import built_folder, perception_models
+    from infra.lease import lease
+    from infra.runs import check_tracking
+    from infra.storage import exists, join
+    from infra.tracking import default_uri
+
+    work = built_folder(work_dir)
+    if tracking_uri is None and exists(join(work, "mlflow.db")):
+        tracking_uri = default_uri(work)
+    if tracking_uri:
+        check_tracking(tracking_uri)  # before anything is taken out: what is found later could not be told any more
+    with lease(work, "lato data forget"):
+        alike = sources_like(work, photo, perception_models()) if photo else []
+        for name, similarity in alike:
+            say(f"  {name} shows somebody {similarity:.2f} alike")
+        if photo and not alike:
+            raise UserError(f"{photo}: nobody in this build looks like that")
+        done = take_out(work, source, identity, licence, [name for name, _ in alike])
+    say(f"{done.sources} sources taken out")
+    if not done.sources:
+        asked = ", ".join(name for name in (source, identity, licence) if name)
+        say(f"  nobody has this name: no source of this build is {asked}. It is recorded, and kept out of later builds")
+    for version, count in done.samples.items():
+        say(f"  version {version}: {count} samples taken out")
+    if tracking_uri:
+        _tell_runs(tracking_uri, done.digests)
+
+
+def _tell_runs(tracking_uri: str, digests: list[str]) -> None:
+    """Names the runs and models that were trained on versions of which something was taken out; deletes these runs' pictures."""
+    from infra.console import say
+    from infra.registry import models_of
+    from infra.runs import delete_pictures, run_id_of, runs_that_read
+
+    for run in runs_that_read(tracking_uri, digests):
+        say(f"  trained on them: {run}; {delete_pictures(tracking_uri, run)} pictures and pages deleted there")
+        for model in models_of(tracking_uri, run_id_of(run)):
+            say(f"    a registered model that was made by it: {model}")
+
+
+def view(
+    version: VersionDir,
+    name: Annotated[str, typer.Argument(help="Name of the view; it is published beside the version.")],
+    where: Annotated[str, typer.Option(help='Conditions on manifest columns: "kind = video and identity_similarity >= 0.6".')],
+    weight: Annotated[float, typer.Option(help="How often training draws its samples, against 1 for what it is mixed with.")] = 1.0,
+) -> None:
+    """A named part of a version with a digest of its own, which training can read."""
+    from data_pipeline.subset import make_view
+    from infra.console import say
+    from infra.storage import folder_uri
+
+    folder, samples = make_view(folder_uri(version), name, where, weight)
+    say(f"{folder}: " + ", ".join(f"{count} {split}" for split, count in sorted(samples.items())))
+
+
+def export(
+    version: VersionDir,
+    folder: Annotated[str, typer.Argument(help="Where to.")],
+    licence: Annotated[
+        list[str] | None, typer.Option(help="Only these licences; `commercial` stands for all that allow commercial use.")
+    ] = None,
+) -> None:
+    """Copies a version into a folder that stands alone."""
+    from data_pipeline.subset import export as copy_out
+    from data_pipeline.subset import restricted_models
+    from infra.console import say
+    from infra.storage import folder_uri
+
+    exported, left = copy_out(folder_uri(version), folder_uri(folder), licence or [])
+    for what, counts in (("exported", exported), ("left out", left)):
+        say(f"{what}: " + (", ".join(f"{count} {licence}" for licence, count in sorted(counts.items())) or "nothing"))
+    for line in restricted_models(folder):
+        say(f"note: a model that measured or made these samples is under no licence known to allow commercial use: {line}")
+
+
+def retry(
+    reason: Annotated[str, typer.Option("--class", help="crash, hang, memory, decode, truncated, changed, missing, or render.")],
+    work_dir: BuildDir = "work/data",
+) -> None:
+    """Reopens what failed for one reason; the next build looks at it again."""
+    from data_pipeline.retry import reopen
+    from infra.console import say
+    from infra.jobs.common import built_folder
+    from infra.lease import lease
+
+    work = built_folder(work_dir)
+    with lease(work, "lato data retry"):
+        names = reopen(work, reason)
+    say(f"{len(names)} sources reopened: {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}. Run lato data build again.")
