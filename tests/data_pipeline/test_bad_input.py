@@ -17,7 +17,7 @@ from data_pipeline.sources import ContentHashes
 from data_pipeline.worker import Worker
 from data_pipeline.worklist import WorkItem, item_for, items_from_folder
 from infra.errors import UserError
-from tests.data_pipeline.test_decode import write
+from tests.data_pipeline.videos import write
 
 
 @pytest.fixture(scope="module")

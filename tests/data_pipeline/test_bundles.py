@@ -24,7 +24,7 @@ from data_pipeline.decoder import DecodeError, Decoder
 from data_pipeline.seek import read_frames_at
 from data_pipeline.segments import AnalyzeConfig, Segment, Try, bundle
 from data_pipeline.worklist import WorkItem, item_for
-from tests.data_pipeline.test_decode import write
+from tests.data_pipeline.videos import write
 
 
 def tries(seconds, attempts=0):

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,7 +16,7 @@ from data_pipeline.report import write_data_report
 from data_pipeline.sources import ContentHashes
 from data_pipeline.subset import make_view
 from data_pipeline.verify import verify_version
-from data_pipeline.worklist import item_for, read_worklist
+from data_pipeline.worklist import item_for
 from infra.cli import app
 from infra.errors import UserError
 
@@ -245,15 +243,6 @@ def test_no_pair_does_not_hide_that_sources_failed(models, tmp_path):
         build_dataset(config, str(tmp_path / "w"), models, [])
 
 
-def test_a_command_with_a_pool_of_threads_ends(tmp_path):
-    """Its idle threads wait for the end of the program, which waits for them."""
-    script = (
-        "import sys; from concurrent.futures import ThreadPoolExecutor; from infra import cli; pool = ThreadPoolExecutor(); "
-        "pool.submit(int).result(); sys.argv = ['lato', '--help']; cli.run()"
-    )
-    assert subprocess.run([sys.executable, "-c", script], timeout=300, capture_output=True, check=False).returncode == 0
-
-
 def test_both_ends_of_a_pair_count_among_the_licences_of_the_report(work):
     """A pair of a photo under one licence and one under another is under both."""
     from data_pipeline.pack import encode_table
@@ -268,22 +257,6 @@ def test_both_ends_of_a_pair_count_among_the_licences_of_the_report(work):
     page = Path(write_data_report(str(work))).read_text()
     assert '<td>CC0-1.0 and MIT</td><td class="n">1</td>' in page
     assert f'<td>CC0-1.0</td><td class="n">{len(rows) - 1}</td>' in page
-
-
-def test_relative_places_in_a_work_list_start_at_its_folder(tmp_path, monkeypatch):
-    home, elsewhere = tmp_path / "lists", tmp_path / "elsewhere"
-    for folder in (home / "clips", elsewhere / "clips"):
-        folder.mkdir(parents=True)
-    (home / "clips/a.mp4").write_bytes(b"a")
-    (elsewhere / "clips/b.mp4").write_bytes(b"b")
-    (home / "w.csv").write_text("source_id,uri,kind\na,clips/a.mp4,video\ngone,clips/gone.mp4,video\ns,s3://bucket/x.mp4,video\n")
-    monkeypatch.chdir(elsewhere)
-    found = {item.source_id: item.uri for item in read_worklist("../lists/w.csv")}
-    assert Path(found["a"]).read_bytes() == b"a" and Path(found["a"]).is_absolute()
-    assert found["s"] == "s3://bucket/x.mp4" and Path(found["gone"]).is_absolute()  # the ledger will say that it is missing
-    (home / "w.csv").write_text("source_id,uri,kind\nb,clips/b.mp4,video\n")
-    with pytest.raises(UserError, match=r"row 1: uri: 'clips/b.mp4' starts at the work list's folder.*elsewhere/clips/b.mp4 is"):
-        read_worklist("../lists/w.csv")
 
 
 def test_pictures_are_found_from_anywhere_and_the_bytes_do_not_tell_from_where(models, clip, tmp_path, monkeypatch):

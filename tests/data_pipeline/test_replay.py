@@ -18,7 +18,7 @@ from data_pipeline.replay import compare, replay
 from data_pipeline.segments import AnalyzeConfig
 from infra.cli import app
 from infra.errors import UserError
-from tests.data_pipeline.test_groups import with_keyframes
+from tests.data_pipeline.videos import with_keyframes
 
 
 @pytest.fixture(scope="module")

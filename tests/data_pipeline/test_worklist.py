@@ -1,5 +1,7 @@
 """Work lists: all mistakes of a file at once; equal rows merged; different ones under one id refused."""
 
+from pathlib import Path
+
 import av
 import cv2
 import numpy as np
@@ -131,3 +133,19 @@ def test_what_is_taken_in_can_be_read(tmp_path, suffix):
     assert len(frames) == 6
     again = read_frames_at(str(file), [frame.pts for frame in frames])
     assert all(np.array_equal(one.image, other.image) for one, other in zip(frames, again, strict=True))
+
+
+def test_relative_places_in_a_work_list_start_at_its_folder(tmp_path, monkeypatch):
+    home, elsewhere = tmp_path / "lists", tmp_path / "elsewhere"
+    for folder in (home / "clips", elsewhere / "clips"):
+        folder.mkdir(parents=True)
+    (home / "clips/a.mp4").write_bytes(b"a")
+    (elsewhere / "clips/b.mp4").write_bytes(b"b")
+    (home / "w.csv").write_text("source_id,uri,kind\na,clips/a.mp4,video\ngone,clips/gone.mp4,video\ns,s3://bucket/x.mp4,video\n")
+    monkeypatch.chdir(elsewhere)
+    found = {item.source_id: item.uri for item in read_worklist("../lists/w.csv")}
+    assert Path(found["a"]).read_bytes() == b"a" and Path(found["a"]).is_absolute()
+    assert found["s"] == "s3://bucket/x.mp4" and Path(found["gone"]).is_absolute()  # the ledger will say that it is missing
+    (home / "w.csv").write_text("source_id,uri,kind\nb,clips/b.mp4,video\n")
+    with pytest.raises(UserError, match=r"row 1: uri: 'clips/b.mp4' starts at the work list's folder.*elsewhere/clips/b.mp4 is"):
+        read_worklist("../lists/w.csv")

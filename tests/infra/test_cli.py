@@ -1,4 +1,4 @@
-"""The command line as a user meets it: a mistake is one message and exit code 2, never a traceback."""
+"""The command line as a user meets it: a mistake is one message and exit code 2, never a traceback; and a command ends."""
 
 import os
 import signal
@@ -101,3 +101,12 @@ def test_a_build_that_is_told_to_end_says_so_and_goes_on_later(tmp_path):
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "w" / "versions" / "v1" / "index.json").is_file()
+
+
+def test_a_command_with_a_pool_of_threads_ends(tmp_path):
+    """Its idle threads wait for the end of the program, which waits for them."""
+    script = (
+        "import sys; from concurrent.futures import ThreadPoolExecutor; from infra import cli; pool = ThreadPoolExecutor(); "
+        "pool.submit(int).result(); sys.argv = ['lato', '--help']; cli.run()"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=300, capture_output=True, check=False).returncode == 0

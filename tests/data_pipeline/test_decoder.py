@@ -1,0 +1,160 @@
+"""The child that decodes: it hangs, dies, eats memory, lacks a library; whose fault each is."""
+
+import errno
+import multiprocessing.forkserver
+import os
+import signal
+import struct
+import time
+
+import av
+import numpy as np
+import pytest
+
+import data_pipeline.decoder as decoder_module
+from data_pipeline.decode import _send_sampled, sample_frames
+from data_pipeline.decoder import DecodeError, Decoder, MachineError, run_decoder
+from data_pipeline.seek import _send_at
+from tests.data_pipeline.videos import write
+
+
+def _lacks_a_library(sender, path, argument):
+    raise ModuleNotFoundError("No module named 'decoder'")
+
+
+def test_a_missing_library_is_no_verdict_on_the_source():
+    with pytest.raises(MachineError, match="No module named 'decoder'"):
+        list(run_decoder(None, _lacks_a_library, "x.mp4", None))
+
+
+def _raises(sender, path, error):
+    raise error
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ESTALE])
+def test_an_error_of_the_machine_is_no_verdict_on_the_source(number):
+    with pytest.raises(MachineError, match=os.strerror(number)):
+        list(run_decoder(None, _raises, "x.mp4", OSError(number, os.strerror(number))))
+
+
+def _ffmpeg_fails(sender, path, number):
+    av.error.err_check(-number)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.EIO, "decode"), (errno.EINVAL, "decode"), (errno.ENOENT, "missing"), (errno.EACCES, "missing"), (errno.ENOMEM, "memory")],
+)
+def test_what_ffmpeg_says_of_a_file_that_can_be_read_is_the_files(tmp_path, number, kind):
+    path = write(tmp_path / "x.mp4")
+    with pytest.raises(DecodeError) as error:
+        list(run_decoder(None, _ffmpeg_fails, path, number))
+    assert error.value.kind == kind
+    if number == errno.EIO:
+        with pytest.raises(MachineError):
+            list(run_decoder(None, _ffmpeg_fails, str(tmp_path / "cannot be read"), number))
+
+
+def _hangs(sender, path, seconds):
+    sender.send(("frame", "before"))
+    time.sleep(seconds)
+
+
+def test_a_child_that_hangs_is_killed(monkeypatch, tmp_path):
+    with Decoder() as decoder:
+        assert len(list(sample_frames(write(tmp_path / "x.mp4"), 5.0, decoder=decoder))) == 10
+        child = decoder._child
+        frames = decoder.frames(_hangs, "x.mp4", 600.0)
+        assert next(frames) == "before"  # with usual patience: a busy machine takes its time
+        monkeypatch.setattr(decoder_module, "NO_PROGRESS_SECONDS", 0.5)
+        with pytest.raises(DecodeError, match="no frame for") as error:
+            next(frames)
+        assert error.value.kind == "hang"
+        assert not child.is_alive()
+
+
+def _says_that_it_lives(sender, path, times):
+    sender.send(("frame", "before"))
+    for _ in range(times):
+        time.sleep(0.5)
+        sender.send(("alive", None))
+
+
+def test_a_child_that_says_it_lives_does_not_hang(monkeypatch, tmp_path):
+    with Decoder() as decoder:
+        frames = decoder.frames(_says_that_it_lives, "x.mp4", 16)
+        assert next(frames) == "before"
+        monkeypatch.setattr(decoder_module, "NO_PROGRESS_SECONDS", 6.0)
+        assert list(frames) == []
+
+
+class _Pipe(list):
+    send = list.append
+
+
+@pytest.mark.parametrize("look", [_send_sampled, _send_at])
+def test_frames_that_are_passed_over_are_signs_of_life(tmp_path, monkeypatch, look):
+    monkeypatch.setattr(decoder_module, "_ALIVE_SECONDS", -1.0)
+    pipe = _Pipe()
+    look(pipe, write(tmp_path / "x.mp4"), (20.0, 1.5, None) if look is _send_sampled else [0.9])
+    kinds = [kind for kind, _ in pipe]
+    assert kinds[: kinds.index("frame")].count("alive") >= 10  # one a frame, before the first that is asked for
+
+
+def _takes_memory(sender, path, block):
+    """As much as it can have, in written blocks; says after each how much it holds."""
+    held = []
+    while True:
+        held.append(np.ones(block, np.uint8))
+        sender.send(("frame", len(held) * block))
+
+
+def test_a_child_gets_so_much_memory_and_no_more(tmp_path, monkeypatch):
+    block = 64 * 1024**2
+    monkeypatch.setattr(decoder_module, "MEMORY_BYTES", 16 * block)
+    with Decoder() as decoder:
+        held = 0
+        with pytest.raises(DecodeError, match="more memory than the 1,024 MB") as error:
+            for held in decoder.frames(_takes_memory, "x.mp4", block):  # noqa: B007
+                pass
+        assert error.value.kind == "memory"
+        assert 8 * block < held < 16 * block
+        assert len(list(sample_frames(write(tmp_path / "x.mp4"), 5.0, decoder=decoder))) == 10  # in a new child
+
+
+def test_the_fork_server_may_die(tmp_path):
+    path = write(tmp_path / "x.mp4")
+    assert len(list(sample_frames(path, 5.0))) == 10
+    os.kill(multiprocessing.forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+    assert len(list(sample_frames(path, 5.0))) == 10
+
+
+def _dies_in_the_middle_of_a_message(sender, path, argument):
+    sender.send(("frame", 1))
+    os.write(sender.fileno(), struct.pack("!i", 1000) + b"the first bytes of a thousand")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_child_that_dies_in_the_middle_of_a_frame_has_crashed(tmp_path):
+    with Decoder() as decoder:
+        frames = decoder.frames(_dies_in_the_middle_of_a_message, "x.mp4", None)
+        assert next(frames) == 1
+        with pytest.raises(DecodeError, match="the decoder died") as error:
+            next(frames)
+        assert error.value.kind == "crash"
+        assert len(list(sample_frames(write(tmp_path / "x.mp4"), 5.0, decoder=decoder))) == 10
+
+
+def test_a_child_that_dies_as_it_starts_has_crashed(tmp_path, monkeypatch):
+    real = decoder_module._start
+
+    def start_and_kill(context, pipe):
+        child = real(context, pipe)
+        child.kill()
+        child.join()
+        return child
+
+    monkeypatch.setattr(decoder_module, "_start", start_and_kill)
+    with pytest.raises(DecodeError, match="before it was given the video") as error:
+        list(sample_frames(write(tmp_path / "x.mp4"), 5.0))
+    assert error.value.kind == "crash"

@@ -1,0 +1,70 @@
+"""Videos that tests make: of any codec, size and timing, with sound, with keyframes where they are wanted."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+
+
+def picture(number, height=120, width=160):
+    """A gradient with a white square that moves: every frame differs from every other."""
+    image = np.linspace(40, 200, width)[None, :, None].repeat(height, 0).repeat(3, 2).astype(np.uint8)
+    left = 4 + (number * 7) % (width - 40)
+    image[20:50, left : left + 30] = (250, 250, 250)
+    return image
+
+
+def write(path, count=40, size=(120, 160), codec="libx264", pixels="yuv420p", times=None, make=picture, faststart=False, options=None):
+    with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as container:
+        quiet = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+        stream = container.add_stream(codec, rate=20, options=options or quiet)
+        stream.height, stream.width, stream.pix_fmt = *size, pixels
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number in range(count):
+            frame = av.VideoFrame.from_ndarray(make(number, *size), format="rgb24")
+            frame.pts, frame.time_base = int(times[number] * 1000) if times else number * 50, Fraction(1, 1000)
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return str(path)
+
+
+def write_with_sound(path, times, sound, last=None):
+    """Pictures at those times (seconds), the last one shown for `last` seconds, and so many seconds of silence."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=20, options={"bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 120, 160, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        voice = container.add_stream("aac", rate=48000) if sound else None
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode():
+            if last is not None:
+                packet.duration = round(last / packet.time_base)
+            container.mux(packet)
+        for number in range(int(sound * 48000) // 1024):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 48000, number * 1024, Fraction(1, 48000)
+            for packet in voice.encode(frame):
+                container.mux(packet)
+        for packet in voice.encode() if voice else ():
+            container.mux(packet)
+    return path
+
+
+def with_keyframes(path, target, every):
+    """The video, encoded anew with a keyframe now and then."""
+    with av.open(path) as given, av.open(str(target), "w") as made:
+        stream = made.add_stream("libx264", rate=30, options={"g": str(every), "sc_threshold": "0"})
+        stream.width, stream.height, stream.pix_fmt = given.streams.video[0].width, given.streams.video[0].height, "yuv420p"
+        for frame in given.decode(video=0):
+            frame.pict_type = av.video.frame.PictureType.NONE
+            for packet in stream.encode(frame):
+                made.mux(packet)
+        for packet in stream.encode():
+            made.mux(packet)
+    return str(target)
