@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import build as build_module
 from data_pipeline import pack as pack_module
+from data_pipeline import publish as publish_module
 from data_pipeline.build import build_dataset
 from data_pipeline.config import DataConfig
 from data_pipeline.forget import forget
@@ -77,7 +77,7 @@ def test_a_version_that_is_half_replaced_is_a_tombstone_too(models, tmp_path, mo
 def test_building_a_version_again_to_the_same_bytes_replaces_nothing(models, tmp_path):
     first = build_dataset(PEOPLE, str(tmp_path), models, [])
     for config in (CUT, PEOPLE):
-        last = build_dataset(PEOPLE, str(tmp_path), models, [])
+        last = build_dataset(config, str(tmp_path), models, [])
     assert last.digest == first.digest and read_index(last.uri)["replaced"] != [first.digest] and len(read_index(last.uri)["replaced"]) == 1
 
 
@@ -103,7 +103,7 @@ def test_a_version_that_is_half_replaced_is_no_version(models, tmp_path, monkeyp
     before = {path.name: path.read_bytes() for path in Path(version.uri).rglob("*") if path.is_file()}
     for stopped_at in ("encode_table", "withdraw"):
         with monkeypatch.context() as patch:
-            patch.setattr(pack_module if stopped_at == "encode_table" else build_module, stopped_at, interrupt)
+            patch.setattr(pack_module if stopped_at == "encode_table" else publish_module, stopped_at, interrupt)
             with pytest.raises(KeyboardInterrupt):
                 build_dataset(CUT, str(tmp_path), models, [])
         assert Path(version.uri, "index.json").exists() == (stopped_at == "withdraw")
