@@ -118,7 +118,7 @@ def open_datasets(mistakes: Mistakes, uris: list[str]) -> list[Any]:
 
 
 def check_parts(mistakes: Mistakes, paths: dict[str, str], datasets: list[Any]) -> dict[str, str]:
-    """What identifies the trained parts that a stage is given."""
+    """The trained parts that a stage is given, checked; what identifies each of them, by name."""
     from training.encoded import EncodedCache
     from training.stage_factory import digest_of
 
