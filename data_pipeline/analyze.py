@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from data_pipeline import observations
 from data_pipeline.attempts import clear_attempts, take_marked
+from data_pipeline.duplicates import duplicate_row, find_duplicates
 from data_pipeline.ledger import Ledger, warn_of_count
 from data_pipeline.segments import AnalyzeConfig, Segment, Try, bundle, fingerprint
 from data_pipeline.sources import ContentHashes, plan_segments
@@ -28,7 +30,7 @@ from infra.storage import commit_changed, exists, sha256_file
 from lato.faces import MODEL_FILES
 
 
-def analyze(items: list[WorkItem], config: AnalyzeConfig, models: Path, work: str) -> Ledger:
+def analyze(items: list[WorkItem], config: AnalyzeConfig, models: Path, work: str, published: Collection[str] = frozenset()) -> Ledger:
     """Observes every source that has no part yet.
 
     Args:
@@ -36,12 +38,16 @@ def analyze(items: list[WorkItem], config: AnalyzeConfig, models: Path, work: st
         config: How.
         models: Folder with the perception models under their own names.
         work: The build's folder.
+        published: Sources with samples in a version that is extended: they are used, also where others have their content.
 
     Returns:
         The ledger of all items.
+
+    Raises:
+        UserError: Of sources with equal content different things are declared.
     """
     model_hashes = {role: sha256_file(str(models / name)) for role, name in MODEL_FILES.items() if role != "embedder"}
-    planned = plan(items, config, model_hashes, work)
+    planned, duplicates = plan(items, config, model_hashes, work, published)
     segments = {segment.fingerprint: segment for pieces in planned.values() for segment in pieces}
     progress = Progress("analyze", len(segments), "segments")
     clear_attempts(work)
@@ -59,23 +65,32 @@ def analyze(items: list[WorkItem], config: AnalyzeConfig, models: Path, work: st
         if failed_rounds:
             wait(failed_rounds, 0.5)  # no memory, a node on its way out: what may have been the machine's doing needs a moment to pass
         idle_rounds = 0 if observations.committed_fingerprints(work) - done or attempts.total() > blamed else idle_rounds + 1
-    rows = [_ledger_row(item, planned[item.source_id], work) for item in items]
+    rows = [
+        duplicate_row(item.source_id, duplicates[item.source_id])
+        if item.source_id in duplicates
+        else _ledger_row(item, planned[item.source_id], work)
+        for item in items
+    ]
     return Ledger(sorted(rows, key=lambda row: row["source_id"]))
 
 
-def plan(items: list[WorkItem], config: AnalyzeConfig, model_hashes: dict[str, str], work: str) -> dict[str, list[Segment]]:
-    """Source id -> its segments with their fingerprints; none where a source cannot be read at all."""
+def plan(
+    items: list[WorkItem], config: AnalyzeConfig, model_hashes: dict[str, str], work: str, published: Collection[str]
+) -> tuple[dict[str, list[Segment]], dict[str, str]]:
+    """Source id -> its segments with their fingerprints, none where a source cannot be read at all; and duplicates -> the sources used in their place."""
     hashes = ContentHashes(work)
+    contents = {item.source_id: hashes.of(item) for item in items}
+    hashes.save()
+    duplicates = find_duplicates(items, contents, published)
     planned: dict[str, list[Segment]] = {}
     for item in items:
-        content = hashes.of(item)
-        pieces = plan_segments(item) if content else []
+        content = contents[item.source_id]
+        pieces = plan_segments(item) if content and item.source_id not in duplicates else []
         planned[item.source_id] = [
             Segment(item, start, end, str(content), fingerprint(item, start, end, str(content), config, model_hashes), seconds)
             for start, end, seconds in pieces
         ]
-    hashes.save()
-    return planned
+    return planned, duplicates
 
 
 def _ledger_row(item: WorkItem, pieces: list[Segment], work: str) -> dict[str, Any]:

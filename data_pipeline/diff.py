@@ -13,7 +13,7 @@ def diff_versions(first: str, second: str) -> dict[str, Any]:
     """Compares two published versions by their manifests.
 
     Returns:
-        `samples` of both, keys `added`, `removed`, `moved` (to another split: (key, from, to)) and `changed` (same key, other columns), counts by reason of the
+        `samples` of both, keys `added`, `removed`, `moved` (to another split: (key, from, to)) and `changed` (same key, other values in a column that both have), counts by reason of the
         second's verdict for removed keys, and whether the bytes are equal.
 
     Raises:
@@ -23,9 +23,8 @@ def diff_versions(first: str, second: str) -> dict[str, Any]:
     ours, theirs = ({str(row["key"]): row for row in read_manifest(folder)} for folder in (first, second))
     removed = sorted(ours.keys() - theirs.keys())
     shared = sorted(ours.keys() & theirs.keys())
-    columns = [
-        name for name in next(iter(ours.values()), {}) if not name.endswith(("_offset", "_length")) and name not in ("shard", "split")
-    ]
+    mine, other = (next(iter(rows.values()), {}) for rows in (ours, theirs))  # an older version may have fewer columns: that is no change
+    columns = [name for name in mine if name in other and not name.endswith(("_offset", "_length")) and name not in ("shard", "split")]
     reasons = Counter[str]()
     if removed:
         reasons = _reasons(second, removed)

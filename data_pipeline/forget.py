@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.audit import LABELS
+from data_pipeline.duplicates import duplicates_of
 from data_pipeline.extend import MERGES
 from data_pipeline.forget_files import delete_images, delete_observations, sweep_crops
 from data_pipeline.forget_versions import drop_unpublished, lost_keys, read_tombstones, refresh_view, shrink, tidy, versions_of
@@ -134,6 +135,7 @@ def sources_like(work: str, photo: str, models: Path, similarity: float = 0.45) 
         best = max((float(np.dot(vector, reading.embedding)) for vector in identities.read(part).values()), default=-1.0)
         if best >= similarity:
             alike[source] = max(best, alike.get(source, -1.0))
+    alike |= {name: alike[first] for name, first in duplicates_of(work, alike).items()}  # not looked at, and would come in their place
     return sorted(alike.items(), key=lambda entry: -entry[1])
 
 

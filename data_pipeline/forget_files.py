@@ -35,7 +35,8 @@ def sweep_crops(work: str) -> None:
 
 
 def delete_observations(work: str, lost: Removals) -> None:
-    """Deletes parts, those that later settings superseded too, attempts, content hashes and ledger rows of removed sources."""
+    """Deletes parts, those that later settings superseded too, attempts, content hashes and ledger rows of removed sources, and the rows of their
+    duplicates, which name them: the next build gives these a verdict of their own."""
     parts = [part for part, source, identity, _ in read_parts(work) if lost.covers(source, identity, None)]
     _delete_hashes(work, parts)
     clear_attempts(work)
@@ -47,7 +48,8 @@ def delete_observations(work: str, lost: Removals) -> None:
     for part in parts:
         delete(part_uri(work, part))
     uri = join(work, "ledger.jsonl")
-    kept = [row for row in read_rows(uri, ("source_id",), DERIVED) if not lost.covers(row["source_id"], None, None)]
+    rows = read_rows(uri, ("source_id",), DERIVED)
+    kept = [row for row in rows if not any(lost.covers(name, None, None) for name in (row["source_id"], row.get("same_as") or ""))]
     commit(uri, "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept).encode())
 
 

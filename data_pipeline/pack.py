@@ -281,6 +281,11 @@ def licences_of(row: dict[str, Any]) -> set[str]:
     return {row["licence"], row.get("target_licence") or row["licence"]}
 
 
+def consents_of(row: dict[str, Any]) -> set[str | None]:
+    """Consents of a manifest row, of both ends likewise; None where an older manifest does not tell."""
+    return {row.get("consent"), row.get("target_consent") or row.get("consent")}
+
+
 def licence_text(row: dict[str, Any]) -> str:
     """The same for people."""
     return " and ".join(sorted(licences_of(row)))

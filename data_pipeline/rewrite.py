@@ -18,7 +18,7 @@ from infra.backoff import passes, wait
 from infra.config import Config
 from infra.errors import UserError
 from infra.storage import commit, exists, join, read_bytes, sha256_bytes, sha256_json
-from lato.edits import Edit, Instruction, instruction_for, parse_instruction, unread_words
+from lato.edits import Edit, Instruction, Rewriting, instruction_for, parse_instruction, unread_words
 
 _PROMPT = (
     "Rewrite this instruction for a photo editor in your own words. Keep its meaning exactly: the same expression and intensity, the same directions and "
@@ -65,7 +65,7 @@ class Rewriter:
         except ValueError:
             same = False
         self._seen["rewritten" if same else "refused: not the same edit"] += 1
-        return Instruction(answer, f"{written.template} rewritten by {self._config.model}") if same else written
+        return Instruction(answer, written.template, self._rewriting(written.text, key)) if same else written
 
     def ask(self, wanted: Iterable[tuple[Edit, str, str]]) -> None:
         """Asks for the instructions of many samples (edit, key, split), some at a time; `instruction` then finds the answers.
@@ -86,13 +86,18 @@ class Rewriter:
         """Funnel rows: how many were rewritten, and how many answers were refused."""
         return [{"step": "instructions", "name": name, "count": count} for name, count in sorted(self._seen.items())]
 
+    def _rewriting(self, text: str, key: str) -> Rewriting:
+        seed = int(sha256_bytes(f"{self._config.seed}/{key}".encode())[:8], 16) % 2**31  # samples of one text get texts of their own
+        return Rewriting(model=self._config.model, prompt=_PROMPT.format(text=text), seed=seed)
+
     def _ask(self, text: str, key: str) -> str:
+        how = self._rewriting(text, key)
         asked = {
-            "model": self._config.model,
-            "seed": int(sha256_bytes(f"{self._config.seed}/{key}".encode())[:8], 16) % 2**31,  # samples of one text get texts of their own
+            "model": how.model,
+            "seed": how.seed,
             "temperature": 0.7,
             "max_tokens": 120,
-            "messages": [{"role": "user", "content": _PROMPT.format(text=text)}],
+            "messages": [{"role": "user", "content": how.prompt}],
         }
         uri = join(self._work, "rewrites", f"{sha256_json(asked)}.json")
         if not exists(uri):

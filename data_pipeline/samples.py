@@ -94,12 +94,15 @@ def _plan(
     edit, split, crops = edit_of(row), division.split_of[row["source_id"]], crops_of(row)
     assert edit is not None, "an accepted candidate has an edit"
     instruction = rewriter.instruction(edit, row["key"], split)
-    other = {} if target == item else {"target_id": target.source_id, "target_licence": target.licence}
-    if other:
-        other["target_sha256"] = ends[1]["source_sha256"]
+    other: dict[str, Any] = {}
+    if target != item:
+        other = {"target_id": target.source_id, "target_sha256": ends[1]["source_sha256"]}
+        other |= {"target_licence": target.licence, "target_consent": target.consent, "target_url": target.url}
     meta = PairMeta(
         instruction=instruction.text,
         template=instruction.template,
+        template_seed=row["key"],
+        rewriting=instruction.rewriting,
         edit=edit,
         source=_state(ends[0]),
         target=_state(ends[1]),
@@ -113,6 +116,8 @@ def _plan(
             kind=item.kind,
             identity=row["person"],
             licence=item.licence,
+            consent=item.consent,
+            url=item.url,
             scope=row["scope"],
             models=models,
             **other,
@@ -137,8 +142,12 @@ def _plan(
         "roll": edit.roll,
         "identity_similarity": meta.identity_similarity,
         "licence": item.licence,
+        "consent": item.consent,
+        "url": item.url,
         "target_id": target.source_id,
         "target_licence": target.licence,
+        "target_consent": target.consent,
+        "target_url": target.url,
     }
     return Planned(row["key"], split, columns, load)
 

@@ -16,6 +16,7 @@ from data_pipeline.card import write_card
 from data_pipeline.pack import (
     MANIFEST,
     beside,
+    consents_of,
     encode_table,
     home_of,
     licence_text,
@@ -55,7 +56,7 @@ def make_view(version: str, name: str, where: str, weight: float = 1.0) -> tuple
         version: Folder of the version.
         name: Name of the view.
         where: Conditions on manifest columns joined by `and`, for example `kind = video and identity_similarity >= 0.6 and expression in happy,sad`.
-            `licence` is asked of both ends of a pair.
+            `licence` and `consent` are asked of both ends of a pair.
         weight: How often training draws these samples, against 1 for others it is mixed with.
 
     Returns:
@@ -217,7 +218,9 @@ def _names(sign: str, value: str) -> list[str]:
 
 
 def _values(row: dict[str, Any], column: str) -> set[Any]:
-    return licences_of(row) if column == "licence" else {row[column]}
+    if column == "licence":
+        return licences_of(row)
+    return consents_of(row) if column == "consent" else {row[column]}
 
 
 def _known(rows: list[dict[str, Any]], column: str) -> list[Any]:

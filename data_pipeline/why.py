@@ -156,7 +156,15 @@ def _explain_sample(key: str, folder: str) -> list[str]:
     row = found[0]
     meta = decode_pair(key, read_members(home, row)).meta
     start = min(row[name] for name in row if name.endswith("_offset"))
-    lines = [f"shard {row['shard']} from byte {start}: {meta.instruction!r} (template {meta.template})"]
+    by = f", rewritten by {meta.rewriting.model}, seed {meta.rewriting.seed}" if meta.rewriting else ""
+    lines = [f"shard {row['shard']} from byte {start}: {meta.instruction!r} (template {meta.template}{by})"]
     source = meta.provenance
-    lines.append(f"source {source.source_id}, sha256 {source.source_sha256[:16]}, licence {source.licence}")
+    ends = [("source", source.source_id, source.source_sha256, source.licence, source.consent, source.url)]
+    if source.target_id and source.target_sha256:
+        ends.append(
+            ("target", source.target_id, source.target_sha256, str(source.target_licence), source.target_consent, source.target_url)
+        )
+    for end, name, digest, licence, consent, url in ends:
+        more = (f", consent {consent}" if consent else "") + (f", from {url}" if url else "")
+        lines.append(f"{end} {name}, sha256 {digest[:16]}, licence {licence}{more}")
     return lines + [f"  model {name:<12} sha256 {digest[:16]}" for name, digest in sorted(source.models.items())]

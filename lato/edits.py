@@ -87,12 +87,24 @@ class Edit(BaseModel):
         return self.model_copy(update={"yaw": -self.yaw, "roll": -self.roll})
 
 
+class Rewriting(BaseModel):
+    """How a language model was asked to put an instruction in its own words."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    prompt: str
+    """All of it, the template's text too."""
+    seed: int
+
+
 @dataclass(frozen=True)
 class Instruction:
-    """Instruction text and the templates it was written with (`kind/number`, joined by `+`)."""
+    """Instruction text, the templates it was written with (`kind/side/number`, joined by `+`), and how it was rewritten, where it was."""
 
     text: str
     template: str
+    rewriting: Rewriting | None = None
 
 
 _NOUNS = {

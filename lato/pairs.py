@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from lato.edits import Edit, Expression
+from lato.edits import Edit, Expression, Rewriting
 from lato.landmarks import Landmarks, validate_landmarks
 
 MEMBERS = ("json", "landmarks.npy", "source.jpg", "target.jpg")
@@ -55,10 +55,16 @@ class Provenance(BaseModel):
     scope: Literal["same_track", "same_person"]
     models: dict[str, str]
     """Perception model name -> sha256."""
+    consent: str | None = None
+    """As the work list has it; None in samples of older versions."""
+    url: str | None = None
+    """Where it was published, where that is known."""
     target_id: str | None = None
-    """These three say the same of the target, where it is of another source."""
+    """These five say the same of the target, where it is of another source."""
     target_sha256: str | None = None
     target_licence: str | None = None
+    target_consent: str | None = None
+    target_url: str | None = None
 
 
 class PairMeta(BaseModel):
@@ -68,6 +74,7 @@ class PairMeta(BaseModel):
 
     instruction: str
     template: str
+    """Ids of the templates it was written with."""
     edit: Edit
     source: FaceState
     target: FaceState
@@ -79,6 +86,10 @@ class PairMeta(BaseModel):
     provenance: Provenance
     reasoning: str | None = None
     """Chain of thought for the landmark predictor, where one was written."""
+    template_seed: str | None = None
+    """What templates and words were drawn by; None in samples of older versions."""
+    rewriting: Rewriting | None = None
+    """By which model the template's text was rewritten, and how it was asked; None where it stands as it was written."""
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def test_only_the_edit_and_nothing_else_is_taken(endpoint, tmp_path, reply, take
     replies[0] = reply
     found = Rewriter(RewriteConfig(endpoint=address), str(tmp_path)).instruction(HAPPY, "p", "train")
     assert (found.text == reply) == taken
-    assert ("rewritten by" in found.template) == taken
+    assert (found.rewriting is not None) == taken
 
 
 def test_every_text_of_ours_is_accounted_for():

@@ -1,0 +1,69 @@
+"""Sources of one content under different names: one is used, the others are rejected(duplicate), and no pixel of theirs is read.
+
+Which one stays depends on names alone, and on what a version that is extended has: not on workers, nor on the order of the work list.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from data_pipeline.worklist import WorkItem
+from infra.errors import UserError
+from infra.state import DERIVED, read_rows
+from infra.storage import join, sha256_bytes
+
+_DECLARED = ("identity", "licence", "consent", "split")
+"""What must be said alike of equal contents: a row that is not used would take with it what it alone says."""
+_EMPTY = sha256_bytes(b"")
+
+
+def find_duplicates(items: list[WorkItem], contents: Mapping[str, str | None], published: Collection[str] = frozenset()) -> dict[str, str]:
+    """Finds sources that show the same: equal content, kind, span and box. Empty files do not: each is a failure of its own.
+
+    Args:
+        items: The work list.
+        contents: Source id -> digest of its content; None where it cannot be read.
+        published: Sources with samples in the version that is extended: these stay, whatever their names.
+
+    Returns:
+        Source id -> the source that is used in its place: one that is published, or else the first by name.
+
+    Raises:
+        UserError: Something else is declared of a duplicate than of the source that stays; all of them, a line each.
+    """
+    same: dict[Any, list[WorkItem]] = defaultdict(list)
+    for item in sorted(items, key=lambda item: item.source_id):
+        content = contents[item.source_id]
+        if content and content != _EMPTY:
+            same[content, item.kind, item.start or 0.0, item.end, item.box].append(item)
+    found: dict[str, str] = {}
+    mistakes = []
+    for work in same.values():
+        first = next((item for item in work if item.source_id in published), work[0])
+        others = [item for item in work if item != first and item.source_id not in published]
+        found |= {item.source_id: first.source_id for item in others}
+        said = {name: {str(getattr(item, name)) for item in (first, *others)} for name in _DECLARED}
+        differs = [f"{name} {' or '.join(sorted(values))}" for name, values in said.items() if len(values) > 1]
+        if differs:
+            mistakes.append(f"  {', '.join(item.source_id for item in (first, *others))}: {', '.join(differs)}")
+    if mistakes:
+        raise UserError(
+            "sources have the same content, and the work list says different things of them. Say one thing, or leave all but one out:\n"
+            + "\n".join(mistakes)
+        )
+    return found
+
+
+def duplicate_row(source_id: str, first: str) -> dict[str, Any]:
+    """The ledger row of a source that is not used because `first` has its content."""
+    message = f"same content as {first}"
+    return {"source_id": source_id, "status": "rejected", "reason": "duplicate", "message": message, "same_as": first, "parts": []}
+
+
+def duplicates_of(work: str, names: Iterable[str]) -> dict[str, str]:
+    """Source id -> which of `names` it is a duplicate of, as the last build left it."""
+    wanted = set(names)
+    rows = read_rows(join(work, "ledger.jsonl"), ("source_id",), DERIVED)
+    return {row["source_id"]: row["same_as"] for row in rows if row.get("same_as") in wanted}
