@@ -13,8 +13,8 @@ def diff_versions(first: str, second: str) -> dict[str, Any]:
     """Compares two published versions by their manifests.
 
     Returns:
-        `samples` of both, keys `added`, `removed`, `moved` (to another split: (key, from, to)) and `changed` (same key, other values in a column that both have), counts by reason of the
-        second's verdict for removed keys, and whether the bytes are equal.
+        `samples` of both, keys `added`, `removed`, `moved` (to another split: (key, from, to)) and `changed` (same key, other values in a column that
+        both have), counts by reason of the second's verdict for removed keys, and whether the bytes are equal.
 
     Raises:
         UserError: One of them is no published version.

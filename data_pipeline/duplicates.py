@@ -42,7 +42,7 @@ def find_duplicates(items: list[WorkItem], contents: Mapping[str, str | None], p
     mistakes = []
     for work in same.values():
         first = next((item for item in work if item.source_id in published), work[0])
-        others = [item for item in work if item != first and item.source_id not in published]
+        others = [item for item in work if item.source_id != first.source_id and item.source_id not in published]
         found |= {item.source_id: first.source_id for item in others}
         said = {name: {str(getattr(item, name)) for item in (first, *others)} for name in _DECLARED}
         differs = [f"{name} {' or '.join(sorted(values))}" for name, values in said.items() if len(values) > 1]

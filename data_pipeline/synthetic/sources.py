@@ -104,7 +104,11 @@ def edit_photos(
         except OSError:
             continue  # the analysis says so of the photo itself
         records[photo.source_id] = join(work, "synthetic", f"{name}_{sha256_json([EDITS_VERSION, settings, content])[:24]}.json")
-    todo = [(photo.uri, photo.source_id, records[photo.source_id]) for photo in photos if not exists(records.get(photo.source_id, work))]
+    first = {
+        record: name for name, record in sorted(records.items(), reverse=True)
+    }  # of equal photos one is edited: by name, not by who is quicker
+    mine = [photo for photo in photos if first.get(records.get(photo.source_id, "")) == photo.source_id]
+    todo = [(photo.uri, photo.source_id, records[photo.source_id]) for photo in mine if not exists(records[photo.source_id])]
     progress = Progress(name, len(todo), "photos")
     for _done in run_all(functools.partial(_Worker, name, make, work, config.seed), todo, workers, gpus):
         progress.advance()

@@ -42,6 +42,7 @@ from lato.faces.points68 import FacePoints68
 from lato.faces.quality import measure
 from tests.benchmarks.page import Row
 from tests.benchmarks.short_sources import cpu
+from tests.data_pipeline.soak import tell_apart
 
 CLIPS = {"single_face": None, "face_noface": None, "carphone": None, "franck": 120.0}
 """Clip -> seconds of it that are looked at."""
@@ -153,14 +154,18 @@ def detector_on_every_frame() -> Iterator[None]:
 
 
 class Built:
-    """A clip looked at by the builder in a folder of its own; or as many clips, each a copy of it."""
+    """A clip looked at by the builder in a folder of its own; or as many clips, copies of it that differ in a box that is not read."""
 
     def __init__(self, name: str, models: Path, copies: int = 1) -> None:
         self.work = tempfile.mkdtemp()
         self._models, self._config = models, AnalyzeConfig(workers=0)
         self._digests = group_digests(models, self._config.groups)
-        item = item_for(str(assets.path(name)), end=CLIPS[name])
-        items = [item.model_copy(update={"source_id": f"{name}{number}"}) for number in range(copies)]
+        items = []
+        for number in range(copies):
+            path = f"{self.work}/{name}{number}{assets.path(name).suffix}"
+            shutil.copyfile(assets.path(name), path)
+            tell_apart(path)
+            items.append(item_for(path, source_id=f"{name}{number}", end=CLIPS[name]))
         self.ledger = analyze(items, self._config, models, self.work).rows
         self.parts = [row["parts"][0] for row in self.ledger]
         self.part = self.parts[0]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from data_pipeline.analyze import analyze
 from data_pipeline.decode import sample_frames
 from data_pipeline.image_set import content_sha256
 from data_pipeline.perceive import watch_video
@@ -202,6 +203,28 @@ def test_a_file_without_permission(tmp_path):
     path.write_bytes(b"x")
     path.chmod(0)
     assert ContentHashes(str(tmp_path)).of(item_for(str(path))) is None
+
+
+COPIES = {
+    "a photo": ("jpg", lambda f: encoded(f, "JPEG"), {}, ["ok", "rejected: duplicate"]),
+    "text for a photo": ("jpg", lambda f: b"403 forbidden", {}, ["failed: decode", "rejected: duplicate"]),
+    "an empty file": ("jpg", lambda f: b"", {}, ["failed: decode", "failed: decode"]),
+    "a photo, of which another face is meant": ("jpg", lambda f: encoded(f, "JPEG"), {"box": (0.0, 0.0, 1.0, 1.0)}, ["ok", "ok"]),
+    "a video cut short": ("mp4", lambda f: b"\0" * 99, {}, ["failed: decode", "rejected: duplicate"]),
+    "a set": ("json", lambda f: b'{"images": []}', {}, ["rejected: no face", "rejected: duplicate"]),
+}
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_one_content_under_two_names(models, face, tmp_path, kind):
+    suffix, make, columns, expected = COPIES[kind]
+    paths = [tmp_path / f"{name}.{suffix}" for name in "ab"]
+    for path in paths:
+        path.write_bytes(make(face))
+    ledger = analyze([item_for(str(paths[0])), item_for(str(paths[1]), **columns)], AnalyzeConfig(workers=0), models, str(tmp_path / "w"))
+    found = [row["status"] + (f": {row['reason']}" if row["reason"] else "") for row in ledger.rows]
+    assert found == expected
+    assert all(row["message"] == "same content as a" for row in ledger.rows if row["reason"] == "duplicate")
 
 
 def test_two_files_that_would_share_an_id(tmp_path, face):

@@ -220,7 +220,8 @@ def test_nothing_to_pair_is_said(models, clip, tmp_path, ray_session):
 def test_a_source_that_changes_or_goes_before_it_is_cut_loses_its_pairs_and_is_named(models, clip, tmp_path, monkeypatch, capsys):
     import data_pipeline.publish as module
 
-    for name in ("changes", "goes", "stays"):  # of equal content, and so of equal crops
+    boxes = {"changes": (0.0, 0.0, 1.0, 1.0), "goes": (0.0, 0.0, 1.0, 0.99), "stays": None}  # equal content and crops, and no duplicates
+    for name in boxes:
         shutil.copy(clip("single_face"), tmp_path / f"{name}.mp4")
     real = module.divide
 
@@ -231,7 +232,7 @@ def test_a_source_that_changes_or_goes_before_it_is_cut_loses_its_pairs_and_is_n
         return real(*args)
 
     monkeypatch.setattr(module, "divide", meanwhile)
-    items = [item_for(str(tmp_path / f"{name}.mp4"), licence="test") for name in ("changes", "goes", "stays")]
+    items = [item_for(str(tmp_path / f"{name}.mp4"), licence="test", box=box) for name, box in boxes.items()]
     version = build_dataset(crash_chain.CONFIG, str(tmp_path / "w"), models, items)
     lost = [row["source_id"] for row in read_candidates(version.uri) if row["verdict"] == "render failed"]
     assert set(lost) == {"changes", "goes"}

@@ -5,17 +5,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 from data_pipeline import forget as forget_module
 from data_pipeline import forget_files, forget_versions
 from data_pipeline.build import build_dataset
 from data_pipeline.config import DataConfig
+from data_pipeline.diff import diff_versions
 from data_pipeline.extend import merged_away
 from data_pipeline.forget import PENDING, forget
 from data_pipeline.groups import GroupsConfig
 from data_pipeline.observe import observe
-from data_pipeline.pack import MANIFEST, encode_table, read_manifest, read_members
+from data_pipeline.pack import MANIFEST, PackConfig, encode_table, read_index, read_manifest, read_members, write_shard
 from data_pipeline.rules import PairingConfig
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.subset import export, make_view
@@ -23,6 +25,7 @@ from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig
 from data_pipeline.synthetic.warp import WarpConfig
 from data_pipeline.verify import verify_version
+from data_pipeline.why import why
 from data_pipeline.worklist import item_for
 from infra.errors import UserError
 from infra.storage import sha256_bytes, sha256_file, sha256_json
@@ -42,7 +45,10 @@ EDITED = PHOTOS.model_copy(update={"synthetic": SyntheticConfig(warp=WarpConfig(
 def built(models, clip, tmp_path_factory):
     """Two photos of one declared person under two licences: a pair each way."""
     work = tmp_path_factory.mktemp("ends") / "w"
-    items = [item_for(clip("obama"), licence="CC0-1.0", identity="o"), item_for(clip("obama2"), licence="secret-NC", identity="o")]
+    items = [
+        item_for(clip("obama"), licence="CC0-1.0", identity="o", consent="public", url="https://a.example/1"),
+        item_for(clip("obama2"), licence="secret-NC", identity="o", consent="asked"),
+    ]
     version = build_dataset(PHOTOS, str(work), models, items)
     rows = read_manifest(version.uri)
     assert sorted((row["source_id"], row["target_id"], row["licence"], row["target_licence"]) for row in rows) == [
@@ -75,6 +81,57 @@ def test_the_sample_says_whose_its_target_is(built):
     row = next(row for row in read_manifest(str(work / "versions/v1")) if row["source_id"] == "obama")
     origin = decode_pair(row["key"], read_members(str(work / "versions/v1"), row)).meta.provenance
     assert (origin.target_id, origin.target_licence, origin.target_sha256) == ("obama2", "secret-NC", sha256_file(items[1].uri))
+    assert (origin.consent, origin.url, origin.target_consent, origin.target_url) == ("public", "https://a.example/1", "asked", None)
+    assert all(row[name] == getattr(origin, name) for name in ("consent", "url", "target_consent", "target_url"))
+    text = "\n".join(why(row["key"], str(work)))
+    assert "licence CC0-1.0, consent public, from https://a.example/1" in text and "target obama2, sha256" in text
+
+
+NEW = ("consent", "url", "target_consent", "target_url")
+
+
+def test_a_version_without_consents_is_read_extended_and_made_parts_of(copied, built, models, clip, tmp_path):
+    """As they were written before samples had consent, URL and how their text came about."""
+    folder = str(copied / "versions/v1")
+    shutil.copytree(folder, copied / "versions/new")
+    index, rows, shards = read_index(folder), [], []
+    for shard in index["shards"]:
+        samples = []
+        for row in (row for row in read_manifest(folder) if row["shard"] == shard["name"]):
+            members = read_members(folder, row)
+            meta = json.loads(members["json"])
+            meta["provenance"] = {name: value for name, value in meta["provenance"].items() if name not in NEW}
+            meta = {name: value for name, value in meta.items() if name not in ("template_seed", "rewriting")}
+            samples.append(({n: v for n, v in row.items() if n not in NEW}, members | {"json": json.dumps(meta).encode()}))
+        data, written = write_shard(samples, shard["name"])
+        Path(folder, "shards", shard["name"]).write_bytes(data)
+        rows += written
+        shards.append({**shard, "bytes": len(data), "sha256": sha256_bytes(data)})
+    table = encode_table(rows)
+    Path(folder, MANIFEST).write_bytes(table)
+    index |= {"shards": shards, "manifest_sha256": sha256_bytes(table)}
+    index["digest"] = sha256_json({"shards": shards, "manifest": index["manifest_sha256"]})
+    Path(folder, "index.json").write_text(json.dumps(index))
+    assert verify_version(folder) == []
+    for first, second in (("v1", "new"), ("new", "v1")):
+        found = diff_versions(str(copied / "versions" / first), str(copied / "versions" / second))
+        assert not (found["changed"] or found["added"] or found["removed"] or found["equal"])
+    assert make_view(folder, "view", "licence in CC0-1.0,secret-NC")[1] == {rows[0]["split"]: 2}
+    with pytest.raises(UserError, match="there is no such column"):
+        make_view(folder, "asked", "consent = asked")
+    export(folder, str(tmp_path / "out"))
+    assert verify_version(str(tmp_path / "out")) == []
+    third = tmp_path / "third.png"
+    Image.open(clip("obama2")).convert("RGB").resize((700, 700)).save(third)
+    items = [*built[1], item_for(str(third), licence="MIT", identity="o", consent="public")]
+    extended = build_dataset(PHOTOS.model_copy(update={"name": "v2", "extends": "v1"}), str(copied), models, items)
+    assert verify_version(extended.uri) == []
+    there = {row["key"]: row for row in read_manifest(extended.uri)}
+    assert all(there[row["key"]]["consent"] is None for row in rows) and len(there) > 2
+    kept = make_view(extended.uri, "public", "consent = public")[0]  # of both ends; who does not tell it is left out
+    assert {(row["source_id"], row["target_id"]) for row in read_manifest(kept)} == {("obama", "third"), ("third", "obama")}
+    assert forget(str(copied), source="obama2").samples == {"v1": 2, "new": 2, "v2": 2}
+    assert verify_version(folder) == [] == verify_version(extended.uri)
 
 
 @pytest.mark.parametrize("asked", [{"source": "obama2"}, {"licence": "secret-NC"}, {"sources": ("obama2",)}, {"source": "obama"}])

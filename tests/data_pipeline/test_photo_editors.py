@@ -13,7 +13,7 @@ from PIL import Image
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
-from data_pipeline.pack import read_manifest
+from data_pipeline.pack import read_manifest, read_members
 from data_pipeline.rewrite import RewriteConfig
 from data_pipeline.rules import PairingConfig
 from data_pipeline.segments import AnalyzeConfig
@@ -21,9 +21,11 @@ from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.diffusers_edit import DiffusersConfig, choose_edits, declare
 from data_pipeline.synthetic.sources import SyntheticConfig, edit_photos
 from data_pipeline.synthetic.warp import WarpConfig, expression_shift, move_landmarks, warp
+from data_pipeline.why import why
 from data_pipeline.worklist import item_for, read_worklist
 from infra.errors import UserError
-from lato.edits import Edit, Expression, Intensity, parse_instruction
+from lato.edits import Edit, Expression, Intensity, instruction_for, parse_instruction
+from lato.pairs import decode_pair
 
 
 def config(**synthetic):
@@ -220,6 +222,13 @@ def test_rewritten_instructions_must_say_the_same(endpoint, models, tmp_path):
     assert counts["rewritten"] > counts["refused: not the same edit"] > 0
     assert sum(row["instruction"].startswith("Please: ") for row in rows) == counts["rewritten"]
     assert all(parse_instruction(row["instruction"]) for row in rows)
+    for row in rows:  # the sample says how its text came about
+        meta = decode_pair(row["key"], read_members(version.uri, row)).meta
+        assert instruction_for(meta.edit, meta.template_seed, meta.split).template == meta.template
+        assert (meta.rewriting is not None) == meta.instruction.startswith("Please: ")
+        if meta.rewriting:
+            assert meta.rewriting.model == "m" and meta.rewriting.prompt.endswith(instruction_for(meta.edit, row["key"], meta.split).text)
+            assert f"rewritten by m, seed {meta.rewriting.seed}" in " ".join(why(row["key"], str(tmp_path)))
     before = len(asked)
     (tmp_path / "versions/v1/index.json").unlink()
     assert build_dataset(rewritten, str(tmp_path), models).digest == version.digest

@@ -44,7 +44,11 @@ def test_each_sample_asks_for_its_own_and_only_once(endpoint, tmp_path):
     wanted = [(HAPPY, f"p_{number}", "train") for number in range(12)]
     rewriter.ask(wanted)
     assert len(asked) == 14 and len({request["seed"] for request in asked}) == 12
-    assert {rewriter.instruction(*one).text for one in wanted} == {"Make the person look happy"}
+    written = [rewriter.instruction(*one) for one in wanted]
+    assert {one.text for one in written} == {"Make the person look happy"}
+    told = {(one.rewriting.model, one.rewriting.prompt, one.rewriting.seed) for one in written}
+    assert told == {(request["model"], request["messages"][0]["content"], request["seed"]) for request in asked}
+    assert [one.template for one in written] == [instruction_for(*one).template for one in wanted]
     assert len(asked) == 14
     assert rewriter.counts() == [{"step": "instructions", "name": "rewritten", "count": 12}]
 
