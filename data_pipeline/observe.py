@@ -11,6 +11,7 @@ from data_pipeline.groups import backfill, group_digests, group_models
 from data_pipeline.holdout import Holdout
 from data_pipeline.identities import NAME, Identities
 from data_pipeline.ledger import Ledger
+from data_pipeline.pack import read_manifest, sources_of
 from data_pipeline.removals import FILE, Removals
 from data_pipeline.rules import READ_FROM
 from data_pipeline.synthetic.sources import synthetic_sources
@@ -37,7 +38,7 @@ class Observed:
 
     def digest(self) -> str:
         """Of all that pairs are made from."""
-        tied = [item.model_dump(include={"source_id", "group", "split", "licence"}) for item in self.items.values()]
+        tied = [item.model_dump(include={"source_id", "group", "split", "licence", "consent", "url"}) for item in self.items.values()]
         parts = sorted(part for row in self.ledger.rows for part in row["parts"])
         return sha256_json({"parts": parts, "columns": self.columns, "items": tied, "holdout": self.holdout.digest})
 
@@ -58,7 +59,9 @@ def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] |
     digests = group_digests(models, config.analyze.groups)
     items = _sources(config, work, models, extra or [])
     holdout = Holdout.read(config.holdout, models, config.analyze.groups)
-    ledger = analyze(items, config.analyze, models, work)
+    extended = read_manifest(join(work, "versions", config.extends)) if config.extends else []
+    published = {name for row in extended for name in sources_of(row)}
+    ledger = analyze(items, config.analyze, models, work, published)
     write_ledger(ledger, join(work, "ledger.jsonl"))
     _stop_if_pending(ledger)
     parts = [part for row in ledger.usable() for part in row["parts"]]

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-import data_pipeline.analyze as analyze_module
-from data_pipeline.analyze import AnalyzeConfig, analyze
+import data_pipeline.worker as worker_module
+from data_pipeline.analyze import analyze
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.duplicates import duplicates_of, find_duplicates
 from data_pipeline.forget import forget, sources_like
 from data_pipeline.image_set import commit_set, content_sha256
+from data_pipeline.pack import read_manifest
+from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.sources import ContentHashes
 from data_pipeline.synthetic.sources import synthetic_sources
 from data_pipeline.verify import verify_version
@@ -76,9 +78,9 @@ def built(models, clip, tmp_path_factory):
     folder = tmp_path_factory.mktemp("twice")
     for name in ("first", "second"):
         shutil.copyfile(clip("single_face"), folder / f"{name}.mp4")
-    opened, real = [], analyze_module.sample_frames
+    opened, real = [], worker_module.sample_frames
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(analyze_module, "sample_frames", lambda path, *rest: opened.append(Path(path).stem) or real(path, *rest))
+        patch.setattr(worker_module, "sample_frames", lambda path, *rest: opened.append(Path(path).stem) or real(path, *rest))
         items = [item_for(str(folder / f"{name}.mp4"), licence="test") for name in ("second", "first")]
         version = build_dataset(CONFIG, str(folder / "w"), models, items)
     return folder, items, version, opened
@@ -133,8 +135,21 @@ def test_of_equal_photos_one_is_edited_whatever_their_order(models, clip, tmp_pa
     assert find_duplicates(items, {item.source_id: hashes.of(item) for item in items}) == {"b": "a", "b_warp": "a_warp"}
 
 
-def test_a_published_source_keeps_its_place(built, models, tmp_path):
-    folder, items, _, _ = built
-    work = shutil.copytree(folder / "w", tmp_path / "w")
-    rows = analyze(items, CONFIG.analyze, models, str(work), {"second"}).rows
-    assert {row["source_id"]: row["reason"] for row in rows} == {"first": "duplicate", "second": None}
+def test_an_extension_keeps_what_it_extends_and_new_names_are_its_duplicates(built, models, tmp_path):
+    """The version has `second`; `first` comes later, and would be before it by name."""
+    _, items, _, _ = built
+    work = str(tmp_path / "w")
+    version = build_dataset(CONFIG, work, models, items[:1])
+    extended = build_dataset(CONFIG.model_copy(update={"name": "v2", "extends": "v1"}), work, models, items)
+    before, after = ({row["key"]: row for row in read_manifest(uri)} for uri in (version.uri, extended.uri))
+    assert all(after[key] == row for key, row in before.items())
+    assert "second" in {row["source_id"] for row in after.values()} and "first" not in {row["source_id"] for row in after.values()}
+    assert why("first", work, "v2")[0] == "source first: rejected (duplicate): same content as second"
+
+
+def test_another_url_is_another_version(built, models, tmp_path):
+    folder, items, version, _ = built
+    work = str(shutil.copytree(folder / "w", tmp_path / "w"))
+    again = build_dataset(CONFIG, work, models, [item.model_copy(update={"url": "https://a.example"}) for item in items])
+    assert again.digest != version.digest
+    assert {row["url"] for row in read_manifest(again.uri) if row["kind"] == "video"} == {"https://a.example"}
