@@ -62,8 +62,10 @@ def duplicate_row(source_id: str, first: str) -> dict[str, Any]:
     return {"source_id": source_id, "status": "rejected", "reason": "duplicate", "message": message, "same_as": first, "parts": []}
 
 
-def duplicates_of(work: str, names: Iterable[str]) -> dict[str, str]:
-    """Source id -> which of `names` it is a duplicate of, as the last build left it."""
-    wanted = set(names)
+def duplicates_of(work: str, names: Iterable[str]) -> set[str]:
+    """Sources with the content of some, whichever of them was used, as the last build left it; without these themselves."""
     rows = read_rows(join(work, "ledger.jsonl"), ("source_id",), DERIVED)
-    return {row["source_id"]: row["same_as"] for row in rows if row.get("same_as") in wanted}
+    used = {row["source_id"]: row.get("same_as") or row["source_id"] for row in rows}
+    given = set(names)
+    wanted = {used.get(name, name) for name in given}
+    return {name for name, first in used.items() if first in wanted} - given

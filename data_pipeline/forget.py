@@ -61,7 +61,7 @@ def forget(
 
     Args:
         work: The build's folder.
-        source: Source id.
+        source: Source id; what has the same content goes with it.
         identity: Declared person.
         licence: Licence.
         sources: More source ids.
@@ -71,8 +71,10 @@ def forget(
     """
     if not exists(join(work, "worklist.parquet")):
         raise UserError(f"{work}: no build here (worklist.parquet is missing)")
-    asked: list[tuple[str, str | None]] = [("source", hash_name(name)) for name in sources]
-    asked += [("source", source and hash_name(source)), ("identity", identity and hash_name(identity)), ("licence", licence)]
+    names = [*sources, *([source] if source else [])]
+    names += sorted(duplicates_of(work, names))  # the same content under another name would come in its place
+    asked: list[tuple[str, str | None]] = [("source", hash_name(name)) for name in names]
+    asked += [("identity", identity and hash_name(identity)), ("licence", licence)]
     if not any(value for _, value in asked):
         raise UserError("nothing to forget: give --source, --identity, --licence or --photo")
     Removals.read(work)  # nothing is added to a damaged file
@@ -135,7 +137,6 @@ def sources_like(work: str, photo: str, models: Path, similarity: float = 0.45) 
         best = max((float(np.dot(vector, reading.embedding)) for vector in identities.read(part).values()), default=-1.0)
         if best >= similarity:
             alike[source] = max(best, alike.get(source, -1.0))
-    alike |= {name: alike[first] for name, first in duplicates_of(work, alike).items()}  # not looked at, and would come in their place
     return sorted(alike.items(), key=lambda entry: -entry[1])
 
 
