@@ -18,9 +18,12 @@ import numpy as np
 
 from data_pipeline.candidates import read_candidates
 from data_pipeline.decoder import DecodeError
-from data_pipeline.rules import LIMITS, VERIFIERS
+from data_pipeline.pack import read_manifest_table
+from data_pipeline.rules import LIMITS, VERIFIERS, PairingConfig
 from data_pipeline.sheet import draw_candidate
 from data_pipeline.versions import whole_version
+from data_pipeline.why import pairing_config
+from data_pipeline.words import instruction_of, missed_by
 from data_pipeline.worklist import read_worklist
 from infra.errors import UserError
 from infra.state import INPUT, read_rows
@@ -34,11 +37,11 @@ _TEMPLATE = Path(__file__).parent / "templates/audit.html.jinja"
 
 @dataclass(frozen=True)
 class Entry:
-    """A pair to be labelled: its key, stratum (`accepted`, or the filter that refused it), edit, and its scores."""
+    """A pair to be labelled: its key, stratum (`accepted`, or the filter that refused it), instruction, and why it was refused."""
 
     key: str
     stratum: str
-    edit: str
+    instruction: str
     score: str
 
 
@@ -53,29 +56,40 @@ def wilson(passed: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def choose(work: str, version: str, per_stratum: int, seed: int) -> list[Entry]:
-    """The sample: of accepted pairs by sha256 of seed and key, of each filter's refused ones those nearest to its threshold among a seeded tenth."""
+    """The sample: of accepted pairs by sha256 of seed and key, of each filter's refused ones those nearest to its threshold among a seeded tenth.
+
+    The strata are mixed, by that sha256 too: who labels does not know what the build decided, and who stops early has labelled some of each.
+    """
+    folder = join(work, "versions", version)
+    config, said = pairing_config(folder), _instructions(folder)
+
+    def drawn(row: dict[str, Any]) -> bytes:
+        return hashlib.sha256(f"{seed}/{row['key']}".encode()).digest()
+
     strata: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in read_candidates(join(work, "versions", version)):
+    for row in read_candidates(folder):
         if row["verdict"] == "accepted" or row["verdict"] in _AUDITED:
             strata[row["verdict"]].append(row)
-    chosen = []
+    chosen: list[dict[str, Any]] = []
     for stratum in sorted(strata):
-        ordered = sorted(strata[stratum], key=lambda row: hashlib.sha256(f"{seed}/{row['key']}".encode()).digest())
+        ordered = sorted(strata[stratum], key=drawn)
         if stratum != "accepted":
             score, _, sign = _AUDITED[stratum]
             ordered = sorted(ordered[: max(per_stratum, len(ordered) // 10)], key=lambda row: -row[score] * sign)
-        for row in ordered[:per_stratum]:
-            chosen.append(Entry(row["key"], stratum, row["edit"] or "none", _told(row)))
-    return chosen
+        chosen += ordered[:per_stratum]
+    return [_entry(row, config, said) for row in sorted(chosen, key=drawn)]
 
 
-def _told(row: dict[str, Any]) -> str:
-    if row["verdict"] == "accepted":
-        return ""
-    if row["verdict"] == "expression verifier":
-        return f"reads as {row['from_expression']}, then {row['to_expression']}"
-    score = _AUDITED[row["verdict"]][0]
-    return f"{score} {row[score]:.3g}"
+def _entry(row: dict[str, Any], config: PairingConfig, said: dict[str, str]) -> Entry:
+    verdict = row["verdict"]
+    why = "" if verdict == "accepted" else missed_by(row, verdict, config)
+    return Entry(row["key"], verdict, said.get(row["key"]) or instruction_of(row), why)
+
+
+def _instructions(folder: str) -> dict[str, str]:
+    """Key of a sample -> its instruction, which a language model may have written."""
+    table = read_manifest_table(folder)
+    return dict(zip(table["key"].to_pylist(), table["instruction"].to_pylist(), strict=True)) if len(table) else {}
 
 
 def read_labels(work: str) -> dict[str, bool]:
@@ -126,7 +140,7 @@ class _Page:
     """What the browser asks for: the page, a pair's picture, and to keep a label."""
 
     def __init__(self, work: str, version: str, entries: list[Entry], seed: int) -> None:
-        self._work, self._entries, self._seed = work, entries, seed
+        self._work, self._version, self._entries, self._seed = work, version, entries, seed
         wanted = {entry.key for entry in entries}
         self._rows = {row["key"]: row for row in read_candidates(join(work, "versions", version)) if row["key"] in wanted}
         self._uris = {item.source_id: item.uri for item in read_worklist(join(work, "worklist.parquet"))}
@@ -136,13 +150,13 @@ class _Page:
     def show(self) -> bytes:
         labels = read_labels(self._work)
         entries = [asdict(entry) | {"label": labels.get(entry.key)} for entry in self._entries]
-        return self._html.render(entries=entries, rates=summarize(self._work)).encode()
+        return self._html.render(version=self._version, entries=entries, rates=summarize(self._work)).encode()
 
-    def picture(self, key: str) -> bytes | None:
+    def picture(self, key: str, landmarks: bool) -> bytes | None:
         if key not in self._rows:
             return None
         try:
-            image = draw_candidate(self._rows[key], self._uris, self._work, side=384)
+            image = draw_candidate(self._rows[key], self._uris, self._work, side=384, landmarks=landmarks)
         except (DecodeError, FileNotFoundError, ValueError):
             image = np.full((120, 480, 3), 255, np.uint8)
             cv2.putText(image, "the source can no longer be read", (8, 60), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (160, 0, 0), 2)
@@ -172,7 +186,7 @@ class _Page:
                 try:
                     if self.path == "/":
                         self._answer(200, "text/html; charset=utf-8", page.show())
-                    elif self.path.startswith("/pair/") and (found := page.picture(self.path.removeprefix("/pair/"))):
+                    elif self.path.startswith("/pair/") and (found := self._picture()):
                         self._answer(200, "image/jpeg", found)
                     else:
                         self._answer(404, _TEXT, b"not here")
@@ -194,12 +208,19 @@ class _Page:
                 else:
                     self._answer(200, _TEXT, b"kept")
 
+            def _picture(self) -> bytes | None:
+                key, _, how = self.path.removeprefix("/pair/").partition("?")
+                return page.picture(key, landmarks=how != "plain")
+
             def _answer(self, status: int, kind: str, body: bytes) -> None:
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                try:
+                    self.end_headers()
+                    self.wfile.write(body)
+                except ConnectionError:
+                    self.close_connection = True  # the browser went on to another picture; what it sent was kept before
 
             def log_message(self, format: str, *args: Any) -> None:
                 """Says nothing of each request."""

@@ -37,8 +37,8 @@ def draw_sheet(pairs: list[FacePair], columns: int = 4) -> npt.NDArray[np.uint8]
     return np.vstack([np.hstack(cells[start : start + columns]) for start in range(0, len(cells), columns)])
 
 
-def draw_candidate(row: dict[str, Any], uris: dict[str, str], work: str, side: int) -> npt.NDArray[np.uint8]:
-    """Source and target of any judged pair with their landmarks, side by side, read from the sources.
+def draw_candidate(row: dict[str, Any], uris: dict[str, str], work: str, side: int, landmarks: bool = True) -> npt.NDArray[np.uint8]:
+    """Source and target of any judged pair with their landmarks, if asked, side by side, read from the sources.
 
     Raises:
         DecodeError, FileNotFoundError, ValueError: A source can no longer be read.
@@ -50,7 +50,8 @@ def draw_candidate(row: dict[str, Any], uris: dict[str, str], work: str, side: i
         else:
             with staged(uris[end["source_id"]]) as path:
                 image = read_frames_at(str(path), [end["pts"]])[0].image
-        face = draw_landmarks(crop_landmarks(end, crop), decode_image(cut(image, crop), "crop"))
+        face = decode_image(cut(image, crop), "crop")
+        face = draw_landmarks(crop_landmarks(end, crop), face) if landmarks else face
         pictures.append(cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA))
     return np.hstack(pictures)
 
