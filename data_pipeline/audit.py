@@ -68,7 +68,7 @@ def choose(work: str, version: str, per_stratum: int, seed: int) -> list[Entry]:
 
     strata: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in read_candidates(folder):
-        if row["verdict"] == "accepted" or row["verdict"] in _AUDITED:
+        if (row["verdict"] == "accepted" or row["verdict"] in _AUDITED) and instruction_of(row):  # without one nobody could judge it
             strata[row["verdict"]].append(row)
     chosen: list[dict[str, Any]] = []
     for stratum in sorted(strata):
@@ -83,7 +83,7 @@ def choose(work: str, version: str, per_stratum: int, seed: int) -> list[Entry]:
 def _entry(row: dict[str, Any], config: PairingConfig, said: dict[str, str]) -> Entry:
     verdict = row["verdict"]
     why = "" if verdict == "accepted" else missed_by(row, verdict, config)
-    return Entry(row["key"], verdict, said.get(row["key"]) or instruction_of(row), why)
+    return Entry(row["key"], verdict, said.get(row["key"]) or str(instruction_of(row)), why)
 
 
 def _instructions(folder: str) -> dict[str, str]:

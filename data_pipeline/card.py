@@ -33,9 +33,10 @@ def _card(index: dict[str, Any], manifest: list[dict[str, Any]]) -> str:
         for limit, label in ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e12, "n>1M"))
         if len(manifest) < limit
     )
+    sources = {row[end] for row in manifest for end in ("source_id", "target_id") if row.get(end)}
     licences = sorted(set[str]().union(*map(licences_of, manifest)))
     return f"""---
-pretty_name: {index["name"]}
+pretty_name: {json.dumps(index["name"])}
 license: {"cc0-1.0" if licences == ["CC0-1.0"] else "other"}
 task_categories: [image-to-image]
 size_categories: ["{size}"]
@@ -49,14 +50,25 @@ configs:
 # {index["name"]}
 
 Pairs of pictures of one person before and after an edit of expression or head pose, with the instruction, 68 landmarks of both on a 512 px canvas, and where each
-comes from. {len(manifest):,} samples, digest `{index["digest"]}`.
+comes from. {len(manifest):,} samples of {len({row["identity"] for row in manifest}):,} people from {len(sources):,} sources, digest `{index["digest"]}`.
 
 A sample is `<key>.source.jpg`, `<key>.target.jpg`, `<key>.landmarks.npy` (float32, 2 x 68 x 2) and `<key>.json`. `manifest.parquet` has a row a sample with the byte
 offset of every member; `index.json` has the sha256 of every shard.
 
+```python
+import webdataset
+
+for sample in webdataset.WebDataset("shards/train-000000.tar", shardshuffle=False).decode("rgb"):
+    source, target, meta = sample["source.jpg"], sample["target.jpg"], sample["json"]  # meta["instruction"], meta["edit"], meta["provenance"]
+```
+
 | split | samples |
 |---|---|
 {counts(str(row["split"]) for row in manifest)}
+
+| kind of source | samples |
+|---|---|
+{counts(str(row["kind"]) for row in manifest)}
 
 | kind of edit | samples |
 |---|---|

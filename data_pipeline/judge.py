@@ -116,7 +116,7 @@ def _judge_piece(table: pa.Table, rules: Rules, used: Usage, asked: Asked) -> tu
     if rules.labels:
         good = _among(table["key"], [key for key, label in rules.labels.items() if label])
         waived = waived | good
-        code[good & (code != CODE["no edit of ours"])] = ACCEPTED
+        code[good & (code != CODE["no edit of ours"]) & ~_without_edit(table)] = ACCEPTED
         code[_among(table["key"], [key for key, label in rules.labels.items() if not label])] = CODE["labelled bad"]
     code[(code == ACCEPTED) & np.asarray(table["held_out"])] = CODE["held out"]
     if rules.frozen:
@@ -125,19 +125,23 @@ def _judge_piece(table: pa.Table, rules: Rules, used: Usage, asked: Asked) -> tu
     return code, _choose(table, code, frozen, waived | frozen, rules.config, used, asked)
 
 
+def _without_edit(table: pa.Table) -> npt.NDArray[np.bool_]:
+    """Pairs that no label can make a sample of, as `edit_of` has no instruction for them, whatever refused them first."""
+    steps = np.stack([np.asarray(table[f"step_{axis}"]) for axis in AXES])
+    return ((np.asarray(table["edit_expression"]) < 0) & (steps == 0).all(axis=0)) | (np.abs(steps).max(axis=0) > 90)
+
+
 def _among(column: pa.ChunkedArray, keys: list[str]) -> npt.NDArray[np.bool_]:
     return np.asarray(pc.is_in(column, value_set=pa.array(keys, pa.string())))
 
 
 def _apply_limits(table: pa.Table, config: PairingConfig) -> npt.NDArray[np.int8]:
     """First verdict that holds, in the order of `VERDICTS`; identity is not among them yet."""
-    steps = np.stack([np.asarray(table[f"step_{axis}"]) for axis in AXES])
     expression = np.asarray(table["edit_expression"])
-    nothing = (expression < 0) & (steps == 0).all(axis=0)
     conditions = [
         np.asarray(table["misread"]),
         np.asarray(table["declared_miss"]) > config.pose_tolerance,
-        nothing | (np.asarray(table["pose_miss"]) > config.pose_tolerance) | (np.abs(steps).max(axis=0) > 90),
+        _without_edit(table) | (np.asarray(table["pose_miss"]) > config.pose_tolerance),
         (expression >= 0) & ~VERIFIABLE[np.maximum(expression, 0)],
     ]
     limits = [name for name in LIMITS if name != "identity"]

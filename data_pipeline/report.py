@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jinja2
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -19,32 +15,31 @@ import pyarrow.compute as pc
 
 from data_pipeline.audit import summarize, wilson
 from data_pipeline.candidates import read_candidates_table
-from data_pipeline.decoder import DecodeError
 from data_pipeline.extend import COMPONENTS
 from data_pipeline.ledger import read_ledger
 from data_pipeline.pack import licence_text, read_index, read_manifest
 from data_pipeline.pairing import AXES, SCORES
-from data_pipeline.rules import LIMITS, PASSED, VERIFIERS, PairingConfig
+from data_pipeline.report_pairs import accepted_pairs, rejected_pairs
+from data_pipeline.report_plots import plot_correlation, show_filter
+from data_pipeline.rules import LIMITS, PASSED, VERIFIERS
 from data_pipeline.second_opinion import NAMES, second_opinion
-from data_pipeline.sheet import draw_candidate, draw_sheet, read_samples
 from data_pipeline.versions import whole_version
 from data_pipeline.why import pairing_config
-from data_pipeline.worklist import read_worklist
+from data_pipeline.words import VERDICTS_SAID
+from data_pipeline.worklist import WorkItem, read_worklist
 from infra.state import PUBLISHED, read_json
 from infra.storage import commit, exists, join
 from lato.edits import POSE_STEP, Expression
 
-matplotlib.use("Agg")
-_SHEET = 12
-_REJECTED = 4
-_NEAREST = 400
-"""Of a filter's refused pairs those nearest to its threshold, among which pairs of different sources are looked for."""
 _COVERAGE_GOAL = 50
 """Samples that a cell of the coverage table should have."""
+_MOST = 20
+"""Rows of a list that may be of any length; how many more there are is told."""
 _POSES = ("same pose", *(f"{axis} {step:+d}" for axis in AXES for step in (POSE_STEP, -POSE_STEP)))
-"""Columns that the coverage table always has."""
+_OTHER_POSE = "other steps"
+"""Of two axes at once, or larger: too many cells to ask for samples in each."""
 _SHOWN = LIMITS | {"pose discriminator": VERIFIERS["pose discriminator"]}
-"""Filters with a score, so that there is a nearest miss."""
+"""Filters with a score to plot."""
 _NEEDED = ("verdict", "kind", "source_id", "edit_kind", "from_skin_ita", "from_face_px", "to_face_px", "from_width", *SCORES)
 Names = npt.NDArray[np.str_]
 
@@ -67,32 +62,37 @@ def write_data_report(work: str, version: str = "v1") -> str:
     candidates, manifest = read_candidates_table(folder, list(_NEEDED)), read_manifest(folder)
     judged = candidates.filter(pc.not_equal(candidates["verdict"], "no edit of ours"))
     passed = np.asarray(pc.is_in(judged["verdict"], value_set=pa.array(PASSED)))
-    asked = np.isfinite(np.asarray(judged["similarity"], np.float64)) & np.asarray(pc.not_equal(judged["kind"], "synthetic"))
-    alike = np.asarray(pc.not_equal(judged["verdict"], "identity"))
     ledger = read_ledger(work)
     config = pairing_config(folder)
-    picked = sorted(manifest, key=lambda row: str(row["key"]))[:: max(1, len(manifest) // _SHEET)][:_SHEET]
+    items = {item.source_id: item for item in read_worklist(join(work, "worklist.parquet"))}
     template = jinja2.Template((Path(__file__).parent / "templates/report.html.jinja").read_text(), autoescape=True)
     coverage = _coverage(manifest)
     short = [goal for _, cells in coverage[1] for _, goal in cells if goal]
+    people = Counter(str(row["identity"]) for row in manifest)
+    failed = [row for row in ledger if row["status"] == "failed"]
     page = template.render(
         name=version,
-        digest=index["digest"],
+        index=index,
         samples=Counter(str(row["split"]) for row in manifest),
-        funnel=read_json(join(folder, "funnel.json"), mend=PUBLISHED),
-        filters=[(verdict, *_filter(judged, passed, verdict, config)) for verdict in _SHOWN],
-        correlation=_plot_correlation(judged),
+        people=Counter(people.values()),
+        largest=max(people.values(), default=0),
+        sources=(len({name for row in manifest for name in (row["source_id"], row["target_id"])}), len(ledger)),
+        most=_MOST,
+        funnel=_funnel(read_json(join(folder, "funnel.json"), mend=PUBLISHED)),
+        filters=[show_filter(judged, passed, verdict, config) for verdict in _SHOWN],
+        judged=len(judged),
+        correlation=plot_correlation(judged),
         coverage=coverage,
         short=(len(short), sum(short)),
         goal=_COVERAGE_GOAL,
-        groups=[(name, _rates(names, passed), _rates(names[asked], alike[asked])) for name, names in _groups(judged, work)],
-        accepted=_picture(draw_sheet(read_samples(folder, picked), columns=3)) if picked else None,
-        rejected=[(verdict, _picture(sheet)) for verdict, sheet in _rejected_sheets(folder, work)],
+        groups=[(name, *_rates(names, order, judged, passed)) for name, names, order in _groups(judged, items)],
+        accepted=accepted_pairs(folder, manifest),
+        rejected=rejected_pairs(folder, work, config),
+        said=VERDICTS_SAID,
         failures=Counter(f"{row['status']}: {row['reason']}" for row in ledger if row.get("reason")).most_common(),
-        failed=[row for row in ledger if row["status"] == "failed"][:20],
+        failed=failed,
         warned=[row for row in ledger if row.get("warnings")],
-        people=Counter(Counter(str(row["identity"]) for row in manifest).values()),
-        licences=Counter(map(licence_text, manifest)).most_common(),
+        licences=Counter((licence_text(row), _consents(row, items)) for row in manifest).most_common(),
         audit=summarize(work),
         opinion=second_opinion(ledger, work),
         expressions=NAMES,
@@ -103,62 +103,89 @@ def write_data_report(work: str, version: str = "v1") -> str:
     return uri
 
 
-def _rates(names: Names, passed: npt.NDArray[np.bool_]) -> list[tuple[str, int, int, float, float, float]]:
-    """Group -> candidates with an edit, accepted (or over a quota only), rate and interval."""
+def _funnel(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The funnel with what each row means, and its share of what went into its step."""
+    most = Counter[str]()
+    for row in rows:
+        most[row["step"]] = most[row["step"]] + row["count"] if row["step"] == "samples" else max(most[row["step"]], row["count"])
+    return [
+        {**row, "said": VERDICTS_SAID.get(row["name"].removeprefix("rejected: "), ""), "share": row["count"] / max(1, most[row["step"]])}
+        for row in rows
+    ]
+
+
+def _consents(row: dict[str, Any], items: dict[str, WorkItem]) -> str:
+    """Of source and target, as the work list has it; generated people have none to give."""
+    if row["kind"] == "synthetic":
+        return "not needed: drawn"
+    return " and ".join(sorted({items[name].consent if name in items else "unknown" for name in (row["source_id"], row["target_id"])}))
+
+
+def _rates(names: Names, order: tuple[str, ...], judged: pa.Table, passed: npt.NDArray[np.bool_]) -> tuple[list[dict[str, Any]], bool, int]:
+    """A row a group: candidates with an edit, their sources, those that passed, and of the real ones that were asked those of one person, with intervals;
+    whether any was asked; how many groups are left out, the smallest."""
+    asked = np.isfinite(np.asarray(judged["similarity"], np.float64)) & np.asarray(pc.not_equal(judged["kind"], "synthetic"))
+    alike = asked & np.asarray(pc.not_equal(judged["verdict"], "identity"))
+    sources = np.unique(np.asarray(judged["source_id"]).astype(str), return_inverse=True)[1]
     groups, place = np.unique(names, return_inverse=True)
-    total = np.bincount(place, minlength=len(groups)).tolist()
-    good = np.bincount(place, weights=passed, minlength=len(groups)).astype(int).tolist()
-    return [(str(g), n, k, k / n, *wilson(k, n)) for g, n, k in zip(groups, total, good, strict=True)]
+
+    def count(of: npt.NDArray[np.bool_]) -> list[int]:
+        return np.bincount(place, weights=of, minlength=len(groups)).astype(int).tolist()
+
+    several = np.bincount(np.unique(np.stack([place, sources]), axis=1)[0], minlength=len(groups)).tolist()
+    counts = zip(groups.tolist(), several, count(np.ones(len(names), bool)), count(passed), count(asked), count(alike), strict=True)
+    rows = [
+        {"group": g, "sources": s, "pairs": n, "passed": k, "interval": wilson(k, n), "asked": a, "one": o, "alike": wilson(o, a)}
+        for g, s, n, k, a, o in counts
+    ]
+    kept = sorted(sorted(rows, key=lambda row: -row["pairs"])[:_MOST], key=lambda row: row["group"])
+    return sorted(kept, key=lambda row: order.index(row["group"]) if order else 0), bool(asked.any()), len(rows) - len(kept)
 
 
-def _groups(judged: pa.Table, work: str) -> Iterator[tuple[str, Names]]:
-    """Every way of grouping pairs: its name, and each pair's group."""
+def _groups(judged: pa.Table, items: dict[str, WorkItem]) -> Iterator[tuple[str, Names, tuple[str, ...]]]:
+    """Every way of grouping pairs: its name, each pair's group, and the order of groups that have one."""
     sizes = np.minimum(np.asarray(judged["from_face_px"]), np.asarray(judged["to_face_px"]))
-    yield "kind of source", np.asarray(judged["kind"]).astype(str)
-    yield "skin tone (ITA)", _banded(judged["from_skin_ita"], (-30, 10, 28, 41, 55), _SKIN)
-    yield "face size", _banded(sizes, (96, 192, 384), ("1 under 96 px", "2 96-192 px", "3 192-384 px", "4 384 px and more"))
-    yield "resolution", _banded(judged["from_width"], (640, 1280), ("1 under 640 px wide", "2 640-1279 px", "3 1280 px and more"))
-    yield "edit", np.asarray(judged["edit_kind"]).astype(str)
-    attributes = {item.source_id: item.attributes for item in read_worklist(join(work, "worklist.parquet"))}
+    yield "kind of source", np.asarray(judged["kind"]).astype(str), ()
+    yield "skin tone (individual typology angle, degrees)", _banded(judged["from_skin_ita"], (-30, 10, 28, 41, 55), _SKIN), _SKIN[::-1]
+    yield "face size", _banded(sizes, (96, 192, 384), _FACES), _FACES
+    yield "resolution", _banded(judged["from_width"], (640, 1280), _WIDTHS), _WIDTHS
+    yield "edit", np.asarray(judged["edit_kind"]).astype(str), ()
     sources, place = np.unique(np.asarray(judged["source_id"]).astype(str), return_inverse=True)
+    attributes = {name: items[name].attributes for name in sources.tolist() if name in items}
     for name in sorted({name for found in attributes.values() for name in found} - {"made_from"}):
-        of = [attributes.get(source, {}).get(name, "(none)") for source in sources]
-        yield f"attribute {name}", np.array(of, str)[place] if of else np.zeros(0, str)
+        of = [attributes.get(source, {}).get(name, "(none)") for source in sources.tolist()]
+        yield f"{name} (of the work list)", np.array(of, str)[place] if of else np.zeros(0, str), ()
 
 
-_SKIN = (
-    "6 dark (< -30)",
-    "5 brown (-30 to 10)",
-    "4 tan (10 to 28)",
-    "3 intermediate (28 to 41)",
-    "2 light (41 to 55)",
-    "1 very light (> 55)",
-)
+_SKIN = ("dark (under -30)", "brown (-30 to 10)", "tan (10 to 28)", "intermediate (28 to 41)", "light (41 to 55)", "very light (over 55)")
+_FACES = ("under 96 px", "96 to 191 px", "192 to 383 px", "384 px and more")
+_WIDTHS = ("under 640 px wide", "640 to 1279 px", "1280 px and more")
 
 
 def _banded(values: Any, bounds: tuple[float, ...], names: tuple[str, ...]) -> Names:
     return np.array(names)[np.digitize(np.asarray(values, np.float64), bounds)]
 
 
-def _coverage(manifest: list[dict[str, Any]]) -> tuple[list[str], list[tuple[str, list[tuple[int, int]]]]]:
-    """Expression that an edit leads to x pose step -> samples, and how many the cell lacks. What no edit can be, and steps of two axes, lack nothing."""
-    poses = [*_POSES, *sorted({_pose(row) for row in manifest} - set(_POSES))]
+def _coverage(manifest: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, list[tuple[int, int]]]]]:
+    """Expression that an edit leads to x pose step -> samples, and how many the cell lacks. What no edit can be, and other steps, lack nothing."""
     counts = Counter((str(row["expression"] or "same expression"), _pose(row)) for row in manifest)
     rows = [*(expression.value for expression in Expression), "same expression"]
 
     def lacks(name: str, pose: str) -> int:
-        wanted = pose in _POSES and (name, pose) != ("same expression", "same pose")
+        wanted = pose != _OTHER_POSE and (name, pose) != ("same expression", "same pose")
         return max(0, _COVERAGE_GOAL - counts[name, pose]) if wanted else 0
 
+    poses = (*_POSES, _OTHER_POSE)
     return poses, [(name, [(counts[name, pose], lacks(name, pose)) for pose in poses]) for name in rows]
 
 
 def _pose(row: dict[str, Any]) -> str:
-    return " ".join(f"{axis} {int(row[axis]):+d}" for axis in AXES if row[axis]) or "same pose"
+    pose = " ".join(f"{axis} {int(row[axis]):+d}" for axis in AXES if row[axis]) or "same pose"
+    return pose if pose in _POSES else _OTHER_POSE
 
 
 def _components(folder: str, manifest: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """What is never split: the largest components by samples with their sources, how many there are, and tracks left out; None for a view."""
+    """What is never split: the largest components by samples with their sources, how many there are of each size, and tracks left out; None for a view."""
     if not exists(join(folder, COMPONENTS)):
         return None
     found = read_json(join(folder, COMPONENTS), ("components", "links", "bridges"), PUBLISHED)
@@ -166,119 +193,5 @@ def _components(folder: str, manifest: list[dict[str, Any]]) -> dict[str, Any] |
     samples = Counter(of_source.get(row["source_id"], row["source_id"]) for row in manifest)
     sources, total = Counter(of_source.values()), max(1, len(manifest))
     largest = [(name.removeprefix("source:"), sources[name], count, count / total) for name, count in samples.most_common(10)]
-    return {"largest": largest, "count": len(samples), "links": len(found["links"]), "bridges": found["bridges"]}
-
-
-def _filter(judged: pa.Table, passed: npt.NDArray[np.bool_], verdict: str, config: PairingConfig) -> tuple[int, str, str]:
-    """How many a filter refuses, what is lacking, and the distribution of its score before and after with its threshold."""
-    from matplotlib import pyplot, ticker
-
-    score, name, _ = _SHOWN[verdict]
-    before = np.asarray(judged[score], np.float64)
-    passed, before = passed[np.isfinite(before)], before[np.isfinite(before)]  # a score that was not asked for
-    limit = float(getattr(config, name))
-    known = "" if len(before) or not len(judged) else f"{score} (not computed)"
-    figure, axes = pyplot.subplots(figsize=(3.6, 2.0))
-    if len(before):
-        low, high = np.percentile(before, [0.5, 99.5])
-        edges = np.linspace(min(low, limit), max(high, limit) + 1e-9, 40).tolist()
-        axes.hist(np.clip(before, edges[0], edges[-1]), edges, color="#c9ced6", label="judged")
-        axes.hist(np.clip(before[passed], edges[0], edges[-1]), edges, color="#3b6fb6", label="passed all")
-        axes.axvline(limit, color="#c0392b", linewidth=1.2)
-        axes.set_yscale("symlog")
-        axes.legend(fontsize=6, frameon=False)
-    axes.set_title(f"{score} (threshold {limit:g})", fontsize=8)
-    axes.tick_params(labelsize=7)
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
-    return pc.sum(pc.equal(judged["verdict"], verdict)).as_py() or 0, known, _figure(figure)
-
-
-def _plot_correlation(judged: pa.Table) -> str:
-    from matplotlib import pyplot
-
-    values = np.stack([np.asarray(judged[name], np.float64) for name in SCORES], axis=1)
-    matrix = _correlate(values)
-    figure, axes = pyplot.subplots(figsize=(7.2, 6.2))
-    axes.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r")
-    axes.set_xticks(range(len(SCORES)), SCORES, rotation=45, fontsize=8, ha="right")
-    axes.set_yticks(range(len(SCORES)), SCORES, fontsize=8)
-    for (i, j), value in np.ndenumerate(matrix):
-        if np.isfinite(value):
-            axes.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=7, color="white" if abs(value) > 0.6 else "black")
-    return _figure(figure)
-
-
-def _correlate(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Correlation of each two columns over the rows where both are known; NaN where one does not vary there. Identity, asked of the good pairs only, so
-    takes no rows from the others."""
-    width = values.shape[1]
-    matrix = np.full((width, width), np.nan)
-    known = np.isfinite(values)
-    for i in range(width):
-        for j in range(i, width):
-            both = values[known[:, i] & known[:, j]][:, [i, j]]
-            if len(both) > 2 and (np.ptp(both, axis=0) > 0).all():
-                matrix[i, j] = matrix[j, i] = np.asarray(np.corrcoef(both.T))[0, 1]
-    return matrix
-
-
-def _rejected_sheets(folder: str, work: str) -> list[tuple[str, npt.NDArray[np.uint8]]]:
-    """Filter -> the pairs that missed it by least, of different sources as far as there are, drawn from the sources."""
-    uris = {item.source_id: item.uri for item in read_worklist(join(work, "worklist.parquet"))}
-    table = read_candidates_table(folder)
-    sheets = []
-    for verdict in ("expression verifier", *_SHOWN):
-        score, _, sign = (VERIFIERS | _SHOWN)[verdict]
-        refused = table.filter(pc.equal(table["verdict"], verdict))
-        order = np.argsort(-np.asarray(refused[score], np.float64) * sign, kind="stable")[:_NEAREST]
-        strips: list[npt.NDArray[np.uint8]] = []
-        for row in _of_different_sources(refused.take(order).to_pylist()):
-            said = f"reads as {row['to_expression']}" if verdict == "expression verifier" else f"{score} {row[score]:.3g}"
-            strip = _draw_rejected(row, uris, work, said)
-            strips += [] if strip is None else [strip]
-            if len(strips) == _REJECTED:
-                break
-        if strips:
-            sheets.append((verdict, np.hstack(strips)))
-    return sheets
-
-
-def _of_different_sources(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first pair of each source, then the second of each and so on; of a pair and its reverse only one."""
-    seen: Counter[str] = Counter()
-    ends: set[frozenset[tuple[str, int]]] = set()
-    ordered = []
-    for number, row in enumerate(rows):
-        both = frozenset({(row["from_part"], row["from_row"]), (row["to_part"], row["to_row"])})
-        if both not in ends:
-            ends.add(both)
-            ordered.append((seen[row["source_id"]], number, row))
-            seen[row["source_id"]] += 1
-    return [row for _, _, row in sorted(ordered, key=lambda entry: entry[:2])]
-
-
-def _draw_rejected(row: dict[str, Any], uris: dict[str, str], work: str, caption: str) -> npt.NDArray[np.uint8] | None:
-    """Source and target of a rejected pair with landmarks; None where the source can no longer be read."""
-    try:
-        strip = draw_candidate(row, uris, work, side=150)
-    except (DecodeError, FileNotFoundError, ValueError):
-        return None
-    bar = np.full((22, strip.shape[1], 3), 255, np.uint8)
-    cv2.putText(bar, caption, (3, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (20, 20, 20), 1, cv2.LINE_AA)
-    return cv2.copyMakeBorder(np.vstack([strip, bar]), 3, 3, 3, 3, cv2.BORDER_CONSTANT, value=(255, 255, 255))  # type: ignore[return-value]
-
-
-def _picture(image: npt.NDArray[np.uint8]) -> str:
-    return base64.b64encode(
-        cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
-    ).decode()
-
-
-def _figure(figure: Any) -> str:
-    from matplotlib import pyplot
-
-    buffer = io.BytesIO()
-    figure.tight_layout()
-    figure.savefig(buffer, dpi=110)
-    pyplot.close(figure)
-    return base64.b64encode(buffer.getvalue()).decode()
+    sizes = sorted(Counter(sources[name] for name in samples).items())
+    return {"largest": largest, "count": len(samples), "sizes": sizes, "links": len(found["links"]), "bridges": found["bridges"]}

@@ -76,10 +76,15 @@ def _face_of(source_id: str, work: str) -> npt.NDArray[np.uint8]:
     return face
 
 
-def _draw_pair(pair: FacePair) -> npt.NDArray[np.uint8]:
+def draw_faces(pair: FacePair, side: int) -> npt.NDArray[np.uint8]:
+    """Source and target of a sample with their landmarks, side by side."""
     pictures = []
     for image, landmarks in ((pair.source_image(), pair.landmarks[0]), (pair.target_image(), pair.landmarks[1])):
-        pictures.append(cv2.resize(draw_landmarks(landmarks, image), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA))
+        pictures.append(cv2.resize(draw_landmarks(landmarks, image), (side, side), interpolation=cv2.INTER_AREA))
+    return np.hstack(pictures)
+
+
+def _draw_pair(pair: FacePair) -> npt.NDArray[np.uint8]:
     caption = np.full((40, 2 * _SIDE, 3), 255, np.uint8)
     words, line = pair.meta.instruction.split(), ""
     lines: list[str] = []
@@ -89,5 +94,5 @@ def _draw_pair(pair: FacePair) -> npt.NDArray[np.uint8]:
         line = f"{line} {word}".strip()
     for number, text in enumerate([*lines, line][:2]):
         cv2.putText(caption, text, (4, 15 + 17 * number), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (20, 20, 20), 1, cv2.LINE_AA)
-    cell = np.vstack([np.hstack(pictures), caption])
+    cell = np.vstack([draw_faces(pair, _SIDE), caption])
     return cv2.copyMakeBorder(cell, 4, 4, 4, 4, cv2.BORDER_CONSTANT, value=(255, 255, 255))  # type: ignore[return-value]

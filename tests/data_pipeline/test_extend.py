@@ -268,6 +268,8 @@ def test_labels_are_taken_in_a_page_and_beat_the_filters(first, models):
         refused = next(entry for entry in entries if entry.stratum != "accepted")
         assert accepted.key in urllib.request.urlopen(address).read().decode()
         assert urllib.request.urlopen(f"{address}/pair/{accepted.key}").read()[:2] == b"\xff\xd8"
+        drawn, plain = (urllib.request.urlopen(f"{address}/pair/{accepted.key}{how}").read() for how in ("", "?plain"))
+        assert plain[:2] == b"\xff\xd8" and plain != drawn  # without landmarks
         assert post({"key": accepted.key, "good": False}).status == 200
         assert post({"key": refused.key, "good": True}).status == 200
         for body, kind in (({"key": "nobody", "good": True}, "application/json"), ({"key": accepted.key, "good": True}, "text/plain")):

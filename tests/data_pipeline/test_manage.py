@@ -1,5 +1,6 @@
 """After the build: why, the report and what it is made of, other settings."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -13,9 +14,10 @@ from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
 from data_pipeline.diff import diff_versions
 from data_pipeline.groups import GroupsConfig, backfill, group_digests
-from data_pipeline.pack import read_manifest
+from data_pipeline.pack import read_index, read_manifest
 from data_pipeline.publish import Stopped
-from data_pipeline.report import _correlate, write_data_report
+from data_pipeline.report import write_data_report
+from data_pipeline.report_plots import correlate
 from data_pipeline.rules import LIMITS, PairingConfig
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
@@ -24,6 +26,7 @@ from data_pipeline.verify import verify_version
 from data_pipeline.why import why
 from data_pipeline.worklist import item_for
 from infra.errors import UserError
+from lato.edits import parse_instruction
 from tests.data_pipeline.small import CONFIG, build
 
 
@@ -108,7 +111,9 @@ def test_the_report_shows_every_part(built, models):
         "Funnel",
         *(f"{verdict}: " for verdict in LIMITS),
         "pose discriminator: ",
-        "skin tone (ITA)",
+        "individual typology angle",
+        f"from {len({row['source_id'] for row in rows})} of ",
+        *(model["name"] for model in read_index(version.uri)["models"]),
         "CC0-1.0",
         version.digest[:16],
     ):
@@ -118,7 +123,10 @@ def test_the_report_shows_every_part(built, models):
     assert "<td>accepted</td>" in page  # of the audit
     assert 'alt="just rejected: expression verifier"' in page and "of sources that share a person" in page
     assert [name for name in pages if 'alt="just rejected: blurred"' in pages[name]] == ["strict"]
-    assert "identity</b>" not in page  # of drawn people it is declared
+    assert "identity asked" not in page  # of drawn people it is declared
+    shown = re.findall(r'alt="accepted pair.*?<b>(.*?)</b>.*?<code>(p_\w+)</code>', page)
+    said = {row["key"]: row["instruction"] for row in rows}
+    assert shown and all(said[key] == html.unescape(text) for text, key in shown)
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
@@ -146,14 +154,33 @@ def test_every_refusal_by_a_reading_is_audited(built):
     refused = {row["verdict"] for row in read_candidates(version.uri)} & {*LIMITS, "expression verifier", "pose discriminator"}
     entries = choose(str(work), "v1", 3, 0)
     assert "expression verifier" in refused and {entry.stratum for entry in entries} == refused | {"accepted"}
+    assert all(parse_instruction(entry.instruction) for entry in entries)  # what no instruction joins, nobody could judge
+    strata = [entry.stratum for entry in entries]
+    assert strata != sorted(strata) and strata != sorted(strata, reverse=True)  # mixed, as who labels should not know them
     assert all(entry.score.startswith("reads as ") for entry in entries if entry.stratum == "expression verifier")
+
+
+def test_a_label_makes_no_sample_of_a_pair_that_no_instruction_joins(built, models):
+    """Misread on both pictures as one expression: the verifier refused it first, and it stays refused."""
+    work, version = built
+    labels = work / "labels.jsonl"
+    misread = [row for row in read_candidates(version.uri) if row["verdict"] == "expression verifier"]
+    try:
+        for row in misread:
+            add_label(str(work), row["key"], True, row["verdict"], 0)
+        verdicts = {row["key"]: row["verdict"] for row in read_candidates(build(work, models, name="kind_hearted").uri)}
+    finally:
+        labels.unlink()
+    without = {row["key"] for row in misread if not row["edit"]}
+    assert without and {verdicts[key] for key in without} <= {"expression verifier", "near-duplicate"}
+    assert any(verdicts[row["key"]] == "accepted" for row in misread)
 
 
 def test_scores_are_correlated_over_the_pairs_that_have_both():
     """A score that is known of few rows does not hide how the others go together."""
     line = np.arange(10.0)
     few = np.where(line < 3, [0.0, 2.0, 1.0] + [0.0] * 7, np.nan)
-    found = _correlate(np.column_stack([line, line**3, few, np.ones(10)]))
+    found = correlate(np.column_stack([line, line**3, few, np.ones(10)]))
     assert found[0, 1] == pytest.approx(np.corrcoef(line, line**3)[0, 1])
     assert found[0, 2] == found[2, 0] == pytest.approx(0.5)
     assert np.isnan(found[3]).all()

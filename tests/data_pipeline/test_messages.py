@@ -255,8 +255,8 @@ def test_both_ends_of_a_pair_count_among_the_licences_of_the_report(work):
     index = json.loads((folder / "index.json").read_text())
     (folder / "index.json").write_text(json.dumps(index | {"manifest_sha256": sha256_file(str(folder / "manifest.parquet"))}))
     page = Path(write_data_report(str(work))).read_text()
-    assert '<td>CC0-1.0 and MIT</td><td class="n">1</td>' in page
-    assert f'<td>CC0-1.0</td><td class="n">{len(rows) - 1}</td>' in page
+    assert '<td>CC0-1.0 and MIT</td><td>not needed: drawn</td><td class="n">1</td>' in page
+    assert f'<td>CC0-1.0</td><td>not needed: drawn</td><td class="n">{len(rows) - 1}</td>' in page
 
 
 def test_pictures_are_found_from_anywhere_and_the_bytes_do_not_tell_from_where(models, clip, tmp_path, monkeypatch):

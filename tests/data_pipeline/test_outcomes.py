@@ -73,7 +73,7 @@ def test_another_number_of_frames_than_stated_is_a_warning_and_no_verdict(models
         assert (rows[source]["status"], rows[source]["warnings"]) == ("ok", [said])
         assert rows[source]["faces"]
         assert f"warning: {said}" in why(source, work)
-        assert f"<td>{source}</td><td>{said}</td>" in page
+        assert f'<td>{source}</td><td class="long">{said}</td>' in page
     assert rows["honest"]["status"] == "ok" and "warnings" not in rows["honest"]
     assert not [line for line in why("honest", work) if "warning" in line]
 

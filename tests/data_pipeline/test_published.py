@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.card import _card
 from data_pipeline.diff import diff_versions
-from data_pipeline.pack import PackConfig, read_manifest
+from data_pipeline.pack import PackConfig, read_index, read_manifest
 from data_pipeline.subset import export, make_view
 from data_pipeline.verify import verify_version
 from infra.errors import UserError
@@ -104,6 +105,15 @@ def test_card_and_croissant_name_every_file_by_hash(built):
     for entry in croissant["distribution"]:
         assert sha256_file(str(Path(version.uri) / entry["contentUrl"])) == entry["sha256"]
     assert {field["name"] for field in croissant["recordSet"][0]["field"]} >= {"key", "split", "instruction", "licence"}
+
+
+@pytest.mark.parametrize("name", ["2026", "1.0", "no", "null"])
+def test_a_version_whose_name_yaml_would_read_as_something_else_is_still_a_text(built, name):
+    import yaml
+
+    _, version = built
+    card = _card(read_index(version.uri) | {"name": name}, read_manifest(version.uri))
+    assert yaml.safe_load(card.split("---")[1])["pretty_name"] == name
 
 
 def test_the_reference_reader_of_croissant_takes_the_file_and_reads_the_samples_by_it(built):

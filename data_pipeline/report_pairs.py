@@ -1,0 +1,112 @@
+"""Pairs that the data report shows, with landmarks: some of those accepted, and those that missed each filter by least."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import Counter
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from data_pipeline.candidates import read_candidates_table
+from data_pipeline.decoder import DecodeError
+from data_pipeline.rules import LIMITS, VERIFIERS, PairingConfig
+from data_pipeline.sheet import draw_candidate, draw_faces, read_samples
+from data_pipeline.words import instruction_of, missed_by
+from data_pipeline.worklist import read_worklist
+from infra.storage import join
+
+_ACCEPTED = 18
+_REJECTED = 4
+_NEAREST = 400
+"""Of a filter's refused pairs those nearest to its threshold, among which pairs of different sources are looked for."""
+_SIDE = 170
+"""Pixels of a face."""
+
+
+class Shown(NamedTuple):
+    """A pair on the page."""
+
+    picture: str
+    """JPEG in base64: source, then target."""
+    instruction: str
+    notes: list[str]
+    """What else is to be known of it, a line each."""
+    key: str
+
+
+def accepted_pairs(folder: str, manifest: list[dict[str, Any]]) -> list[Shown]:
+    """Samples of every kind of source by turns, of different sources as far as there are."""
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(manifest, key=lambda row: hashlib.sha256(str(row["key"]).encode()).digest()):
+        by_kind.setdefault(str(row["kind"]), []).append(row)
+    turns = [row for _, row in sorted(_numbered(list(by_kind.values())), key=lambda entry: entry[0])]
+    picked = turns[:_ACCEPTED]
+    pairs = zip(picked, read_samples(folder, picked), strict=True)
+    return [
+        Shown(
+            _encode(draw_faces(pair, _SIDE)), str(row["instruction"]), [f"{_sources(row)}, {row['kind']}, {row['split']}"], str(row["key"])
+        )
+        for row, pair in pairs
+    ]
+
+
+def _numbered(kinds: list[list[dict[str, Any]]]) -> list[tuple[tuple[int, int], dict[str, Any]]]:
+    """Each row with its turn: the n-th of its kind, once a row of every source has had its turn."""
+    return [((turn, number), row) for number, rows in enumerate(kinds) for turn, row in enumerate(_by_source(rows))]
+
+
+def _by_source(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    seen: Counter[str] = Counter()
+    turns = []
+    for row in rows:
+        turns.append(seen[row["source_id"]])
+        seen[row["source_id"]] += 1
+    return [rows[n] for n in np.argsort(turns, kind="stable")]
+
+
+def rejected_pairs(folder: str, work: str, config: PairingConfig) -> list[tuple[str, list[Shown]]]:
+    """Filter -> the pairs that missed it by least, of different sources as far as there are, drawn from the sources."""
+    uris = {item.source_id: item.uri for item in read_worklist(join(work, "worklist.parquet"))}
+    table = read_candidates_table(folder)
+    sheets = []
+    for verdict, (score, _, sign) in ({"expression verifier": VERIFIERS["expression verifier"]} | LIMITS | VERIFIERS).items():
+        refused = table.filter(pc.equal(table["verdict"], verdict))
+        order = np.argsort(-np.asarray(refused[score], np.float64) * sign, kind="stable")[:_NEAREST]
+        shown: list[Shown] = []
+        for row in _by_source(_one_way(refused.take(order).to_pylist())):
+            instruction = instruction_of(row)
+            if instruction is None:
+                continue  # misread as another expression, and as the same one on both pictures
+            try:
+                picture = _encode(draw_candidate(row, uris, work, side=_SIDE))
+            except (DecodeError, FileNotFoundError, ValueError):
+                continue  # the source can no longer be read
+            ends = f"{_sources(row)}, {row['from_pts']:.2f} s and {row['to_pts']:.2f} s" if row["kind"] == "video" else _sources(row)
+            shown.append(Shown(picture, instruction, [missed_by(row, verdict, config), ends], row["key"]))
+            if len(shown) == _REJECTED:
+                break
+        if shown:
+            sheets.append((verdict, shown))
+    return sheets
+
+
+def _sources(row: dict[str, Any]) -> str:
+    return " and ".join(dict.fromkeys([str(row["source_id"]), str(row["target_id"])]))
+
+
+def _one_way(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of a pair and its reverse only the first."""
+    ends: dict[frozenset[tuple[str, int]], dict[str, Any]] = {}
+    for row in rows:
+        ends.setdefault(frozenset({(row["from_part"], row["from_row"]), (row["to_part"], row["to_row"])}), row)
+    return list(ends.values())
+
+
+def _encode(image: npt.NDArray[np.uint8]) -> str:
+    options = [cv2.IMWRITE_JPEG_QUALITY, 85]
+    return base64.b64encode(cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()).decode()
