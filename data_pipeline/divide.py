@@ -60,7 +60,7 @@ class Division:
             listed = {"sources": self.conflicts, "tracks": self.tracks}
             shown = {track.rsplit("/", 1)[0]: others for track, others in self.tracks.items()} | self.conflicts
             commit_changed(join(folder, CONFLICTS), json.dumps(listed, indent=1, sort_keys=True).encode())
-            commit_changed(join(folder, "conflicts.jpg"), draw_conflicts(shown, work))
+            commit_changed(join(folder, "conflicts.jpg"), draw_conflicts(shown, self.split_of, work))
         else:
             for uri in (join(folder, CONFLICTS), join(folder, "conflicts.jpg")):
                 if exists(uri):

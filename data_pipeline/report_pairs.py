@@ -21,7 +21,7 @@ from data_pipeline.worklist import read_worklist
 from infra.storage import join
 
 _ACCEPTED = 18
-_REJECTED = 4
+_REJECTED = 6
 _NEAREST = 400
 """Of a filter's refused pairs those nearest to its threshold, among which pairs of different sources are looked for."""
 _SIDE = 170

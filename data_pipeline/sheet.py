@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import cv2
@@ -56,23 +56,25 @@ def draw_candidate(row: dict[str, Any], uris: dict[str, str], work: str, side: i
     return np.hstack(pictures)
 
 
-def draw_conflicts(conflicts: dict[str, list[str]], work: str) -> bytes:
-    """A row for each new source that would tie people of different splits: a face of it, then one of each of them. JPEG."""
+def draw_conflicts(conflicts: dict[str, list[str]], splits: Mapping[str, str], work: str) -> bytes:
+    """A row for each new source that would tie people of different splits: a face of it, then one of each of them with its split. JPEG."""
+    ledger = {row["source_id"]: row for row in read_ledger(work)}
     rows = []
     for source, others in sorted(conflicts.items())[:40]:
-        faces = [_face_of(name, work) for name in [source, *others[:5]]]
+        said = [(source, f"would tie: {source}"), *((name, f"{splits.get(name, 'unknown')}: {name}") for name in others[:5])]
+        faces = [_face_of(ledger.get(name, {"parts": []}), text, work) for name, text in said]
         rows.append(np.hstack(faces + [np.full_like(faces[0], 255)] * (6 - len(faces))))
     return cv2.imencode(".jpg", cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
-def _face_of(source_id: str, work: str) -> npt.NDArray[np.uint8]:
-    """The first chip of a source with its name; white where it has none any more."""
-    ledger = {row["source_id"]: row for row in read_ledger(work)}
+def _face_of(source: dict[str, Any], text: str, work: str) -> npt.NDArray[np.uint8]:
+    """The first chip of a source above a line of text; white where it has none any more."""
     face = np.full((256, 256, 3), 255, np.uint8)
-    for part in ledger.get(source_id, {"parts": []})["parts"]:
+    for part in source["parts"]:
         for _, chip, _ in read_chips(work, part)[:1]:
             face = chip.image().copy()
-    cv2.putText(face, source_id[:30], (4, 248), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (200, 0, 0), 1, cv2.LINE_AA)
+    face[232:] = 255
+    cv2.putText(face, text[:36], (4, 249), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (20, 20, 20), 1, cv2.LINE_AA)
     return face
 
 
