@@ -43,7 +43,7 @@ def show_filter(judged: pa.Table, passed: npt.NDArray[np.bool_], verdict: str, c
         axes.set_yscale("symlog")
         axes.set_ylim(0, axes.get_ylim()[1] * 30)  # room above for the legend
         axes.yaxis.set_major_locator(ticker.SymmetricalLogLocator(base=10, linthresh=1))
-        axes.legend(fontsize=6.5, frameon=False, loc="upper center", ncols=3, columnspacing=1, handlelength=1.2)
+        axes.legend(fontsize=6.5, framealpha=1, edgecolor="none", loc="upper center", ncols=3, columnspacing=1, handlelength=1.2)
     axes.set_xlabel(SCORES_SAID[score], fontsize=7.5)
     axes.set_ylabel("pairs", fontsize=7.5)
     axes.tick_params(labelsize=7)
