@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from data_pipeline.audit import add_label, choose, wilson
@@ -16,7 +17,7 @@ from data_pipeline.diff import diff_versions
 from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.pack import read_index, read_manifest
 from data_pipeline.publish import Stopped
-from data_pipeline.report import write_data_report
+from data_pipeline.report import _rates, write_data_report
 from data_pipeline.report_plots import correlate
 from data_pipeline.rules import LIMITS, PairingConfig
 from data_pipeline.segments import AnalyzeConfig
@@ -184,6 +185,16 @@ def test_scores_are_correlated_over_the_pairs_that_have_both():
     assert found[0, 1] == pytest.approx(np.corrcoef(line, line**3)[0, 1])
     assert found[0, 2] == found[2, 0] == pytest.approx(0.5)
     assert np.isnan(found[3]).all()
+
+
+def test_groups_tell_their_sources_and_the_smallest_of_many_are_only_counted():
+    """A title of each video as an attribute would make a page of any length."""
+    names = np.array([f"g{n:02d}" for n in range(30) for _ in range(31 - n)])
+    columns = {"similarity": [0.9] * len(names), "kind": ["video"] * len(names), "verdict": ["accepted"] * len(names)}
+    judged = pa.table(columns | {"source_id": [f"s{n % 2}" for n in range(len(names))]})
+    rows, asked, left = _rates(names, (), judged, np.arange(len(names)) % 2 == 0)
+    assert asked and left == 10 and [row["group"] for row in rows] == [f"g{n:02d}" for n in range(20)]
+    assert (rows[0]["sources"], rows[0]["pairs"], rows[0]["passed"], rows[0]["one"]) == (2, 31, 16, 31)
 
 
 def test_wilson():
