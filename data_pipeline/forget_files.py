@@ -7,6 +7,7 @@ import json
 from data_pipeline.attempts import clear_attempts
 from data_pipeline.candidates import read_candidates
 from data_pipeline.forget_versions import versions_of
+from data_pipeline.groups import delete_columns
 from data_pipeline.image_set import read_image_set
 from data_pipeline.observations import part_uri, read_columns
 from data_pipeline.removals import Removals, read_parts, read_sets
@@ -20,7 +21,6 @@ from infra.storage import (
     exists,
     join,
     list_files,
-    list_folders,
 )
 
 
@@ -40,11 +40,7 @@ def delete_observations(work: str, lost: Removals) -> None:
     parts = [part for part, source, identity, _ in read_parts(work) if lost.covers(source, identity, None)]
     _delete_hashes(work, parts)
     clear_attempts(work)
-    gone = set(parts)
-    for columns in list_folders(join(work, "columns")):
-        for uri in list_files(columns):
-            if uri.rsplit("/", 1)[-1].split("-")[0] in gone:  # `column_uri`: the part's fingerprint comes first
-                delete(uri)
+    delete_columns(work, set(parts))
     for part in parts:
         delete(part_uri(work, part))
     uri = join(work, "ledger.jsonl")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from infra.console import Progress
 from infra.errors import UserError
 from infra.pool import run_all
 from infra.state import read_schema, read_table
-from infra.storage import commit, join, list_files, sha256_file, sha256_json
+from infra.storage import commit, delete, join, list_files, list_folders, sha256_file, sha256_json
 
 _FLOATS = pa.list_(pa.float32())
 _BUNDLE = 64
@@ -205,6 +205,14 @@ def column_uri(work: str, name: str, part: str, digest: str, rows: list[int] | N
     """Where a group's columns for one observation part lie: under the fingerprints of both, and of the rows where they are not all."""
     some = "" if rows is None else f"-{sha256_json(rows)[:16]}"
     return join(work, "columns", name, f"{part}-{digest[:16]}{some}.parquet")
+
+
+def delete_columns(work: str, parts: Collection[str]) -> None:
+    """Deletes all groups' columns of these parts, in whatever way they were computed."""
+    for folder in list_folders(join(work, "columns")):
+        for uri in list_files(folder):
+            if uri.rsplit("/", 1)[-1].split("-")[0] in parts:  # `column_uri`: the part's fingerprint comes first
+                delete(uri)
 
 
 def read_columns(work: str, name: str, part: str, digest: str) -> dict[int, dict[str, Any]]:

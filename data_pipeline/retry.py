@@ -8,15 +8,17 @@ import pyarrow.compute as pc
 
 from data_pipeline.attempts import clear_attempts
 from data_pipeline.candidates import read_candidates_table
+from data_pipeline.groups import delete_columns
 from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import part_uri
 from data_pipeline.pack import read_index
 from infra.errors import UserError
-from infra.storage import commit, delete, exists, join, list_folders
+from infra.storage import commit, delete, exists, join, list_files, list_folders
 
 
 def reopen(work: str, reason: str) -> list[str]:
-    """Deletes parts and attempts of the sources that failed for a reason (`crash`, `hang`, `memory`, `decode`, `truncated`, `changed`, `missing`).
+    """Deletes parts and attempts of the sources that failed for a reason (`crash`, `hang`, `memory`, `decode`, `truncated`, `changed`, `missing`), and what
+    was made of these parts. What is seen the next time lies under the same fingerprints, so that no version is taken to stand: the next build makes it again.
 
     `render` stands for pairs whose crops could not be cut: versions that lack such pairs stay published, and the next build makes them again.
 
@@ -34,24 +36,36 @@ def reopen(work: str, reason: str) -> list[str]:
         known = ", ".join(sorted({row["reason"] for row in failed})) or "nothing failed"
         raise UserError(f"no source failed with {reason!r}; reasons in this build: {known}")
     clear_attempts(work)
-    for row in mine:
-        for part in row["parts"]:
-            delete(part_uri(work, part))
+    for folder in _whole_versions(work):  # first: a retry that is killed here is finished by another
+        _reopen_version(folder)
+    for uri in list_files(join(work, "pairs")):  # of whole bundles, by the names of their parts
+        delete(uri)
+    parts = {part for row in mine for part in row["parts"]}
+    delete_columns(work, parts)
+    for part in sorted(parts):
+        delete(part_uri(work, part))
     return [row["source_id"] for row in mine]
 
 
+def _whole_versions(work: str) -> list[str]:
+    published = [folder for folder in list_folders(join(work, "versions")) if exists(join(folder, "index.json"))]
+    return [folder for folder in published if "created_from" in read_index(folder)]  # a view or an export has none
+
+
+def _reopen_version(folder: str) -> None:
+    """Takes from a version's index what it was made from, so that it is not taken to stand; its samples stay as they are."""
+    commit(join(folder, "index.json"), json.dumps(read_index(folder) | {"created_from": "reopened"}, indent=1, sort_keys=True).encode())
+
+
 def _reopen_renders(work: str) -> list[str]:
-    """Takes from the index of each version with failed renders what it was made from, so that it is not taken to stand; its samples stay as they are."""
+    """Reopens each version with failed renders."""
     names: set[str] = set()
-    for folder in list_folders(join(work, "versions")):
-        if not exists(join(folder, "index.json")) or "view_of" in read_index(folder):
-            continue
+    for folder in _whole_versions(work):
         table = read_candidates_table(folder, ["verdict", "source_id", "target_id"])
         lost = table.filter(pc.equal(table["verdict"], "render failed"))
         if len(lost):
             names.update(lost["source_id"].to_pylist(), lost["target_id"].to_pylist())
-            index = read_index(folder) | {"created_from": "reopened"}
-            commit(join(folder, "index.json"), json.dumps(index, indent=1, sort_keys=True).encode())
+            _reopen_version(folder)
     if not names:
         raise UserError("no pair of a version here is 'render failed'")
     return sorted(names)

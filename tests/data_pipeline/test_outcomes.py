@@ -9,10 +9,12 @@ import av
 import pytest
 from PIL import Image
 
+from data_pipeline import sources, worker
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
 from data_pipeline.decode import sample_frames
+from data_pipeline.decoder import DecodeError
 from data_pipeline.forget import apply_removals, forget
 from data_pipeline.holdout import HoldoutConfig
 from data_pipeline.plan import plan_build
@@ -22,6 +24,7 @@ from data_pipeline.report import write_data_report
 from data_pipeline.retry import reopen
 from data_pipeline.rules import PairingConfig
 from data_pipeline.segments import AnalyzeConfig
+from data_pipeline.split import SplitConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig
 from data_pipeline.verify import verify_version
@@ -29,6 +32,7 @@ from data_pipeline.why import why
 from data_pipeline.worklist import item_for
 from infra.errors import UserError
 from tests.data_pipeline.small import CONFIG
+from tests.data_pipeline.test_groups import with_keyframes
 
 
 def lying(clip, target, states):
@@ -91,6 +95,38 @@ def test_failures_are_reopened_by_reason(ray_session, models, tmp_path):
     assert len(list((work / "parts").iterdir())) == parts - 1
     build_dataset(config, str(work), models, [])
     assert len(list((work / "parts").iterdir())) == parts
+
+
+def test_what_is_seen_after_a_retry_is_in_the_next_version(models, clip, tmp_path, monkeypatch):
+    """A source that ended its decoder once, whole or in one of its segments; its parts keep their names, and all that was made of them is made anew."""
+    monkeypatch.setattr(sources, "SEGMENT_SECONDS", 0.8)
+    (tmp_path / "src").mkdir()
+    shutil.copyfile(clip("single_face"), tmp_path / "src/whole.mp4")
+    with_keyframes(clip("single_face"), tmp_path / "src/cut.mp4", every=8)
+    config = DataConfig(
+        folder=str(tmp_path / "src"),
+        analyze=AnalyzeConfig(workers=0, fps=5.0),
+        synthetic=SyntheticConfig(anny=AnnyConfig(people=3, images=3, workers=0)),
+        pairing=PairingConfig(max_upscale=6.0),
+        split=SplitConfig(max_component=1.0),
+    )
+    work = str(tmp_path / "w")
+    watch = worker.Worker._watch
+
+    def die(self, segment, torn, counts):
+        if segment.item.source_id == "whole" or (segment.item.source_id == "cut" and segment.start > 0):
+            raise DecodeError("crash", "the decoder died")
+        return watch(self, segment, torn, counts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.Worker, "_watch", die)
+        lacking = build_dataset(config, work, models, [])
+    assert sorted(reopen(work, "crash")) == ["cut", "whole"]
+    assert verify_version(lacking.uri) == []
+    again = build_dataset(config, work, models, [])
+    fresh = build_dataset(config, str(tmp_path / "w2"), models, [])
+    assert again.digest == fresh.digest != lacking.digest
+    assert build_dataset(config, work, models, []).digest == again.digest
 
 
 def test_failed_renders_are_reopened(models, clip, tmp_path):
