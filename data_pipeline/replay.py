@@ -85,8 +85,10 @@ def replay(work: str, models: Path, names: Sequence[str] = (), sample: int = 0, 
         gone = [part for part in stored[name] if not exists(observations.part_uri(work, part))]
         if gone:
             raise UserError(f"{name}: its part {gone[0]} is not there (lato data retry takes them away). Run lato data build again.")
+    groups = groups or GroupsConfig()
+    group_digests(models, groups)  # a model that is missing is told before anything is looked at
     columns = {group: list_files(join(work, "columns", group), ".parquet") for group in GROUPS}
-    return [_replay_source(items[name], ledger[name], work, models, columns, groups or GroupsConfig()) for name in sorted(chosen)]
+    return [_replay_source(items[name], ledger[name], work, models, columns, groups) for name in sorted(set(chosen))]
 
 
 def _replay_source(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from data_pipeline.groups import GroupsConfig
-from data_pipeline.perceive import DETECT_EVERY, REPRESENTATIVES
+from data_pipeline.perceive import DETECT_EVERY, GLANCES, REPRESENTATIVES
 from data_pipeline.sources import SEGMENT_SECONDS
 from data_pipeline.worklist import WorkItem
 from infra.config import Config
@@ -60,8 +60,8 @@ def fingerprint(item: WorkItem, start: float, end: float | None, content: str, c
 
 def made_of(item: WorkItem, start: float, end: float | None, content: str, config: AnalyzeConfig, models: dict[str, str]) -> dict[str, Any]:
     """What a part depends on: its name is the digest of it, and it is kept in the part."""
-    read: dict[str, Any] = {"fps": config.fps if item.kind == "video" else None, "representatives": REPRESENTATIVES, "detect": DETECT_EVERY}
-    read |= {"licences": config.licences, "consents": config.consents}
+    read: dict[str, Any] = {"fps": config.fps if item.kind == "video" else None, "representatives": REPRESENTATIVES}
+    read |= {"detect": DETECT_EVERY, "glances": GLANCES, "licences": config.licences, "consents": config.consents}
     named = item.model_dump(include={"source_id", "kind", "licence", "consent", "identity", "box"}) | {"start": start, "end": end}
     return {"version": VERSION, "content": content, "config": read, "item": named, "models": models}
 

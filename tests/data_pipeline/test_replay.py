@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from data_pipeline import sources, worker
+from data_pipeline import segments, sources, worker
 from data_pipeline.config import DataConfig
 from data_pipeline.groups import GroupsConfig, compute_rows, group_digests
 from data_pipeline.observations import read_chips
@@ -62,6 +62,9 @@ def test_what_is_stored_comes_out_again_in_every_bit(observed, models):
     for wrong, message in ((["else"], "nothing is stored of it; one of 4 sources is meant"), (["photo", "else"], "else: nothing")):
         with pytest.raises(UserError, match=message):
             replay(str(work), models, wrong)
+    assert [one.source_id for one in replay(str(work), models, ["broken", "broken"])] == ["broken"]
+    with pytest.raises(UserError, match=r"nowhere has no det_"):  # before anything is looked at
+        replay(str(work), models, ["broken"], groups=GroupsConfig(pack="nowhere"))
 
 
 def rewrite(path, change):
@@ -186,6 +189,8 @@ def test_other_settings_or_contents_are_looked_at_anew_and_nothing_else_is(obser
     assert looked_at(1.0) == set()
     shutil.copyfile(clip("obama2"), folder / "photo.jpg")
     assert looked_at(1.0) == {"photo"}
+    monkeypatch.setattr(segments, "GLANCES", 1)
+    assert looked_at(1.0) == {"clip", "nobody", "broken", "photo"}
 
 
 def test_bits_are_compared():
