@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_pipeline.chips import Chip
 from data_pipeline.surroundings import describe_surroundings
@@ -38,6 +38,12 @@ class GroupsConfig(Config):
     """Licence of the pack's models; goes into the version's index and card. State another for a pack of your own."""
     gpus: float = Field(default=0.0, ge=0)
     """Share of a GPU for each worker; above 0 the batch axis of the recognizer is opened and whole bundles go through at once."""
+
+    @model_validator(mode="after")
+    def _licence_has_a_pack(self) -> GroupsConfig:
+        if self.pack is None and self.pack_licence != type(self).model_fields["pack_licence"].default:
+            raise ValueError("pack_licence is of the models of a pack, and there is none: give pack too")
+        return self
 
 
 @dataclass(frozen=True)

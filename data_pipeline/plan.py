@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from data_pipeline.config import DataConfig
 from data_pipeline.decode import sample_frames
 from data_pipeline.decoder import DecodeError, Frame
+from data_pipeline.groups import group_digests
 from data_pipeline.image_set import read_image_set
 from data_pipeline.observations import SCHEMA
 from data_pipeline.observe import NO_SOURCES
@@ -91,8 +92,9 @@ def plan_build(items: list[WorkItem], config: DataConfig, models: Path) -> Build
     """Looks at every container's header and probes the first sources that open.
 
     Raises:
-        UserError: There is no source at all.
+        UserError: There is no source at all, or a model is missing.
     """
+    group_digests(models, config.analyze.groups)  # a pack that is not there
     analyze, unreadable, seconds, size = config.analyze, [], 0.0, 0
     refused, pictures, allowed = Counter[str](), [], []
     kinds = Counter[str](item.kind for item in items)
