@@ -14,7 +14,7 @@ from data_pipeline.candidates import read_candidates_table
 from data_pipeline.cells import COLUMNS, cells_of
 from data_pipeline.pack import read_index, read_manifest, sources_of
 from data_pipeline.rules import Usage
-from data_pipeline.versions import whole_version
+from data_pipeline.versions import check_judged, whole_version
 from infra.errors import UserError
 from infra.state import INPUT, PUBLISHED, read_json, read_rows
 from infra.storage import commit, exists, join, sha256_json
@@ -107,11 +107,12 @@ def read_base(folder: str, work: str) -> Base:
     """Reads a version that is to be extended.
 
     Raises:
-        UserError: It is no published version, or a view.
+        UserError: It is no published version, a view, or an export.
     """
     index = read_index(folder)
     if "view_of" in index:
         raise UserError(f"{folder} is a view; extend the version it is of: {index['view_of']}")
+    check_judged(folder)
     rows = read_manifest(folder)
     components = _read_components(folder)
     gone = merged_away(rows, read_merges(work), components)

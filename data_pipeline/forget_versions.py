@@ -96,7 +96,7 @@ def tidy(folder: str, removed: bool) -> None:
     if not (index.get("revision") or removed):
         return
     sweep(folder)
-    stale = [uri for uri in list_files(folder, ".parquet") if uri.rsplit("/", 1)[-1] not in (index["manifest"], index["candidates"])]
+    stale = [uri for uri in list_files(folder, ".parquet") if uri.rsplit("/", 1)[-1] not in (index["manifest"], index.get("candidates"))]
     for uri in [*stale, *(join(folder, name) for name in ("report.html", "conflicts.json", "conflicts.jpg", "components.json"))]:
         delete(uri)
     write_card(folder)

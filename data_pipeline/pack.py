@@ -262,7 +262,9 @@ def home_of(folder: str) -> str:
     index = read_index(folder)
     home = beside(folder, index["view_of"]) if "view_of" in index else folder
     if home != folder and read_index(home)["digest"] != index["parent"]:
-        raise UserError(f"{folder}: the version that this view is of has changed (samples were removed from it). Make the view again.")
+        raise UserError(
+            f"{folder}: the version that this view is of has changed (it was built anew, or samples were removed from it). Make the view again."
+        )
     return home
 
 

@@ -31,7 +31,7 @@ from data_pipeline.succession import entomb, succeed
 from data_pipeline.verify import verify_version
 from infra.console import say
 from infra.errors import UserError
-from infra.storage import commit, exists, join, sha256_bytes, sha256_json
+from infra.storage import commit, exists, join, list_files, sha256_bytes, sha256_json
 
 COMMERCIAL = frozenset({"CC0-1.0", "CC-BY-4.0", "CC-BY-3.0", "CC-BY-2.0", "MIT", "Apache-2.0", "BSD-3-Clause", "PDDL-1.0", "public domain"})
 """Licences that allow commercial use as they stand. All others, `unknown` too, do not."""
@@ -117,8 +117,11 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
         Samples exported and left out, each by licence.
 
     Raises:
-        UserError: Something is published there already, the version is damaged, or nothing is left.
+        UserError: Something is published there already or would be mixed with it, the version is damaged, or nothing is left.
     """
+    beside_it = folder.rsplit("/", 1)[0]
+    if beside_it.endswith("/versions") and exists(join(beside_it.rsplit("/", 1)[0], "worklist.parquet")):
+        raise UserError(f"{folder}: that is among the versions of a build, and an export is none of them. Give a folder elsewhere")
     if exists(join(folder, "index.json")):
         raise UserError(f"{folder}: a version is published there already. Give another folder")
     damage = verify_version(version)
@@ -136,6 +139,10 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
     if not kept:
         pairs = ", ".join(sorted(set(map(licence_text, manifest))))
         raise UserError(f"{version}: no sample has a licence of {', '.join(licences)}. Licences: {pairs}")
+    names = {row["shard"] for row in kept}
+    others = [uri for uri in list_files(join(folder, "shards"), ".tar") if uri.rsplit("/", 1)[-1] not in names]
+    if others:  # of an export of more that was stopped: readers of shards/*.tar would take them in
+        raise UserError(f"{others[0]} lies there, and is not of this export. Delete what is in {folder}, or give another folder")
     shards, rows = [], []
     for shard in read_index(home)["shards"]:
         mine = [row for row in kept if row["shard"] == shard["name"]]
@@ -148,7 +155,8 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
     data = encode_table(rows)
     commit(join(folder, MANIFEST), data)
     made = {"name": index["name"], "parent": index["digest"], "samples": len(rows), "shards": shards, "manifest": MANIFEST}
-    made |= {"manifest_sha256": sha256_bytes(data), "licences": sorted(licences), "models": read_index(home).get("models", [])}
+    made |= {"manifest_sha256": sha256_bytes(data), "licences": sorted(licences)}
+    made |= {name: value for name, value in read_index(home).items() if name == "models"}
     made["digest"] = sha256_json({"shards": shards, "manifest": made["manifest_sha256"]})
     commit(join(folder, "index.json"), json.dumps(made, indent=1, sort_keys=True).encode())
     write_card(folder)
@@ -159,7 +167,7 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
 def restricted_models(folder: str) -> list[str]:
     """Names and licences of the models that had a part in a version and whose licence is not in `COMMERCIAL`. They are no licence of its samples, and export
     does not filter by them; whoever uses it commercially should know. What a licence has in brackets only explains it."""
-    models = read_index(folder).get("models", [])
+    models = read_index(folder).get("models", [{"name": "not listed (an earlier LaTo published this version)", "licence": "unknown"}])
     return [f"{model['name']}: {model['licence']}" for model in models if model["licence"].split(" (")[0] not in COMMERCIAL]
 
 

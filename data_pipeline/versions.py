@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_pipeline.pack import read_index
+from data_pipeline.pack import home_of, read_index
 from infra.errors import UserError
 from infra.storage import exists, join, list_folders
 
@@ -22,10 +22,10 @@ def find_version(work: str, name: str) -> str:
 
 
 def whole_version(work: str, name: str) -> str:
-    """The folder of a version that is no view: with shards, verdicts and a funnel of its own.
+    """The folder of a version that is no view or export: with shards, verdicts and a funnel of its own.
 
     Raises:
-        UserError: There is none of that name, or it is a view.
+        UserError: There is none of that name, or it is a view or an export.
     """
     folder = find_version(work, name)
     index = read_index(folder)
@@ -35,4 +35,13 @@ def whole_version(work: str, name: str) -> str:
             f"{name} is a view of {of} (where: {index['where']}), and this is asked of whole versions: give {of}. "
             f"Views are read by lato data why, verify, diff and export, and by lato train: {folder}"
         )
+    check_judged(folder)
     return folder
+
+
+def check_judged(folder: str) -> None:
+    """Raises UserError where a version, or the one a view is of, has no verdicts: an export, copied among a build's versions."""
+    if "candidates" not in read_index(home_of(folder)):
+        raise UserError(
+            f"{folder} is an export, which has no verdicts: ask the version that it was copied of. Keep exports out of a build's folder"
+        )

@@ -13,7 +13,7 @@ from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import read_part
 from data_pipeline.pack import home_of, read_manifest_table, read_members
 from data_pipeline.rules import SETTINGS, PairingConfig
-from data_pipeline.versions import find_version
+from data_pipeline.versions import check_judged, find_version
 from infra.errors import UserError
 from infra.state import PUBLISHED, read_json, reading
 from infra.storage import exists, join
@@ -48,6 +48,7 @@ def why(what: str, work: str, version: str = "v1") -> list[str]:
         UserError: Nothing of that name is known here.
     """
     folder = find_version(work, version)
+    check_judged(folder)
     source_id, _, second = what.partition("@")
     table = read_candidates_table(folder)
     by_key = table.filter(pc.equal(table["key"], what)).to_pylist()

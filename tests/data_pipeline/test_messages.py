@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from data_pipeline.build import build_dataset
 from data_pipeline.config import DataConfig
+from data_pipeline.extend import read_base
 from data_pipeline.pack import read_index, read_manifest
 from data_pipeline.report import write_data_report
 from data_pipeline.sources import ContentHashes
@@ -186,12 +187,51 @@ def test_an_unknown_licence_is_told_with_those_there_are(work):
     assert "Give another folder" in told("export", version, work / "out")
 
 
+def test_an_export_that_was_copied_among_the_versions_is_told_and_forgotten_from(work, tmp_path):
+    """What earlier exports were allowed: it has no verdicts, and must not keep a person from being forgotten."""
+    lato("export", work / "versions/v1", tmp_path / "out")
+    copy = work / "versions/copy"
+    shutil.copytree(tmp_path / "out", copy)
+    for asked in (("report", "--version", "copy"), ("why", "anny_0_00001", "--version", "copy"), ("audit", "--version", "copy")):
+        assert "copy is an export, which has no verdicts" in told(*asked, "--work-dir", work)
+    with pytest.raises(UserError, match="is an export"):
+        read_base(str(copy), str(work))
+    gone = read_manifest(str(copy))[0]["identity"]
+    assert "version copy: " in lato("forget", "--identity", gone, "--work-dir", work)
+    assert gone not in {row["identity"] for row in read_manifest(str(copy))}
+    assert verify_version(str(copy)) == verify_version(str(work / "versions/v1")) == []
+    assert not list((work / "pairs").glob("*"))  # it came to its end
+
+
+def test_an_export_is_not_mixed_with_what_another_left(work, tmp_path):
+    (tmp_path / "out/shards").mkdir(parents=True)
+    other = spoil(tmp_path / "out/shards/train-000777.tar")
+    assert f"{other} lies there, and is not of this export" in told("export", work / "versions/v1", tmp_path / "out")
+    other.unlink()
+    lato("export", work / "versions/v1", tmp_path / "out")
+    assert verify_version(str(tmp_path / "out")) == []
+
+
+def test_models_that_an_earlier_version_does_not_list_are_told(work, tmp_path):
+    index = work / "versions/v1/index.json"
+    index.write_text(json.dumps({name: value for name, value in json.loads(index.read_text()).items() if name != "models"}))
+    assert "no licence known to allow commercial use: not listed (an earlier LaTo" in lato("export", work / "versions/v1", tmp_path / "out")
+    assert "models" not in read_index(str(tmp_path / "out"))
+
+
 REFUSED = [
     (("merge", "v1", "anny_0_00001", "anny_0_00001"), "this is one source"),
     (("why", "anny_0_00001@nan"), "expected seconds after the @, 0 or more"),
     (("why", "anny_0_00001@-1"), "expected seconds after the @, 0 or more"),
     (("why", "anny_0_00001@inf"), "expected seconds after the @, 0 or more"),
     (("build", "--dry-run"), "there are no sources"),
+    (
+        ("build", "--dry-run", "synthetic.anny.people=2", "analyze.groups.pack_licence=MIT"),
+        "is of the models of a pack, and there is none: give pack too",
+    ),
+    (("build", "--dry-run", "synthetic.anny.people=2", "analyze.groups.pack=nowhere"), "nowhere has no det_*.onnx"),
+    (("export", "versions/v1", "versions/copy"), "among the versions of a build, and an export is none of them"),
+    (("export", "versions/left", "versions/copy"), "among the versions of a build, and an export is none of them"),
     (("forget", "--identity", "x", "--tracking-uri", "sqlite:///typo/mlflow.db"), "there is no MLflow database at typo/mlflow.db"),
     (("forget", "--identity", "x", "--tracking-uri", "typo"), "there is no MLflow database at typo"),
     (("forget", "--identity", "x", "--tracking-uri", "http://127.0.0.1:9"), "does not answer"),
@@ -202,7 +242,7 @@ REFUSED = [
 def test_what_cannot_be_meant_is_refused_and_makes_nothing(work, monkeypatch, command, message):
     monkeypatch.chdir(work)
     before = sorted(work.rglob("*"))
-    assert message in told(*command, "--work-dir", work)
+    assert message in told(*command, *(() if command[0] == "export" else ("--work-dir", work)))
     assert sorted(work.rglob("*")) == before
 
 
