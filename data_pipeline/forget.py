@@ -24,6 +24,7 @@ from data_pipeline.forget_versions import drop_unpublished, lost_keys, read_tomb
 from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.identities import NAME, Identities
 from data_pipeline.removals import FILE, Removals, find_removed, hash_name, read_parts
+from data_pipeline.replay import drop_replays
 from data_pipeline.worklist import read_worklist, write_worklist
 from infra.errors import UserError
 from infra.state import INPUT, read_rows
@@ -108,6 +109,7 @@ def apply_removals(work: str) -> Forgotten:
         delete(uri)
     delete_observations(work, lost)
     delete_images(work, lost, gone)
+    drop_replays(work)
     sweep_crops(work)
     write_worklist([item for item in items if item.source_id not in gone], join(work, "worklist.parquet"))
     delete(pending)

@@ -1,4 +1,4 @@
-"""Replay: looks anew at sources that a build has observations of, and says where what is read now is not what is stored. Changes nothing.
+"""Replay: looks anew at sources that a build has observations of, and says where what is read now is not what is stored. Changes nothing in the build.
 
 It answers whether a change of code, of a library or of the machine changes observations. What a part was made of (content, settings, models) and with
 (processor, libraries) stands in the part; column groups are computed anew from the stored chips, so that a difference is laid to the one that made it.
@@ -6,6 +6,7 @@ It answers whether a change of code, of a library or of the machine changes obse
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -91,6 +92,21 @@ def replay(work: str, models: Path, names: Sequence[str] = (), sample: int = 0, 
     return [_replay_source(items[name], ledger[name], work, models, columns, groups) for name in sorted(set(chosen))]
 
 
+def _place(work: str) -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder that tells whose it is."""
+    return tempfile.TemporaryDirectory(prefix=_prefix(work))
+
+
+def _prefix(work: str) -> str:
+    return f"lato_replay_{sha256_bytes(work.encode())[:16]}_"
+
+
+def drop_replays(work: str) -> None:
+    """Deletes what replays of a build that were killed have left on this machine: observations, with faces."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_prefix(work)}*"):
+        shutil.rmtree(left)
+
+
 def _replay_source(
     item: WorkItem, ledger: dict[str, Any], work: str, models: Path, columns: dict[str, list[str]], groups: GroupsConfig
 ) -> Replayed:
@@ -101,7 +117,7 @@ def _replay_source(
     config = AnalyzeConfig(workers=0, **{name: read[name] for name in ("fps", "licences", "consents")})
     whole = {"start": item.start, "end": item.end}  # of a part, they are those of a piece
     asked = WorkItem.model_validate(item.model_dump() | of["item"] | whole)
-    with tempfile.TemporaryDirectory() as place:
+    with _place(work) as place:
         now = analyze([asked], config, models, place).rows[0]
         if not now["parts"]:
             found.changed = str(now["message"])
@@ -143,7 +159,7 @@ def _tell_what_differs(found: Replayed, made: list[dict[str, Any]], now: dict[st
 
 def _replay_groups(found: Replayed, part: str, work: str, models: Path, columns: dict[str, list[str]], groups: GroupsConfig) -> None:
     """Computes what is stored of each column group for a part anew, from the chips that are stored."""
-    with tempfile.TemporaryDirectory() as place:
+    with _place(work) as place:
         commit(observations.part_uri(place, part), read_bytes(observations.part_uri(work, part)))
         for name, uris in columns.items():
             settings = groups.model_copy(update={"names": (name,)})

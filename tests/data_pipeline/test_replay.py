@@ -2,6 +2,10 @@
 
 import hashlib
 import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +15,7 @@ from typer.testing import CliRunner
 
 from data_pipeline import segments, sources, worker
 from data_pipeline.config import DataConfig
+from data_pipeline.forget import forget
 from data_pipeline.groups import GroupsConfig, compute_rows, group_digests
 from data_pipeline.observations import read_chips
 from data_pipeline.observe import observe
@@ -165,6 +170,24 @@ def test_a_source_that_was_changed_or_is_gone_is_told_and_not_compared(observed,
         assert status == 1 and "photo: not compared" in said and "is missing or unreadable" in said
     finally:
         photo.write_bytes(content)
+
+
+def test_what_a_killed_replay_left_is_forgotten(copied, models, tmp_path, monkeypatch):
+    """Its faces lie outside the build's folder. Those of another build stay."""
+    work, _ = copied
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    code = (
+        "import os, signal, sys, tempfile; from pathlib import Path; from data_pipeline import replay; tempfile.tempdir = sys.argv[3]\n"
+        "replay._tell_what_differs = lambda *given: os.kill(os.getpid(), signal.SIGKILL); replay.replay(sys.argv[1], Path(sys.argv[2]), ['photo'])"
+    )
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    assert subprocess.run([sys.executable, "-c", code, str(work), str(models), str(scratch)], check=False).returncode == -signal.SIGKILL
+    (scratch / "lato_replay_0123456789abcdef_x").mkdir()
+    (left,) = set(scratch.glob("lato_replay_*")) - {scratch / "lato_replay_0123456789abcdef_x"}
+    assert list(left.glob("parts/*.parquet"))
+    forget(str(work), source="photo")
+    assert [path.name for path in scratch.iterdir()] == ["lato_replay_0123456789abcdef_x"]
 
 
 def test_other_settings_or_contents_are_looked_at_anew_and_nothing_else_is(observed, copied, models, clip, tmp_path, monkeypatch):
