@@ -51,11 +51,18 @@ def on_each(work: Callable[[str], R], uris: Sequence[str], workers: int) -> list
 
 
 def read_pieces(uri: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The row groups of a score table, one at a time."""
+    """The row groups of a score table, one at a time.
+
+    Raises:
+        UserError: It is damaged.
+    """
     with open_read(uri) as file:
-        table = pq.ParquetFile(file)
+        with reading(uri, DERIVED):
+            table = pq.ParquetFile(file)
         for number in range(table.num_row_groups):
-            yield table.read_row_group(number, columns=columns)
+            with reading(uri, DERIVED):
+                piece = table.read_row_group(number, columns=columns)
+            yield piece
 
 
 def end_numbers(table: pa.Table) -> npt.NDArray[np.int64]:

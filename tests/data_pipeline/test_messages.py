@@ -128,6 +128,12 @@ def test_a_build_tells_damaged_files_and_mends_itself_once_they_are_gone(models,
             build_dataset(config, str(work), models, [])
         file.unlink()
     assert build_dataset(config, str(work), models, []).digest == synthetic_version.digest
+    (work / "versions/v1/index.json").unlink()
+    (file,) = work.glob("pairs/*.parquet")
+    whole = file.read_bytes()
+    spoil(file, whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])  # its footer is good
+    with pytest.raises(UserError, match=re.escape(str(file)) + " is damaged.*Delete it"):
+        build_dataset(config, str(work), models, [])
 
 
 @pytest.mark.parametrize("content", [b"{oops", b"[1, 2]"])
