@@ -32,7 +32,7 @@ from data_pipeline.why import why
 from data_pipeline.worklist import item_for
 from infra.errors import UserError
 from tests.data_pipeline.small import CONFIG
-from tests.data_pipeline.test_groups import with_keyframes
+from tests.data_pipeline.videos import with_keyframes
 
 
 def lying(clip, target, states):
