@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +14,7 @@ from data_pipeline.pack import CANDIDATES, home_of, read_index
 from data_pipeline.rules import LIMITS, PairingConfig
 from data_pipeline.tables import read_pieces
 from infra.state import PUBLISHED, read_table
-from infra.storage import commit_file, exists, join, sha256_file
+from infra.storage import commit_file, exists, join, scratch_for, sha256_file
 
 _KINDS = np.array(["pose", "expression", "compound"])
 _DROPPED = ("phash_source", "phash_target", "edit_expression", "edit_intensity")
@@ -41,13 +38,11 @@ def write_candidates(
         rendered: Key -> names of its crops, of those that became samples.
         folder: The version's.
     """
-    handle, scratch = tempfile.mkstemp(suffix=".parquet")
-    os.close(handle)
-    try:
-        writer = None
-        for uri, found in zip(tables, judged, strict=True):
+    uri, writer = join(folder, CANDIDATES), None
+    with scratch_for(uri) as scratch:
+        for table_uri, found in zip(tables, judged, strict=True):
             start = 0
-            for piece in read_pieces(uri):
+            for piece in read_pieces(table_uri):
                 here = slice(start, start + len(piece))
                 table = _describe(piece, found.codes[here], found.similarity[here], splits, licences, rendered)
                 start += len(piece)
@@ -57,11 +52,8 @@ def write_candidates(
             pq.write_table(pa.table({"key": pa.array([], pa.string())}), scratch)
         else:
             writer.close()
-        uri = join(folder, CANDIDATES)
         if not exists(uri) or sha256_file(uri) != sha256_file(scratch):
             commit_file(scratch, uri)
-    finally:
-        Path(scratch).unlink(missing_ok=True)
 
 
 def _describe(

@@ -40,7 +40,8 @@ class Observed:
         """Of all that pairs are made from."""
         tied = [item.model_dump(include={"source_id", "group", "split", "licence", "consent", "url"}) for item in self.items.values()]
         parts = sorted(part for row in self.ledger.rows for part in row["parts"])
-        return sha256_json({"parts": parts, "columns": self.columns, "items": tied, "holdout": self.holdout.digest})
+        outcomes = [[row["source_id"], row["status"], row["reason"]] for row in self.ledger.rows]  # another look may end otherwise
+        return sha256_json({"parts": parts, "outcomes": outcomes, "columns": self.columns, "items": tied, "holdout": self.holdout.digest})
 
     def models_of(self) -> dict[str, dict[str, str]]:
         """Source id -> every model that had a part in its pairs, with its sha256."""

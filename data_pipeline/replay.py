@@ -81,7 +81,11 @@ def replay(work: str, models: Path, names: Sequence[str] = (), sample: int = 0, 
     chosen = list(names) or sorted(stored, key=lambda name: sha256_bytes(name.encode()))[:sample]
     for name in chosen:
         if name not in stored:
-            what = ledger[name]["status"] + f" ({ledger[name]['reason']})" if name in ledger else f"one of {len(ledger)} sources is meant"
+            what = (
+                ledger[name]["status"] + f" ({ledger[name]['reason']})"
+                if name in ledger
+                else f"no source of this build has that name ({len(ledger)} have others)"
+            )
             raise UserError(f"{name}: nothing is stored of it; {what}")
         gone = [part for part in stored[name] if not exists(observations.part_uri(work, part))]
         if gone:

@@ -35,13 +35,18 @@ def lease(folder: str, purpose: str) -> Iterator[None]:
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         "nonce": os.urandom(8).hex(),
     }
-    if not commit(uri, _beat(mine), exclusive=True):
-        if holder := _holder(uri):
+    while not commit(uri, _beat(mine), exclusive=True):
+        try:
+            holder = _holder(uri)
+        except FileNotFoundError:  # let go a moment ago: whoever creates it now has it
+            continue
+        if holder:
             raise UserError(f"{folder} is in use: {holder}. Wait for it, stop it, or choose another folder.")
         commit(uri, _beat(mine))
         time.sleep(0.05)
-        if mine["nonce"].encode() not in read_bytes(uri):
+        if not _is_of(uri, mine):
             raise UserError(f"{folder} was taken by another job at the same moment. Start again.")
+        break
     stop = threading.Event()
     heart = threading.Thread(target=_keep_alive, args=(uri, mine, stop), daemon=True, name="lease")
     heart.start()
@@ -51,9 +56,16 @@ def lease(folder: str, purpose: str) -> Iterator[None]:
         stop.set()
         heart.join()
         filesystem, path = fsspec.core.url_to_fs(uri)
-        with suppress(FileNotFoundError):
-            if mine["nonce"].encode() in read_bytes(uri):
+        if _is_of(uri, mine):
+            with suppress(FileNotFoundError):
                 filesystem.rm(path)
+
+
+def _is_of(uri: str, mine: dict[str, str]) -> bool:
+    try:
+        return mine["nonce"].encode() in read_bytes(uri)
+    except FileNotFoundError:
+        return False
 
 
 def _beat(holder: dict[str, str]) -> bytes:
@@ -69,6 +81,7 @@ def _holder(uri: str) -> str | None:
     """Who holds a lease, as text; None where nobody does any more.
 
     Raises:
+        FileNotFoundError: It was let go.
         UserError: The file does not say.
     """
     data = read_bytes(uri)

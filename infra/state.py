@@ -33,7 +33,9 @@ def reading(what: str, mend: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the machine's; Arrow's own have no number
+        if isinstance(error, MemoryError) or (
+            isinstance(error, OSError) and error.errno is not None
+        ):  # the machine's; Arrow's own have no number
             raise
         said = f"{error} is missing" if isinstance(error, KeyError) else (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{what} is damaged ({said}). {mend}") from error

@@ -9,7 +9,8 @@ import os
 import shutil
 import signal
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -125,6 +126,28 @@ def _no_room(error: OSError, folder: Path) -> Exception:
     if error.errno not in _NO_ROOM:
         return error
     return UserError(f"cannot write to {folder}: {error.strerror}. Make room, then run the same command again: what was done stands.")
+
+
+@contextmanager
+def scratch_for(uri: str) -> Iterator[str]:
+    """A file of this machine for what is to be committed to `uri`, gone at the end: beside it where that is local, so that what a kill leaves is swept.
+
+    Raises:
+        UserError: There is no room for it.
+    """
+    place = _local(uri).parent if is_local(uri) else Path(tempfile.gettempdir())
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        handle, path = tempfile.mkstemp(prefix=f".{uri.rsplit('/', 1)[-1][:80]}.", suffix=".tmp", dir=place)
+        os.close(handle)
+    except OSError as error:
+        raise _no_room(error, place) from error
+    try:
+        yield path
+    except OSError as error:
+        raise _no_room(error, place) from error
+    finally:
+        Path(path).unlink(missing_ok=True)
 
 
 def commit_file(path: str, uri: str) -> None:

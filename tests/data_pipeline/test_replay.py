@@ -64,7 +64,10 @@ def test_what_is_stored_comes_out_again_in_every_bit(observed, models):
     assert (found["photo"].rows, found["broken"].rows) == (1, 0) and found["clip"].rows > 4
     assert found["clip"].groups.keys() == {"occlusion", "writing", "surroundings"}  # identity is for pairs that ask for it
     assert run("--sample", "1", "--work-dir", str(work))[0] == 0
-    for wrong, message in ((["else"], "nothing is stored of it; one of 4 sources is meant"), (["photo", "else"], "else: nothing")):
+    for wrong, message in (
+        (["else"], "nothing is stored of it; no source of this build has that name"),
+        (["photo", "else"], "else: nothing"),
+    ):
         with pytest.raises(UserError, match=message):
             replay(str(work), models, wrong)
     assert [one.source_id for one in replay(str(work), models, ["broken", "broken"])] == ["broken"]

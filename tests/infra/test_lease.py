@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from infra import lease as lease_module
 from infra.errors import UserError
 from infra.lease import lease
 from infra.storage import commit, join, read_bytes
@@ -32,3 +33,19 @@ def test_a_lease_that_is_spoiled_while_it_is_held_does_not_hide_what_the_job_did
         job()
     with pytest.raises(UserError, match="is damaged"), lease(str(tmp_path), "another"):
         pass
+
+
+def test_a_holder_that_lets_go_just_then_is_followed(tmp_path, monkeypatch):
+    """Between the refused creation and the question whose it is."""
+    real = lease_module._holder
+
+    def meanwhile(uri):
+        (tmp_path / "lease.json").unlink()
+        return real(uri)
+
+    (tmp_path / "lease.json").write_text("another's")
+    monkeypatch.setattr(lease_module, "_holder", meanwhile)
+    with lease(str(tmp_path), "mine"):
+        assert json.loads((tmp_path / "lease.json").read_text())["purpose"] == "mine"
+        (tmp_path / "lease.json").unlink()  # lost while it is held: nothing to let go
+    assert not (tmp_path / "lease.json").exists()
