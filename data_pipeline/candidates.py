@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline.judge import Judged, edit_texts, row_verdicts
 from data_pipeline.pack import CANDIDATES, home_of, read_index
+from data_pipeline.pairing import SCORE_SCHEMA
 from data_pipeline.rules import LIMITS, PairingConfig
 from data_pipeline.tables import read_pieces
 from infra.state import PUBLISHED, read_table
@@ -18,6 +19,11 @@ from infra.storage import commit_file, exists, join, scratch_for, sha256_file
 
 _KINDS = np.array(["pose", "expression", "compound"])
 _DROPPED = ("phash_source", "phash_target", "edit_expression", "edit_intensity")
+WRITTEN = [
+    *(name for name in SCORE_SCHEMA.names if name not in _DROPPED),
+    *("similarity", "verdict", "edit", "edit_kind", "split", "licence", "rendered"),
+]
+"""Columns of the table."""
 
 
 def write_candidates(
@@ -79,10 +85,9 @@ def _describe(
         "licence": pa.array([licences[name] for name in piece["source_id"].to_pylist()], pa.string()),
         "rendered": pa.array([rendered.get(key, []) for key in keys], pa.list_(pa.string())),
     }
-    table = piece.drop_columns(list(_DROPPED))
     for name, column in added.items():
-        table = table.append_column(name, column)
-    return table
+        piece = piece.append_column(name, column)
+    return piece.select(WRITTEN)
 
 
 def read_candidates(folder: str) -> list[dict[str, Any]]:

@@ -22,7 +22,8 @@ from lato.edits import POSE_STEP
 
 COLUMNS = ["from_expression", "to_expression", *(f"step_{axis}" for axis in AXES)]
 """What the cell of a pair depends on."""
-_NEEDED = [*COLUMNS, "key", "sharpness", "from_part", "from_row", "to_part", "to_row"]
+NEEDED = [*COLUMNS, "key", "sharpness", "from_part", "from_row", "to_part", "to_row"]
+"""What quotas are counted from."""
 _FEW = 200_000
 """Pairs that are kept in mind before those beyond the quotas are dropped."""
 
@@ -105,7 +106,7 @@ def over_quota(tables: Sequence[tuple[str, npt.NDArray[np.bool_]]], quota: int, 
 def _read(uri: str, wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], _Pairs]]:
     """By piece: the wanted rows' numbers in the table, each one's place among the pairs, and the pairs."""
     start = 0
-    for piece in read_pieces(uri, _NEEDED):
+    for piece in read_pieces(uri, NEEDED):
         rows = np.flatnonzero(wanted[start : start + len(piece)])
         if len(rows):
             taken = piece.take(rows)

@@ -21,6 +21,12 @@ from infra.storage import commit, exists, join, sha256_json
 from lato.pairs import Split
 
 COMPONENTS, MERGES = "components.json", "merges.jsonl"
+NEEDED = [
+    *("key", "person", "source_id", "target_id", "edit", "rendered"),
+    *("from_part", "from_row", "from_track", "to_part", "to_row", "to_track"),
+    *COLUMNS,
+]
+"""What is read of the candidates of the version that is extended."""
 _RANK: tuple[Split, ...] = ("train", "val", "test")
 """When two people turn out to be one, the samples in the lower of the two splits go: an evaluation set stays what it was."""
 
@@ -117,8 +123,7 @@ def read_base(folder: str, work: str) -> Base:
     components = _read_components(folder)
     gone = merged_away(rows, read_merges(work), components)
     kept = [row for row in rows if row["key"] not in gone]
-    ends = ["from_part", "from_row", "from_track", "to_part", "to_row", "to_track"]
-    table = read_candidates_table(folder, ["key", "person", "source_id", "target_id", "edit", "rendered", *ends, *COLUMNS])
+    table = read_candidates_table(folder, NEEDED)
     cells = dict(zip(table["key"].to_pylist(), cells_of(table).tolist(), strict=True)) if table.num_rows else {}
     judged = {row["key"]: row for row in table.to_pylist() if row["rendered"]}
     usage = Usage()

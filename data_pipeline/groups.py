@@ -215,9 +215,9 @@ def delete_columns(work: str, parts: Collection[str]) -> None:
                 delete(uri)
 
 
-def read_columns(work: str, name: str, part: str, digest: str) -> dict[int, dict[str, Any]]:
-    """Row number in the part -> the group's columns."""
-    table = read_table(column_uri(work, name, part, digest))
+def read_columns(work: str, name: str, part: str, digest: str, columns: Sequence[str] | None = None) -> dict[int, dict[str, Any]]:
+    """Row number in the part -> the group's columns, all or some."""
+    table = read_table(column_uri(work, name, part, digest), columns if columns is None else ["row", *columns])
     return {row.pop("row"): row for row in table.to_pylist()}
 
 

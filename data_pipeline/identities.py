@@ -23,6 +23,8 @@ from infra.storage import join, list_files
 from lato.faces.identity import SAME_PERSON_THRESHOLD
 
 NAME = "identity"
+NEEDED = ("row", "embedding")
+"""What is read of the group's columns."""
 Vector = npt.NDArray[np.float32]
 
 
@@ -65,7 +67,7 @@ class Identities:
         """Row number in the part -> vector, of those that were computed."""
         vectors: dict[int, Vector] = {}
         for uri in self._files.get(part, []):
-            table = read_table(uri, ["row", "embedding"])
+            table = read_table(uri, list(NEEDED))
             flat = np.asarray(table["embedding"].combine_chunks().flatten(), np.float32)
             vectors.update(zip(table["row"].to_pylist(), flat.reshape(len(table), -1), strict=True) if len(table) else ())
         return vectors

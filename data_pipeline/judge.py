@@ -23,10 +23,16 @@ from data_pipeline.rules import ACCEPTED, CODE, FIRST, LIMITS, VERDICTS, Pairing
 from data_pipeline.tables import end_numbers, on_each, read_pieces
 from lato.faces.quality import hash_distance
 
-_NEEDED = [
+NEEDED = [
     "key", "source_id", "kind", "person", "edit_expression", "edit_intensity", *(f"step_{axis}" for axis in AXES), "misread", "held_out", *STORED_SCORES,
     "phash_source", "phash_target", "target_id", "from_part", "from_row", "from_track", "to_part", "to_row", "to_track",
 ]  # fmt: skip
+"""What verdicts are made from."""
+OF_ACCEPTED = [
+    "key", "source_id", "target_id", "person", "scope", "edit_expression", "edit_intensity", *(f"step_{axis}" for axis in AXES), *STORED_SCORES,
+    "crop_source", "crop_target", "from_part", "from_row", "from_track", "to_part", "to_row", "to_track",
+]  # fmt: skip
+"""What is read of accepted pairs, to divide them and make samples of them."""
 
 
 @dataclass
@@ -87,7 +93,7 @@ def _judge_table(rules: Rules, vectors: Vectors, uri: str) -> tuple[Judged, set[
     """What is decided with the vectors that are there, and the faces that lack one."""
     asked = Asked(vectors, rules.bars)
     used = rules.usage.copy()  # a source lies in one table
-    pieces = [_judge_piece(table, rules, used, asked) for table in read_pieces(uri, _NEEDED)]
+    pieces = [_judge_piece(table, rules, used, asked) for table in read_pieces(uri, NEEDED)]
     codes = [codes for codes, _ in pieces] or [np.zeros(0, np.int8)]
     similar = [similar for _, similar in pieces] or [np.zeros(0, np.float32)]
     return Judged(np.concatenate(codes), np.concatenate(similar), asked.people()), asked.lacking
@@ -260,10 +266,10 @@ def row_verdicts(codes: npt.NDArray[np.int8]) -> pa.Array:
 
 
 def accepted_rows(uri: str, judged: Judged) -> list[dict[str, Any]]:
-    """The accepted rows of a score table, whole, each with its `similarity`, and its number as `number`."""
+    """The accepted rows of a score table (`OF_ACCEPTED`), each with its `similarity`, and its number as `number`."""
     found: list[dict[str, Any]] = []
     start = 0
-    for table in read_pieces(uri):
+    for table in read_pieces(uri, OF_ACCEPTED):
         mine = np.flatnonzero(judged.codes[start : start + len(table)] == ACCEPTED)
         for n, row in zip((mine + start).tolist(), table.take(mine).to_pylist(), strict=True):
             found.append(row | {"number": n, "similarity": float(judged.similarity[n])})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,8 @@ SCHEMA = pa.schema(
     }
 )
 _LEDGER, _MADE = b"ledger", b"made"
-_HEAVY = ("chip", "chip_transform", "blendshapes", "expression_scores", "box")
-"""Columns that pairing does not read."""
+CHIP_COLUMNS = ("representative", "chip", "chip_transform", "landmarks")
+"""What column groups are computed from."""
 
 
 def commit_part(work: str, fingerprint: str, rows: list[dict[str, Any]], ledger: dict[str, Any], made: dict[str, Any]) -> None:
@@ -90,17 +91,16 @@ def read_columns(work: str, fingerprint: str, names: list[str]) -> pa.Table:
     return read_table(part_uri(work, fingerprint), names)
 
 
-def read_representatives(work: str, fingerprint: str) -> list[dict[str, Any]]:
-    """A part's representatives, each with its number in the part as `row`, without chips."""
-    names = [name for name in SCHEMA.names if name not in _HEAVY]
-    table = read_table(part_uri(work, fingerprint), names)
+def read_representatives(work: str, fingerprint: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Some columns, `representative` among them, of a part's representatives, each with its number in the part as `row`."""
+    table = read_table(part_uri(work, fingerprint), list(names))
     numbers = np.flatnonzero(np.asarray(table["representative"]))
     return [row | {"row": int(number)} for number, row in zip(numbers, table.take(numbers).to_pylist(), strict=True)]
 
 
 def read_chips(work: str, fingerprint: str) -> list[tuple[int, Chip, npt.NDArray[np.float64]]]:
     """Number in the part, chip and landmarks (68, 2) in image pixels of a part's representatives."""
-    table = read_table(part_uri(work, fingerprint), ["representative", "chip", "chip_transform", "landmarks"])
+    table = read_table(part_uri(work, fingerprint), list(CHIP_COLUMNS))
     numbers = np.flatnonzero(np.asarray(table["representative"]))
     return [
         (

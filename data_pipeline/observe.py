@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_pipeline.analyze import analyze, write_ledger
 from data_pipeline.config import DataConfig
+from data_pipeline.contract import check_contract
 from data_pipeline.groups import backfill, group_digests, group_models
 from data_pipeline.holdout import Holdout
 from data_pipeline.identities import NAME, Identities
@@ -54,10 +55,13 @@ class Observed:
 
 def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] | None = None) -> Observed:
     """Looks at all sources: work list, ledger, columns. What stands is not done again."""
+    check_contract()
     sweep_temporaries(work)
     for group in sorted(READ_FROM.keys() - set(config.analyze.groups.names)):
         say(f"  warning: analyze.groups.names has no {group}: not computed, and no pair is refused as {' or '.join(READ_FROM[group])}")
-    digests = group_digests(models, config.analyze.groups)
+    groups, workers = config.analyze.groups, config.analyze.workers
+    digests = group_digests(models, groups)
+    identities = Identities.open(work, digests, groups, models, workers)
     items = _sources(config, work, models, extra or [])
     holdout = Holdout.read(config.holdout, models, config.analyze.groups)
     extended = read_manifest(join(work, "versions", config.extends)) if config.extends else []
@@ -66,8 +70,6 @@ def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] |
     write_ledger(ledger, join(work, "ledger.jsonl"))
     _stop_if_pending(ledger)
     parts = [part for row in ledger.usable() for part in row["parts"]]
-    groups, workers = config.analyze.groups, config.analyze.workers
-    identities = Identities.open(work, digests, groups, models, workers)
     backfill(parts, {name: digest for name, digest in digests.items() if name != NAME}, groups, models, work, workers)
     return Observed({item.source_id: item for item in items}, ledger, digests, group_models(models, groups), identities, holdout)
 

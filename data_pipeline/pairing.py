@@ -34,6 +34,14 @@ SCORES = (
 """Of a pair: the worse of its two ends. The first, likeness of the two faces, is asked for when the pair is judged."""
 STORED_SCORES = SCORES[1:]
 """In the score table; null where it was not computed, because its column group is not among the config's."""
+OBSERVED = (
+    "source_id", "source_sha256", "kind", "identity", "track", "frame", "pts", "width", "height", "landmarks", "yaw", "pitch", "roll", "expression",
+    "expression_intensity", "declared", "representative", "sharpness", "noise", "clipped", "blockiness", "letterbox", "face_px", "skin_ita", "phash",
+)  # fmt: skip
+"""What is read of a representative, here and to join tracks and mark who is held out."""
+OF_GROUPS = {"occlusion": ("occlusion",), "writing": ("writing",), "surroundings": ("background", "clothing")}
+"""Column group -> what is read of its columns, where the group is among the config's."""
+_OPTIONAL = frozenset(name for names in OF_GROUPS.values() for name in names)
 _END = (
     "frame",
     "track",
@@ -105,7 +113,8 @@ def score_person(person: Person, margin: float) -> dict[str, Any] | None:
         return None
 
     def column(name: str, missing: float = 0.0) -> Array:
-        return np.array([missing if row.get(name) is None else row[name] for row in rows], np.float64)
+        values = [row.get(name) if name in _OPTIONAL else row[name] for row in rows]
+        return np.array([missing if value is None else value for value in values], np.float64)
 
     points = np.array([row["landmarks"] for row in rows], np.float64).reshape(-1, 68, 2)
     frame = np.stack([column("width"), column("height")], axis=1)

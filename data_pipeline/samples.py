@@ -20,7 +20,7 @@ from lato.edits import Expression
 from lato.pairs import FacePair, FaceState, PairMeta, Provenance
 
 Ends = tuple[dict[str, Any], dict[str, Any]]
-_OBSERVED = (
+OBSERVED = (
     "source_id",
     "source_sha256",
     "image_uri",
@@ -34,6 +34,7 @@ _OBSERVED = (
     "expression",
     "expression_intensity",
 )
+"""What is read of a pair's two ends."""
 
 
 def read_ends(rows: list[dict[str, Any]], work: str) -> dict[str, Ends]:
@@ -45,7 +46,7 @@ def read_ends(rows: list[dict[str, Any]], work: str) -> dict[str, Ends]:
     seen: dict[tuple[str, int], dict[str, Any]] = {}
     for part, numbers in wanted.items():
         ordered = sorted(numbers)
-        table = read_part(work, part).select(list(_OBSERVED)).take(ordered)
+        table = read_part(work, part).select(list(OBSERVED)).take(ordered)
         seen.update({(part, number): face for number, face in zip(ordered, table.to_pylist(), strict=True)})
     return {row["key"]: (seen[row["from_part"], row["from_row"]], seen[row["to_part"], row["to_row"]]) for row in rows}
 

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from data_pipeline.groups import read_columns
 from data_pipeline.holdout import Holdout
-from data_pipeline.identities import NAME, Identities, same_person_threshold
+from data_pipeline.identities import Identities, same_person_threshold
 from data_pipeline.observations import read_representatives
-from data_pipeline.pairing import SCORE_SCHEMA, Person, group_people, score_person
+from data_pipeline.pairing import OBSERVED, OF_GROUPS, SCORE_SCHEMA, Person, group_people, score_person
 from infra.console import Progress
 from infra.pool import run_all
 from infra.storage import commit, exists, join, sha256_json
@@ -72,13 +72,13 @@ def score_pairs(ledger: list[dict[str, Any]], given: ScoreInput, identities: dic
 
 
 def read_faces(row: dict[str, Any], columns: dict[str, str], identities: Identities, work: str) -> list[dict[str, Any]]:
-    """A source's representatives with the groups' columns but identity; tracks that meet at a segment's border are joined."""
+    """A source's representatives with what is read of the groups' columns; tracks that meet at a segment's border are joined."""
     pieces = []
     for number, part in enumerate(row["parts"]):
-        faces = [face | {"part": part} for face in read_representatives(work, part)]
-        for name, digest in columns.items():
-            if name != NAME:
-                extra = read_columns(work, name, part, digest)
+        faces = [face | {"part": part} for face in read_representatives(work, part, OBSERVED)]
+        for name, names in OF_GROUPS.items():
+            if name in columns:
+                extra = read_columns(work, name, part, columns[name], names)
                 faces = [face | extra[face["row"]] for face in faces]
         if len(row["parts"]) > 1:
             vectors = identities.read(part)
@@ -119,7 +119,7 @@ class _Borders:
 
     def run(self, row: dict[str, Any]) -> list[tuple[str, int]]:
         """Part and row of the faces of a source that meet another over a border."""
-        pieces = [[face | {"part": part} for face in read_representatives(self._work, part)] for part in row["parts"]]
+        pieces = [[face | {"part": part} for face in read_representatives(self._work, part, OBSERVED)] for part in row["parts"]]
         met = []
         for before, after in itertools.pairwise(pieces):
             for face, other in itertools.product(_ends(before, latest=True).values(), _ends(after, latest=False).values()):

@@ -28,7 +28,7 @@ from data_pipeline.groups import GROUPS, Face, GroupsConfig, Scorer, backfill, c
 from data_pipeline.holdout import Holdout, HoldoutConfig
 from data_pipeline.identities import NAME, Identities
 from data_pipeline.judge import judge
-from data_pipeline.pairing import group_people
+from data_pipeline.pairing import OBSERVED, group_people
 from data_pipeline.perceive import bin_of
 from data_pipeline.rules import ACCEPTED, PairingConfig, Rules
 from data_pipeline.score import ScoreInput, score_pairs, write_scores
@@ -179,7 +179,7 @@ class Built:
 
     def known(self) -> list[dict[str, Any]]:
         """All representatives, with their identity."""
-        rows = observations.read_representatives(self.work, self.part)
+        rows = observations.read_representatives(self.work, self.part, OBSERVED)
         identities = Identities.open(self.work, self._digests, self._config.groups, self._models, 0)
         identities.compute({self.part: {row["row"] for row in rows}})
         vectors = identities.read(self.part)
