@@ -15,16 +15,20 @@ from data_pipeline.extend import Base
 from data_pipeline.judge import Judged, accepted_rows, count_verdicts, judge
 from data_pipeline.ledger import Ledger
 from data_pipeline.models_used import Model
+from data_pipeline.near_duplicates import find_across_sources
 from data_pipeline.observe import Observed
 from data_pipeline.pack import pack, withdraw
 from data_pipeline.render import render_crops
 from data_pipeline.rewrite import Rewriter
-from data_pipeline.rules import SETTINGS, VERDICTS, Rules, Usage
+from data_pipeline.rules import CODE, SETTINGS, Rules, Usage
 from data_pipeline.samples import crops_to_render, plan_samples
 from data_pipeline.score import ScoreInput, score_pairs
 from infra.console import heading, say, table
 from infra.errors import UserError
 from infra.storage import commit_changed, join
+
+Numbered = tuple[int, dict[str, Any]]
+"""A row of a score table, and the table's number."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ def publish(plan: Plan, until: Literal["pair", "render"] | None) -> DatasetVersi
     division = divide([row for _, row in fresh], plan.observed.items, centroids, plan.base, plan.config.split)
     if plan.base:
         plan.base.check_found([row["key"] for _, row in accepted])
-    rows = _render(plan, division, fresh, judged)
+    fresh = _refuse(plan, division, fresh, accepted, judged)
+    rows = _render(plan, fresh, judged)
     if until == "render":
         raise Stopped(_funnel(ledger, judged, Counter()))
     if not rows and not plan.base:
@@ -100,11 +105,29 @@ def _judge(plan: Plan) -> tuple[list[str], list[Judged]]:
     return tables, judge(tables, rules, observed.identities, workers)
 
 
-def _render(plan: Plan, division: Division, fresh: list[tuple[int, dict[str, Any]]], judged: list[Judged]) -> list[dict[str, Any]]:
-    """Cuts the crops of new accepted pairs that may go on, and returns those that have both; of the others it changes the verdict."""
-    config, refused = plan.config, {row["key"]: division.verdict(row) for _, row in fresh}
+def _refuse(plan: Plan, division: Division, fresh: list[Numbered], accepted: list[Numbered], judged: list[Judged]) -> list[Numbered]:
+    """New accepted pairs that may go on; of the others, in conflict with the split or seen in another source, it changes the verdict."""
+    refused = {row["key"]: verdict for _, row in fresh if (verdict := division.verdict(row))}
+    items, published = plan.observed.items, plan.base.keys if plan.base else frozenset[str]()
+    again = find_across_sources(
+        [row for _, row in accepted if row["key"] not in refused],
+        lambda row: division.components.of_source[row["source_id"]],
+        {name: item.identity for name, item in items.items()},
+        published | {key for key, good in plan.labels.items() if good},
+        plan.config.pairing.near_duplicate_bits,
+    )
+    refused |= dict.fromkeys(again, "near-duplicate")
+    for number, row in fresh:
+        if row["key"] in refused:
+            judged[number].codes[row["number"]] = CODE[refused[row["key"]]]
+    return [(number, row) for number, row in fresh if row["key"] not in refused]
+
+
+def _render(plan: Plan, fresh: list[Numbered], judged: list[Judged]) -> list[dict[str, Any]]:
+    """Cuts the crops of new accepted pairs, and returns those that have both; of the others it changes the verdict."""
+    config = plan.config
     failed = render_crops(
-        crops_to_render([row for _, row in fresh if not refused[row["key"]]], plan.work, config.render.seeker),
+        crops_to_render([row for _, row in fresh], plan.work, config.render.seeker),
         {name: item.uri for name, item in plan.observed.items.items()},
         plan.work,
         config.analyze.workers,
@@ -114,10 +137,8 @@ def _render(plan: Plan, division: Division, fresh: list[tuple[int, dict[str, Any
         say(f"render failed: {name}: {failed[name]}")
     left = []
     for number, row in fresh:
-        lost = "render failed" if row["source_id"] in failed or row["target_id"] in failed else None
-        verdict = refused[row["key"]] or lost
-        if verdict:
-            judged[number].codes[row["number"]] = VERDICTS.index(verdict)
+        if row["source_id"] in failed or row["target_id"] in failed:
+            judged[number].codes[row["number"]] = CODE["render failed"]
         else:
             left.append(row)
     return left

@@ -1,0 +1,96 @@
+"""Accepted pairs that show again what one of another source shows: the clip of somebody who is not declared, encoded anew and listed as a source of its own.
+
+Within a person near-duplicates are refused while pairs are judged (`judge`). Which sources may show one person is known when the split's components are:
+the accepted pairs of a component are then compared, sharpest first as within a person, so that neither workers nor the order of sources play a part.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from data_pipeline.judge import edit_texts
+from data_pipeline.pairing import AXES
+
+Row = dict[str, Any]
+Twin = frozenset[tuple[str, int]]
+"""The two faces of a pair, whichever is its source."""
+_EDIT = ("edit_expression", "edit_intensity", *(f"step_{axis}" for axis in AXES))
+
+
+def find_across_sources(
+    rows: Sequence[Row], component: Callable[[Row], str], identities: dict[str, str | None], kept: Collection[str], bits: int
+) -> set[str]:
+    """Finds the pairs that are near-duplicates of a pair of another source.
+
+    Args:
+        rows: Accepted rows of score tables; of other verdicts none.
+        component: Of a row; only within one are pairs compared.
+        identities: Source id -> declared person. Two people who are both declared, and not as one, are not compared.
+        kept: Keys that stay whatever they are like: samples of the version that is extended, pairs that a person called good.
+        bits: Of 256, within which two faces' hashes are near; below 0 nothing is.
+
+    Returns:
+        Keys. A pair and its reverse are in it together; with a key of `kept` they stay.
+    """
+    if bits < 0:
+        return set()
+    gathered: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        gathered[component(row)].append(row)
+    found: set[str] = set()
+    for mine in gathered.values():
+        if len({row["source_id"] for row in mine}) > 1:
+            found |= _find_in_one(mine, identities, kept, bits)
+    return found
+
+
+def _find_in_one(rows: list[Row], identities: dict[str, str | None], kept: Collection[str], bits: int) -> set[str]:
+    """The same in one component."""
+    twins: dict[Twin, list[int]] = defaultdict(list)
+    for n, row in enumerate(rows):
+        twins[frozenset([(row["from_part"], row["from_row"]), (row["to_part"], row["to_row"])])].append(n)
+    stays = {twin: any(rows[n]["key"] in kept for n in numbers) for twin, numbers in twins.items()}
+
+    def rank(twin: Twin) -> tuple[bool, float, str]:
+        mine = [rows[n] for n in twins[twin]]
+        return not stays[twin], -min(row["sharpness"] for row in mine), min(row["key"] for row in mine)
+
+    edits = edit_texts(pa.table({name: [row[name] for row in rows] for name in _EDIT}))[0]
+    alike = {edit: np.flatnonzero(edits == edit) for edit in np.unique(edits).tolist()}
+    hashes = np.stack([_words([row[name] for row in rows]) for name in ("phash_source", "phash_target")], axis=1)
+    sources = _numbers([row["source_id"] for row in rows])
+    people = _numbers([identities.get(row["source_id"]) for row in rows])
+    chosen = np.zeros(len(rows), bool)
+
+    def shown_elsewhere(n: int) -> bool:
+        others = alike[int(edits[n])]
+        others = others[chosen[others] & (sources[others] != sources[n])]
+        if people[n] >= 0:
+            others = others[(people[others] < 0) | (people[others] == people[n])]
+        apart = np.bitwise_count(hashes[others] ^ hashes[n]).sum(axis=2, dtype=np.int64)
+        return bool((apart <= bits).all(axis=1).any())
+
+    found: set[str] = set()
+    for twin in sorted(twins, key=rank):
+        if not stays[twin] and any(shown_elsewhere(n) for n in twins[twin]):
+            found |= {rows[n]["key"] for n in twins[twin]}
+        else:
+            chosen[twins[twin]] = True
+    return found
+
+
+def _words(hashes: list[bytes]) -> npt.NDArray[np.uint64]:
+    """Of 256 bits each, (N, 4)."""
+    return np.frombuffer(b"".join(hashes), np.uint64).reshape(-1, 4)
+
+
+def _numbers(names: Sequence[str | None]) -> npt.NDArray[np.int64]:
+    """Equal names as equal numbers; None as -1."""
+    known: dict[str, int] = {}
+    return np.array([-1 if name is None else known.setdefault(name, len(known)) for name in names], np.int64)
