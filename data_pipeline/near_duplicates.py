@@ -1,4 +1,4 @@
-"""Accepted pairs that show again what one of another source shows: the clip of somebody who is not declared, encoded anew and listed as a source of its own.
+"""Accepted pairs that show again what one of another source shows: a clip of somebody who is not declared, in two files.
 
 Within a person near-duplicates are refused while pairs are judged (`judge`). Which sources may show one person is known when the split's components are:
 the accepted pairs of a component are then compared, sharpest first as within a person, so that neither workers nor the order of sources play a part.
@@ -57,9 +57,10 @@ def _find_in_one(rows: list[Row], identities: dict[str, str | None], kept: Colle
         twins[frozenset([(row["from_part"], row["from_row"]), (row["to_part"], row["to_row"])])].append(n)
     stays = {twin: any(rows[n]["key"] in kept for n in numbers) for twin, numbers in twins.items()}
 
-    def rank(twin: Twin) -> tuple[bool, float, str]:
+    def rank(twin: Twin) -> tuple[bool, float, str, str]:
         mine = [rows[n] for n in twins[twin]]
-        return not stays[twin], -min(row["sharpness"] for row in mine), min(row["key"] for row in mine)
+        first = min((row["source_id"], row["key"]) for row in mine)  # of equal pictures in two files all of one file stay
+        return not stays[twin], -min(row["sharpness"] for row in mine), *first
 
     edits = edit_texts(pa.table({name: [row[name] for row in rows] for name in _EDIT}))[0]
     alike = {edit: np.flatnonzero(edits == edit) for edit in np.unique(edits).tolist()}

@@ -68,3 +68,30 @@ def with_keyframes(path, target, every):
         for packet in stream.encode():
             made.mux(packet)
     return str(target)
+
+
+def packed_anew(path, target):
+    """The video with the same pictures in another file, of other bytes."""
+    with av.open(path) as given, av.open(str(target), "w") as made:
+        made.metadata["title"] = "uploaded again"
+        stream = made.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(given.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                made.mux(packet)
+    return str(target)
+
+
+def encoded_anew(path, target, crf):
+    """The video compressed once more: what it shows is nearly the same."""
+    with av.open(path) as given, av.open(str(target), "w") as made:
+        video = given.streams.video[0]
+        stream = made.add_stream("libx264", rate=video.average_rate, options={"crf": str(crf), "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = video.width, video.height, "yuv420p"
+        for frame in given.decode(video=0):
+            frame.pict_type = av.video.frame.PictureType.NONE
+            for packet in stream.encode(frame):
+                made.mux(packet)
+        for packet in stream.encode():
+            made.mux(packet)
+    return str(target)
