@@ -36,7 +36,8 @@ class PairingConfig(Config):
     max_writing: float = 0.02
     """Share of the face chip that looks like burnt-in text."""
     near_duplicate_bits: int = 10
-    """Of 256: a pair whose source and target are both this near to those of an accepted pair of the same person and edit is its near-duplicate."""
+    """Of 256: a pair whose source and target are both this near to those of an accepted pair of the same edit, of the same person or
+    of another source that the split ties to its own, is its near-duplicate. Below 0 none is."""
     max_upscale: float = 1.5
     """How much a crop may be enlarged to 512 px."""
     max_padding: float = 0.02
@@ -109,7 +110,8 @@ VERDICTS = (
 CODE = {name: code for code, name in enumerate(VERDICTS)}
 ACCEPTED = 0
 PASSED = ("accepted", "quota", "cell quota", "near-duplicate")
-"""Verdicts of pairs that no filter refused; those over a quota and near-duplicates were not asked for identity, those over a cell's were."""
+"""Verdicts of pairs that no filter refused; those over a quota and near-duplicates within a person were not asked for identity, those over a cell's and
+near-duplicates of another source were."""
 
 
 @dataclass
