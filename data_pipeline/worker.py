@@ -130,8 +130,10 @@ def _read_images(uri: str, limit: float | None) -> Iterator[tuple[Frame, str, st
 def at_most(seconds: float | None) -> Iterator[None]:
     """Ends this process, and says where it was, when the block takes longer; None is no limit. A thread outside Python watches: native code that hangs too
     is ended. Reading over a network and decoding video have limits of their own."""
-    if seconds is not None:
-        faulthandler.dump_traceback_later(seconds, exit=True)
+    if seconds is None:  # a timer that the process may have of its own stays
+        yield
+        return
+    faulthandler.dump_traceback_later(seconds, exit=True)
     try:
         yield
     finally:

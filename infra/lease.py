@@ -18,6 +18,8 @@ from infra.storage import commit, join, read_bytes
 
 LEASE_EXPIRES = 60.0
 """Seconds without a heartbeat after which a lease is no longer held."""
+_TRIES = 10
+"""So often a lease is asked for that others let go at that very moment."""
 
 
 @contextmanager
@@ -35,7 +37,9 @@ def lease(folder: str, purpose: str) -> Iterator[None]:
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         "nonce": os.urandom(8).hex(),
     }
-    while not commit(uri, _beat(mine), exclusive=True):
+    for _ in range(_TRIES):
+        if commit(uri, _beat(mine), exclusive=True):
+            break
         try:
             holder = _holder(uri)
         except FileNotFoundError:  # let go a moment ago: whoever creates it now has it
@@ -47,6 +51,8 @@ def lease(folder: str, purpose: str) -> Iterator[None]:
         if not _is_of(uri, mine):
             raise UserError(f"{folder} was taken by another job at the same moment. Start again.")
         break
+    else:
+        raise UserError(f"{folder} is taken and let go again by other jobs, {_TRIES} times just now. Start again.")
     stop = threading.Event()
     heart = threading.Thread(target=_keep_alive, args=(uri, mine, stop), daemon=True, name="lease")
     heart.start()

@@ -49,3 +49,12 @@ def test_a_holder_that_lets_go_just_then_is_followed(tmp_path, monkeypatch):
         assert json.loads((tmp_path / "lease.json").read_text())["purpose"] == "mine"
         (tmp_path / "lease.json").unlink()  # lost while it is held: nothing to let go
     assert not (tmp_path / "lease.json").exists()
+
+
+def test_a_lease_that_is_never_seen_is_not_asked_for_for_ever(tmp_path, monkeypatch):
+    """A store that says that the file is there, and that it is not."""
+    asked = []
+    monkeypatch.setattr(lease_module, "commit", lambda *_, **__: bool(asked.append(1)))
+    with pytest.raises(UserError, match="taken and let go again"), lease(str(tmp_path), "mine"):
+        pass
+    assert 1 < len(asked) < 100
