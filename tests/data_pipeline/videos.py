@@ -56,11 +56,12 @@ def write_with_sound(path, times, sound, last=None):
     return path
 
 
-def with_keyframes(path, target, every):
-    """The video, encoded anew with a keyframe now and then."""
+def _compress(path, target, options, rate=None):
+    """The pictures of a video, compressed once more."""
     with av.open(path) as given, av.open(str(target), "w") as made:
-        stream = made.add_stream("libx264", rate=30, options={"g": str(every), "sc_threshold": "0"})
-        stream.width, stream.height, stream.pix_fmt = given.streams.video[0].width, given.streams.video[0].height, "yuv420p"
+        video = given.streams.video[0]
+        stream = made.add_stream("libx264", rate=rate or video.average_rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = video.width, video.height, "yuv420p"
         for frame in given.decode(video=0):
             frame.pict_type = av.video.frame.PictureType.NONE
             for packet in stream.encode(frame):
@@ -68,6 +69,11 @@ def with_keyframes(path, target, every):
         for packet in stream.encode():
             made.mux(packet)
     return str(target)
+
+
+def with_keyframes(path, target, every):
+    """The video, encoded anew with a keyframe now and then."""
+    return _compress(path, target, {"g": str(every), "sc_threshold": "0"}, rate=30)
 
 
 def packed_anew(path, target):
@@ -84,14 +90,4 @@ def packed_anew(path, target):
 
 def encoded_anew(path, target, crf):
     """The video compressed once more: what it shows is nearly the same."""
-    with av.open(path) as given, av.open(str(target), "w") as made:
-        video = given.streams.video[0]
-        stream = made.add_stream("libx264", rate=video.average_rate, options={"crf": str(crf), "threads": "1"})
-        stream.width, stream.height, stream.pix_fmt = video.width, video.height, "yuv420p"
-        for frame in given.decode(video=0):
-            frame.pict_type = av.video.frame.PictureType.NONE
-            for packet in stream.encode(frame):
-                made.mux(packet)
-        for packet in stream.encode():
-            made.mux(packet)
-    return str(target)
+    return _compress(path, target, {"crf": str(crf), "threads": "1"})
