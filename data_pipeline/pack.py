@@ -284,8 +284,8 @@ def licences_of(row: dict[str, Any]) -> set[str]:
 
 
 def consents_of(row: dict[str, Any]) -> set[str | None]:
-    """Consents of a manifest row, of both ends likewise; None where an older manifest does not tell."""
-    return {row.get("consent"), row.get("target_consent") or row.get("consent")}
+    """Consents of a manifest row, of both ends; None where an older manifest does not tell. One end never speaks for the other."""
+    return {row.get("consent"), row.get("target_consent")}
 
 
 def licence_text(row: dict[str, Any]) -> str:

@@ -17,6 +17,14 @@ ROWS = [
 ]
 
 
+def test_consent_is_asked_of_both_ends_and_none_speaks_for_the_other():
+    both = [
+        {"key": key, "consent": "given", "target_consent": other}
+        for key, other in (("a", "given"), ("b", "unknown"), ("c", ""), ("d", None))
+    ]
+    assert [row["key"] for row in matching(both, "consent = given")] == ["a"]
+
+
 @pytest.mark.parametrize(
     ("where", "keys"),
     [
