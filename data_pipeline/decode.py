@@ -71,7 +71,7 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
             container.seek(int((begin + start) / tick), stream=stream)
         due, index, last, inside = -1.0, -1, 0.0, 0
         stated = _stated_frames(stream)
-        shots = _ShotCounter(rate)
+        shots, upright = _ShotCounter(rate), Upright()
         torn: list[str] = []
         alive = Alive(sender)
         for index, frame in enumerate(_frames_until_torn(container, stream, torn)):
@@ -132,22 +132,32 @@ class _ShotCounter:
 
     def __init__(self, rate: float) -> None:
         import scenedetect
+        from av.video.reformatter import VideoReformatter
 
         self._detector = scenedetect.ContentDetector(threshold=_CUT, min_scene_len=1)
         self._rate, self._index, self.shot = rate, 0, 0
         self._timecode = scenedetect.FrameTimecode
+        self._reformatter = VideoReformatter()  # a frame's own is set up anew each time, which takes longer than its work
 
-    def see(self, frame: object) -> None:
-        small = frame.reformat(width=64, height=36, format="bgr24").to_ndarray()  # type: ignore[attr-defined]
+    def see(self, frame: Any) -> None:
+        small = self._reformatter.reformat(frame, width=64, height=36, format="bgr24").to_ndarray()
         self.shot += len(self._detector.process_frame(self._timecode(self._index, fps=self._rate), small))
         self._index += 1
 
 
-def upright(frame: object) -> npt.NDArray[np.uint8]:
-    """A PyAV frame as RGB `(H, W, 3)` uint8, turned as its header says."""
-    image = frame.to_ndarray(format="rgb24")  # type: ignore[attr-defined]
-    turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+class Upright:
+    """Makes PyAV's frames of one stream pictures."""
+
+    def __init__(self) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: Any) -> npt.NDArray[np.uint8]:
+        """A frame as RGB `(H, W, 3)` uint8, turned as its header says."""
+        image: Any = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
+        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
 def check_is_video(path: str) -> None:

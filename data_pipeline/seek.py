@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_pipeline.decode import upright
+from data_pipeline.decode import Upright
 from data_pipeline.decoder import Alive, DecodeError, Decoder, Frame, run_decoder
 
 Seeker = Literal["pyav", "decord"]
@@ -41,6 +41,7 @@ def read_frames_at(path: str, pts: list[float], decoder: Decoder | None = None, 
 
 
 def _send_at(sender: Connection, path: str, times: list[float]) -> None:
+    upright = Upright()
     with _Seeker(path, Alive(sender)) as seeker:
         for number, wanted in enumerate(times):
             sender.send(("frame", Frame(number, wanted, upright(seeker.frame_at(wanted)))))
