@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_pipeline.perceive import REPRESENTATIVES, bin_of
 from data_pipeline.render import crop_name
 from data_pipeline.seek import Seeker
+from data_pipeline.tracks import REPRESENTATIVES, bin_of
 from infra.storage import sha256_bytes
 from lato.edits import POSE_STEP, Edit, Expression, Intensity
 from lato.faces.expression import is_verifiable

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from data_pipeline.groups import GroupsConfig
-from data_pipeline.perceive import DETECT_EVERY, GLANCES, REPRESENTATIVES
+from data_pipeline.perceive import DETECT_EVERY, EMPTY_EVERY, GLANCES
 from data_pipeline.sources import SEGMENT_SECONDS
+from data_pipeline.tracks import REPRESENTATIVES
 from data_pipeline.worklist import WorkItem
 from infra.config import Config
 from infra.storage import sha256_json
 
-VERSION = 5
+VERSION = 6
 """Raise it when the meaning of an observation changes: all parts are then made anew."""
 _BUNDLES_A_WORKER = 16
 """At least so many where there is work for them: the last ones even out what workers are apart, and a death leaves less for the next round."""
@@ -61,7 +62,7 @@ def fingerprint(item: WorkItem, start: float, end: float | None, content: str, c
 def made_of(item: WorkItem, start: float, end: float | None, content: str, config: AnalyzeConfig, models: dict[str, str]) -> dict[str, Any]:
     """What a part depends on: its name is the digest of it, and it is kept in the part."""
     read: dict[str, Any] = {"fps": config.fps if item.kind == "video" else None, "representatives": REPRESENTATIVES}
-    read |= {"detect": DETECT_EVERY, "glances": GLANCES, "licences": config.licences, "consents": config.consents}
+    read |= {"detect": DETECT_EVERY, "glances": GLANCES, "empty": EMPTY_EVERY, "licences": config.licences, "consents": config.consents}
     named = item.model_dump(include={"source_id", "kind", "licence", "consent", "identity", "box"}) | {"start": start, "end": end}
     return {"version": VERSION, "content": content, "config": read, "item": named, "models": models}
 

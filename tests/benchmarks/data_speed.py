@@ -51,8 +51,8 @@ def peak_megabytes() -> float:
 
 NOTES = {
     "Videos": (
-        "The plain loop runs every model on every sampled frame. The ceiling is the plain loop over decoding, shots and one look of the mesh a frame.\n"
-        "The decoders' seconds are in all of them (they are children of the fork server, and are counted there in hundredths of a second).\n"
+        "The plain loop runs every model on every sampled frame. The ceiling is the plain loop over decoding, shots and one look of the\n"
+        "mesh at each of the plain loop's faces. The decoders' seconds are in all of them (they are children of the fork server).\n"
         "What the platform adds is measured on further copies of a clip in one build. Pairing is in neither way. `pairing.max_upscale` is 6 here: at the\n"
         "default of 1.5 no face of franck and carphone is large enough, and the builder would ask for no identity at all. A pair needs the identity of\n"
         "two faces, about 37 ms each: where twice that is more than what 85 % allows above the ceiling, a clip misses the aim with its first pair. Cells\n"

@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from data_pipeline import perceive
+from data_pipeline import perceive, tracks
 from data_pipeline.chips import SIDE, chip_of, cut_chip, cut_piece
 from data_pipeline.decoder import Frame
-from data_pipeline.perceive import DETECT_EVERY, GLANCES, watch_video
+from data_pipeline.perceive import DETECT_EVERY, EMPTY_EVERY, GLANCES, watch_video
 from lato.faces.quality import measure
 from lato.pairs import decode_image
 
@@ -46,10 +46,10 @@ def scene(*portraits):
 def watch(pictures, reader, box=None):
     """First frame of each track, and its frames."""
     rows, _ = watch_video((Frame(number, number / 5, picture) for number, picture in enumerate(pictures)), reader, box)
-    tracks = {}
+    found = {}
     for row in rows:
-        tracks.setdefault(row["track"], []).append(row["frame"])
-    return rows, [(frames[0], len(frames)) for frames in tracks.values()]
+        found.setdefault(row["track"], []).append(row["frame"])
+    return rows, [(frames[0], len(frames)) for frames in found.values()]
 
 
 @pytest.mark.parametrize(("face_px", "looks"), [(150, 1), (90, GLANCES + 1)])
@@ -71,22 +71,60 @@ def test_a_face_that_is_gone_ends_its_track_and_the_other_goes_on(reader, portra
     assert sorted(watch([both] * 4 + [alone] * (DETECT_EVERY + 1), reader)[1]) == [(0, 4), (0, DETECT_EVERY + 5)]
 
 
+@pytest.fixture
+def looks(reader, monkeypatch):
+    """How often the detector looked."""
+    looks = []
+    detect = reader.detector.detect
+    monkeypatch.setattr(reader.detector, "detect", lambda image: (looks.append(None), detect(image))[1])
+    return looks
+
+
+@pytest.mark.parametrize("empty", range(EMPTY_EVERY, 2 * EMPTY_EVERY))
+def test_of_who_comes_into_an_empty_picture_no_frame_is_lost(reader, portrait, empty):
+    """Wherever the look falls, also where the video ends before it."""
+    nobody, somebody = scene(), scene(portrait("obama", 200))
+    assert watch([nobody] * empty + [somebody] * 2, reader)[1] == [(empty, 2)]
+
+
+def test_while_nobody_is_there_few_looks_are_enough(reader, looks):
+    assert watch([scene()] * (1 + 3 * EMPTY_EVERY), reader)[1] == []
+    assert len(looks) == 1 + 3
+
+
+def test_who_is_there_at_the_end_of_an_empty_shot_is_found(reader, portrait):
+    """A cut, or the end, comes before the look; the next shot begins with one."""
+    nobody, somebody = scene(), scene(portrait("obama", 200))
+    pictures = [nobody, nobody, somebody, somebody, nobody, nobody]
+    frames = [Frame(number, number / 5, picture, number // 3) for number, picture in enumerate(pictures)]
+    rows, count = watch_video(iter(frames), reader)
+    assert [(row["track"], row["frame"]) for row in rows] == [(0, 2), (1, 3)]
+    assert count == len(pictures)
+
+
+def test_large_pictures_do_not_wait_together(reader, monkeypatch, looks):
+    nobody = scene()
+    monkeypatch.setattr(perceive, "_WAITING_BYTES", nobody.nbytes)
+    assert watch([nobody] * 4, reader)[1] == []
+    assert len(looks) == 4
+
+
 def test_a_face_that_waits_is_read_as_one_that_does_not(reader, clip, monkeypatch):
     """However many may wait: the same chips and scores. And no more wait than may."""
     pictures = [photo_of(clip("obama"))]
     pictures += [cv2.GaussianBlur(pictures[0], (0, 0), sigma) for sigma in (0.5, 1, 2, 4)]
     held = []
-    add = perceive._Unread.add
-    monkeypatch.setattr(perceive._Unread, "add", lambda self, kept: (add(self, kept), held.append((self._bytes, len(self._waiting)))))
+    add = tracks.Unread.add
+    monkeypatch.setattr(tracks.Unread, "add", lambda self, kept: (add(self, kept), held.append((self._bytes, len(self._waiting)))))
     made = []
-    for most in (perceive._UNREAD_BYTES, pictures[0].nbytes, 0):
-        monkeypatch.setattr(perceive, "_UNREAD_BYTES", most)
+    for most in (tracks._UNREAD_BYTES, pictures[0].nbytes, 0):
+        monkeypatch.setattr(tracks, "_UNREAD_BYTES", most)
         made.append([row for row in watch(pictures[::-1], reader)[0] if row["representative"]])
         assert all(size <= most for size, _ in held)
         assert (held[-1][1] > 0) == (most > 0)
         held.clear()
     assert made[0] == made[1] == made[2]
-    assert len(made[0]) == perceive.REPRESENTATIVES
+    assert len(made[0]) == tracks.REPRESENTATIVES
 
 
 @pytest.mark.parametrize("grown", [1.0, 4.0])

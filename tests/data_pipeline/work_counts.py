@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 import yaml
 
-from data_pipeline import perceive
+from data_pipeline import tracks
 from data_pipeline.build import build_dataset
 from data_pipeline.config import DataConfig
 from data_pipeline.observations import read_ledger_row
@@ -59,8 +59,8 @@ def counting() -> Iterator[Counter[str]]:
         counted(FaceDetector, "glance", "glances")
         counted(mediapipe.tasks.vision.FaceLandmarker, "detect", "mesh")
         counted(onnxruntime.InferenceSession, "run", of_session)
-        counted(perceive, "measure", "measured faces")
-        counted(perceive, "chip_of", "chips")
+        counted(tracks, "measure", "measured faces")
+        counted(tracks, "chip_of", "chips")
         yield counts
 
 
