@@ -27,7 +27,7 @@ from data_pipeline.removals import FILE, Removals, find_removed, hash_name, read
 from data_pipeline.replay import drop_replays
 from data_pipeline.worklist import read_worklist, write_worklist
 from infra.errors import UserError
-from infra.state import INPUT, read_rows
+from infra.state import INPUT, read_json, read_rows, reading
 from infra.storage import (
     commit,
     delete,
@@ -42,6 +42,10 @@ from lato.pairs import decode_image
 
 PENDING = "forgetting.json"
 """Hashes of the source ids that a removal found, while it runs: what told of them may be deleted before the rest."""
+_UNFINISHED = (
+    "It names what a removal that was stopped has still to take out: restore it from a copy; or delete it, and forget each of those sources again by "
+    "its name (--source)."
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def apply_removals(work: str) -> Forgotten:
     """Carries out all recorded removals."""
     items = read_worklist(join(work, "worklist.parquet"))
     pending, removals = join(work, PENDING), Removals.read(work)
-    known = frozenset(json.loads(read_bytes(pending)) if exists(pending) else [])
+    known = _read_pending(pending)
     found = find_removed(work, removals, items, versions_of(work, views=False))
     lost = Removals(removals.sources | known | {hash_name(name) for name in found}, removals.identities, removals.licences)
     if found:
@@ -114,6 +118,14 @@ def apply_removals(work: str) -> Forgotten:
     write_worklist([item for item in items if item.source_id not in gone], join(work, "worklist.parquet"))
     delete(pending)
     return Forgotten(len(found), samples, sorted(read_tombstones(work)))
+
+
+def _read_pending(uri: str) -> frozenset[str]:
+    found = read_json(uri, mend=_UNFINISHED) if exists(uri) else []
+    with reading(uri, _UNFINISHED):
+        if not isinstance(found, list) or not all(isinstance(digest, str) for digest in found):
+            raise ValueError("not a list of hashes")
+    return frozenset(found)
 
 
 def sources_like(work: str, photo: str, models: Path, similarity: float = 0.45) -> list[tuple[str, float]]:

@@ -7,7 +7,6 @@ import json
 from data_pipeline.candidates import read_candidates, read_candidates_table
 from data_pipeline.card import write_card
 from data_pipeline.pack import (
-    WITHDRAWN,
     beside,
     encode_table,
     licences_of,
@@ -20,8 +19,7 @@ from data_pipeline.pack import (
 )
 from data_pipeline.removals import Removals
 from data_pipeline.subset import remake_view
-from data_pipeline.succession import entomb, succeed
-from infra.state import read_json
+from data_pipeline.succession import WITHDRAWN, entomb, read_withdrawn, succeed
 from infra.storage import (
     commit,
     commit_changed,
@@ -114,7 +112,7 @@ def drop_unpublished(folder: str, removed: bool) -> None:
     if not exists(withdrawn):
         delete_folder(folder)
         return
-    kept = succeed(read_json(withdrawn), None)
+    kept = read_withdrawn(folder)
     commit_changed(withdrawn, json.dumps(entomb(kept) if removed else kept, sort_keys=True).encode())
     for inner in list_folders(folder):
         delete_folder(inner)
@@ -125,8 +123,9 @@ def drop_unpublished(folder: str, removed: bool) -> None:
 
 def read_tombstones(work: str) -> set[str]:
     """Of all versions and views, those that are being replaced too."""
-    indexes = [join(folder, name) for folder in list_folders(join(work, "versions")) for name in ("index.json", WITHDRAWN)]
-    return {digest for uri in indexes if exists(uri) for digest in read_json(uri).get("tombstones", [])}
+    folders = list_folders(join(work, "versions"))
+    indexes = [*(read_index(folder) for folder in folders if exists(join(folder, "index.json"))), *map(read_withdrawn, folders)]
+    return {digest for index in indexes for digest in index.get("tombstones", [])}
 
 
 def refresh_view(folder: str, removed: bool) -> None:

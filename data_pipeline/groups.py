@@ -36,7 +36,7 @@ from infra import assets
 from infra.console import Progress
 from infra.errors import UserError
 from infra.pool import run_all
-from infra.state import read_schema, read_table
+from infra.state import DERIVED, read_schema, read_table, reading
 from infra.storage import commit, delete, join, list_files, list_folders, sha256_file, sha256_json
 
 _FLOATS = pa.list_(pa.float32())
@@ -223,8 +223,10 @@ def read_columns(work: str, name: str, part: str, digest: str, columns: Sequence
 
 def read_models(work: str, name: str, part: str, digest: str) -> dict[str, dict[str, str]]:
     """File -> sha256 and licence of the models that a group's columns for one part were computed with."""
-    schema = read_schema(column_uri(work, name, part, digest))
-    return json.loads(schema.metadata[_MODELS])
+    uri = column_uri(work, name, part, digest)
+    schema = read_schema(uri)
+    with reading(uri, DERIVED):
+        return json.loads(schema.metadata[_MODELS])
 
 
 def computed_parts(work: str, name: str) -> dict[str, str]:

@@ -13,6 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from infra.storage import commit, join, read_bytes, sha256_bytes
 from lato.edits import Expression, Intensity
 
+GENERATED = (
+    "Delete it, and the list beside it that names it (people_, warp_ or diffusers_), and run lato data build again: it is made anew."
+)
+"""What to do where a file of generated sources is damaged."""
+
 
 class Declared(BaseModel):
     """What the maker of a picture knows of it. Degrees; landmarks in image pixels, (68, 2)."""

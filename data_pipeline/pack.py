@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from data_pipeline.succession import succeed
+from data_pipeline.succession import WITHDRAWN, read_withdrawn, succeed
 from infra.config import Config
 from infra.console import Progress
 from infra.errors import UserError
-from infra.state import PUBLISHED, read_table
+from infra.state import PUBLISHED, read_json, read_table
 from infra.storage import (
     commit,
     commit_changed,
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 MANIFEST, CANDIDATES = "manifest.parquet", "candidates.parquet"
 """Names in a version's folder when it is first published; its index says which hold now."""
 _BLOCK = tarfile.BLOCKSIZE
-WITHDRAWN = "index.withdrawn.json"
-"""Index of a version that is being replaced; of it the next one takes over the tombstones."""
 
 
 class PackConfig(Config):
@@ -116,8 +114,7 @@ def pack(
     if base:
         index["extends"] = {"name": base.index["name"], "digest": base.index["digest"], "samples": len(base.rows)}
     index["digest"] = sha256_json({"shards": shards, "manifest": index["manifest_sha256"]})
-    withdrawn = join(folder, WITHDRAWN)
-    index |= succeed(json.loads(read_bytes(withdrawn)) if exists(withdrawn) else {}, index["digest"])
+    index |= succeed(read_withdrawn(folder), index["digest"])
     commit(join(folder, "index.json"), json.dumps(index, indent=1, sort_keys=True).encode())
     sweep(folder)
     return index["digest"]
@@ -245,11 +242,7 @@ def read_index(folder: str) -> dict[str, Any]:
     """
     if not exists(join(folder, "index.json")):
         raise UserError(f"{folder}: no published version here (there is no index.json)")
-    try:
-        index = json.loads(read_bytes(join(folder, "index.json")))
-        index["manifest"], index["digest"], index["shards"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}/index.json is damaged ({error!r}): copy it again, or delete it and build the version again") from error
+    index: dict[str, Any] = read_json(join(folder, "index.json"), ("manifest", "digest", "shards"), PUBLISHED)
     return index
 
 

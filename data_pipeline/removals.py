@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data_pipeline.candidates import read_candidates_table
-from data_pipeline.image_set import read_image_set
+from data_pipeline.image_set import GENERATED, read_image_set
 from data_pipeline.observations import committed_fingerprints, read_columns, read_ledger_row
 from data_pipeline.pack import read_manifest
 from data_pipeline.worklist import WorkItem
-from infra.state import INPUT, read_rows
-from infra.storage import join, list_files, read_bytes, sha256_bytes
+from infra.state import INPUT, read_json, read_rows, reading
+from infra.storage import join, list_files, sha256_bytes
 
 FILE = "removals.jsonl"
 
@@ -87,15 +86,22 @@ def read_parts(work: str) -> list[tuple[str, str, str | None, str | None]]:
 
 
 def read_sets(work: str) -> list[tuple[str, str]]:
-    """Every generated set there is: its uri, and the id of the source that it is."""
+    """Every generated set there is: its uri, and the id of the source that it is.
+
+    Raises:
+        UserError: A file there is damaged, so that nobody can say whose pictures it names.
+    """
     found = []
     for uri in list_files(join(work, "synthetic"), ".json"):
-        made = json.loads(read_bytes(uri))
-        generator = made.get("generator") if isinstance(made, dict) else None
-        if generator and "of" in generator:
-            found.append((uri, f"{generator['of']}_{generator['name']}"))
-        elif generator and "person" in generator:
-            found.append((uri, f"anny_{generator['seed']}_{generator['person']:05d}"))
+        made = read_json(uri, mend=GENERATED)
+        with reading(uri, GENERATED):
+            if isinstance(made, list) or "set" in made:  # a list of people, or what became of a photo
+                continue
+            generator = read_image_set(uri).generator or {}
+            if "of" in generator:
+                found.append((uri, f"{generator['of']}_{generator['name']}"))
+            elif "person" in generator:
+                found.append((uri, f"anny_{generator['seed']}_{generator['person']:05d}"))
     return found
 
 

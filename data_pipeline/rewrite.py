@@ -17,7 +17,8 @@ from typing import Any
 from infra.backoff import passes, wait
 from infra.config import Config
 from infra.errors import UserError
-from infra.storage import commit, exists, join, read_bytes, sha256_bytes, sha256_json
+from infra.state import read_json
+from infra.storage import commit, exists, join, sha256_bytes, sha256_json
 from lato.edits import Edit, Instruction, Rewriting, instruction_for, parse_instruction, unread_words
 
 _PROMPT = (
@@ -102,7 +103,7 @@ class Rewriter:
         uri = join(self._work, "rewrites", f"{sha256_json(asked)}.json")
         if not exists(uri):
             commit(uri, json.dumps({"answer": self._post(asked)}).encode(), exclusive=True)
-        return json.loads(read_bytes(uri))["answer"]
+        return str(read_json(uri, ("answer",))["answer"])
 
     def _post(self, asked: dict[str, Any]) -> str:
         headers = {"Content-Type": "application/json"}

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from infra.state import read_json, reading
+from infra.storage import exists, join
+
+WITHDRAWN = "index.withdrawn.json"
+"""Index of a version that is being replaced; of it the next one takes over the tombstones."""
+_MEND = "It holds the digests of versions that were replaced: restore it from a copy; or delete it, and runs that were trained on these can no longer be named."
+
 
 def succeed(earlier: dict[str, Any], digest: str | None) -> dict[str, Any]:
     """What an index takes over from one of the same name that it replaces, so that runs that were trained on that can still be named: digests of versions of
@@ -16,6 +23,18 @@ def succeed(earlier: dict[str, Any], digest: str | None) -> dict[str, Any]:
     replaced = [*earlier.get("replaced", []), *([earlier["digest"]] if "digest" in earlier else [])]
     kept = {"tombstones": earlier.get("tombstones", []), "replaced": [known for known in dict.fromkeys(replaced) if known != digest]}
     return {name: digests for name, digests in kept.items() if digests}
+
+
+def read_withdrawn(folder: str) -> dict[str, Any]:
+    """What the withdrawn index of a version's folder hands on (`succeed`); nothing where there is none.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    uri = join(folder, WITHDRAWN)
+    found = read_json(uri, mend=_MEND) if exists(uri) else {}
+    with reading(uri, _MEND):
+        return succeed(found, None)
 
 
 def entomb(index: dict[str, Any]) -> dict[str, Any]:

@@ -182,6 +182,8 @@ def _pypi_archive(mirror: Mirror) -> Path:
             files = json.load(answer)["files"]
     except urllib.error.URLError as error:
         raise OSError(f"the package index does not answer ({error.reason})") from error
+    except ValueError as error:
+        raise OSError(f"the package index answers with something else than JSON ({error})") from error
     entry = next((file for file in files if file["filename"] == mirror.archive), None)
     if entry is None:
         raise LookupError(f"the index has no {mirror.archive}")

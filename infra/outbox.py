@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import UserError
+from infra.state import read_json, reading
 from infra.storage import commit
 
 _EVERY = 5.0
@@ -26,6 +27,8 @@ _LONGEST_PAUSE = 30.0
 """Seconds between two attempts at a server that fails; the first pause is one second, each is twice the one before."""
 _BATCH_BYTES, _BATCH_LINES = 1 << 20, 500
 """What is read from disk at a time, and so all that lies in memory."""
+_RESEND = "Delete it and start again: what is kept beside it is sent from its beginning, and MLflow holds a value that it has already once."
+_UNSENT = "Take that line out and start again: what it held is not sent."
 
 
 class Refused(Exception):
@@ -59,7 +62,9 @@ class Outbox:
         self._changed = threading.Condition()
         self._closing = False
         self._thread: threading.Thread | None = None
-        state: dict[str, Any] = json.loads(self._state_path.read_text()) if self._state_path.exists() else {"offset": 0, "marks": {}}
+        state: dict[str, Any] = {"offset": 0, "marks": {}}
+        if self._state_path.exists():
+            state = read_json(str(self._state_path), state, _RESEND)
         self._sent: dict[str, float] = state["marks"]
         self._size = self._end_of_last_line()
         self._offset = state["offset"]
@@ -181,7 +186,8 @@ class Outbox:
             file.seek(offset)
             while offset < end and len(entries) < _BATCH_LINES:
                 line = file.readline()
-                kind, value, marks = json.loads(line)
+                with reading(f"{self._path}: the line at byte {offset}", _UNSENT):
+                    kind, value, marks = json.loads(line)
                 entries.append(Entry(kind, value, marks, len(line)))
                 offset += len(line)
         return entries

@@ -20,7 +20,8 @@ from data_pipeline.worklist import WorkItem
 from infra.config import Config
 from infra.console import Progress
 from infra.pool import run_all
-from infra.storage import commit, exists, join, read_bytes, sha256_json
+from infra.state import DERIVED, read_json, reading
+from infra.storage import commit, exists, join, sha256_json
 from lato.edits import Expression, Intensity
 
 VERSION = 1
@@ -68,8 +69,16 @@ def render_people(config: AnnyConfig, work: str) -> list[WorkItem]:
             consent="not needed",
             identity=f"anny_{config.seed}_{number:05d}",
         )
-        for number, name in enumerate(json.loads(read_bytes(index_uri)))
+        for number, name in enumerate(_read_names(index_uri))
     ]
+
+
+def _read_names(uri: str) -> list[str]:
+    found = read_json(uri)
+    with reading(uri, DERIVED):
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise ValueError("not a list of names")
+    return found
 
 
 def draw_set(config: AnnyConfig, number: int) -> tuple[list[bytes], list[Declared]]:

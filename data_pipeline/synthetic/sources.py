@@ -22,6 +22,7 @@ from data_pipeline.worklist import WorkItem
 from infra.config import Config
 from infra.console import Progress
 from infra.pool import run_all
+from infra.state import read_json
 from infra.storage import commit, exists, join, read_bytes, sha256_json
 from lato.faces import FaceReader
 from lato.pairs import decode_image
@@ -114,7 +115,7 @@ def edit_photos(
         progress.advance()
     items = []
     for photo in photos:
-        made = json.loads(read_bytes(records[photo.source_id]))["set"] if photo.source_id in records else None
+        made = read_json(records[photo.source_id], ("set",))["set"] if photo.source_id in records else None
         if made:
             columns = {
                 "source_id": f"{photo.source_id}_{name}",

@@ -167,9 +167,9 @@ def _encode(version: DatasetVersion, encoder: Path, folder: Path) -> Path:
 
 
 def _predictor_size(folder: Path) -> int:
-    import json
+    from infra.state import read_json
 
-    return int(json.loads((folder / "predictor.json").read_text())["image_size"])
+    return int(read_json(str(folder / "predictor.json"), ("image_size",))["image_size"])
 
 
 def _assemble(tokenizer: Path, predictor: Path, dit: Path, folder: Path, config: QuickstartConfig) -> None:

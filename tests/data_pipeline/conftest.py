@@ -1,7 +1,11 @@
 """Fixtures of the data builder's tests."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
+from data_pipeline.subset import make_view
 from tests.data_pipeline.small import build
 
 
@@ -10,3 +14,12 @@ def built(ray_session, models, tmp_path_factory):
     """`(work folder, version)` of the small build, built once; a test leaves its `v1` and its labels as they were."""
     work = tmp_path_factory.mktemp("built")
     return work, build(work, models)
+
+
+@pytest.fixture
+def work(synthetic_version, tmp_path):
+    """A build's folder of its own, with a view `left`."""
+    folder = tmp_path / "work"
+    shutil.copytree(Path(synthetic_version.uri).parents[1], folder, ignore=shutil.ignore_patterns("renders", "left"))
+    make_view(str(folder / "versions/v1"), "left", "expression in happy,sad,angry")
+    return folder

@@ -1,4 +1,4 @@
-"""What a user is told: damaged state, views and empty versions where whole ones are asked for, typing errors, numbers out of bounds."""
+"""What a user is told: views and empty versions where whole ones are asked for, typing errors, numbers out of bounds."""
 
 import json
 import re
@@ -14,140 +14,11 @@ from data_pipeline.config import DataConfig
 from data_pipeline.extend import read_base
 from data_pipeline.pack import read_index, read_manifest
 from data_pipeline.report import write_data_report
-from data_pipeline.sources import ContentHashes
-from data_pipeline.subset import make_view
 from data_pipeline.verify import verify_version
 from data_pipeline.worklist import item_for
 from infra.cli import app
 from infra.errors import UserError
-
-
-def lato(*arguments):
-    """The printed text of a command that ends well."""
-    result = CliRunner().invoke(app, ["data", *map(str, arguments)])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return " ".join(result.output.split())
-
-
-def told(*arguments):
-    """The message of a command that a user can mend."""
-    with pytest.raises(UserError) as error:
-        lato(*arguments)
-    return str(error.value)
-
-
-@pytest.fixture
-def work(synthetic_version, tmp_path):
-    """A build's folder of its own, with a view `left`."""
-    folder = tmp_path / "work"
-    shutil.copytree(Path(synthetic_version.uri).parents[1], folder, ignore=shutil.ignore_patterns("renders", "left"))
-    make_view(str(folder / "versions/v1"), "left", "expression in happy,sad,angry")
-    return folder
-
-
-def spoil(file, content=b"{oops"):
-    file.write_bytes(content)
-    return file
-
-
-DERIVED, INPUT, PUBLISHED = "Delete it and run lato data build again", "restore it from a copy", "build the version again"
-DAMAGED = [
-    ("ledger.jsonl", ("why", "anny_0_00001"), "line 1", DERIVED),
-    ("ledger.jsonl", ("report",), "line 1", DERIVED),
-    ("ledger.jsonl", ("retry", "--class", "decode"), "line 1", DERIVED),
-    ("ledger.jsonl", ("backfill", "fer"), "line 1", DERIVED),
-    ("ledger.jsonl", ("forget", "--identity", "anny_0_00001"), "line 1", DERIVED),
-    ("labels.jsonl", ("report",), "line 1", INPUT),
-    ("labels.jsonl", ("forget", "--identity", "anny_0_00001"), "line 1", INPUT),
-    ("merges.jsonl", ("merge", "v1", "anny_0_00001", "anny_0_00002"), "line 1", INPUT),
-    ("removals.jsonl", ("forget", "--identity", "anny_0_00001"), "line 1", INPUT),
-    ("lease.json", ("forget", "--identity", "anny_0_00001"), "is damaged", "Delete it if no other job"),
-    ("parts/*.parquet", ("report",), "is damaged", DERIVED),
-    ("parts/*.parquet", ("forget", "--identity", "anny_0_00001"), "is damaged", DERIVED),
-    ("versions/v1/manifest.parquet", ("report",), "is damaged", PUBLISHED),
-    ("versions/v1/manifest.parquet", ("diff", "versions/v1", "versions/v1"), "is damaged", PUBLISHED),
-    ("versions/v1/candidates.parquet", ("report",), "is damaged", PUBLISHED),
-    ("versions/v1/candidates.parquet", ("why", "anny_0_00001"), "is damaged", PUBLISHED),
-    ("versions/v1/components.json", ("report",), "is damaged", PUBLISHED),
-    ("versions/v1/funnel.json", ("report",), "is damaged", PUBLISHED),
-    ("versions/v1/settings.json", ("report",), "is damaged", PUBLISHED),
-    ("versions/v1/index.json", ("report",), "is damaged", "build the version again"),
-]
-
-
-@pytest.mark.parametrize(("name", "command", "where", "mend"), DAMAGED, ids=[f"{case[0]} {case[1][0]}" for case in DAMAGED])
-def test_a_damaged_file_is_named_with_what_to_do(work, monkeypatch, name, command, where, mend):
-    monkeypatch.chdir(work)
-    for file in sorted(work.glob(name)) or [work / name]:
-        spoil(file)
-    at_home = () if command[0] == "diff" else ("--work-dir", str(work))
-    message = told(*command, *at_home)
-    assert Path(name).name.removeprefix("*") in message and where in message and mend in message
-
-
-@pytest.mark.parametrize("name", ["manifest.parquet", "candidates.parquet", "funnel.json"])
-def test_a_file_that_a_version_lacks_is_told(work, name):
-    (work / "versions/v1" / name).unlink()
-    message = told("report", "--work-dir", work)
-    assert f"{name} is missing or damaged" in message and "build it again" in message
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("merges.jsonl", b'{"first": "a"}\n'),
-        ("merges.jsonl", b"[1]\n"),
-        ("removals.jsonl", b"\xff\xfe\n"),
-        ("lease.json", b"{}"),
-        ("lease.json", b"[]"),
-    ],
-)
-def test_what_is_json_but_not_what_it_should_be_is_told_too(work, name, content):
-    spoil(work / name, content)
-    command = ("merge", "v1", "anny_0_00001", "anny_0_00002") if name.startswith("m") else ("forget", "--identity", "x")
-    assert "is damaged" in told(*command, "--work-dir", work)
-
-
-def test_a_build_tells_damaged_files_and_mends_itself_once_they_are_gone(models, tmp_path, synthetic_version, work):
-    """All that a build made may be deleted: the same bytes come again."""
-    from data_pipeline.split import SplitConfig
-    from data_pipeline.synthetic.anny_people import AnnyConfig
-    from data_pipeline.synthetic.sources import SyntheticConfig
-
-    config = DataConfig(
-        synthetic=SyntheticConfig(anny=AnnyConfig(people=12, images=4, workers=0)),
-        split=SplitConfig(val=0.2, test=0.2),
-        analyze={"workers": 0},
-    )
-    (work / "versions/v1/index.json").unlink()
-    for name in ("parts/*.parquet", "columns/identity/*.parquet", "pairs/*.parquet"):
-        file = spoil(sorted(work.glob(name))[0], b"PAR1 cut short PAR1")
-        with pytest.raises(UserError, match=re.escape(str(file)) + " is damaged.*Delete it"):
-            build_dataset(config, str(work), models, [])
-        file.unlink()
-    assert build_dataset(config, str(work), models, []).digest == synthetic_version.digest
-    (work / "versions/v1/index.json").unlink()
-    (file,) = work.glob("pairs/*.parquet")
-    whole = file.read_bytes()
-    spoil(file, whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])  # its footer is good
-    with pytest.raises(UserError, match=re.escape(str(file)) + " is damaged.*Delete it"):
-        build_dataset(config, str(work), models, [])
-
-
-@pytest.mark.parametrize("content", [b"{oops", b"[1, 2]"])
-def test_a_damaged_cache_of_hashes_is_told(tmp_path, content):
-    spoil(tmp_path / "contents.json", content)
-    with pytest.raises(UserError, match=r"contents\.json is damaged.*Delete it"):
-        ContentHashes(str(tmp_path))
-
-
-def test_a_disk_that_fails_is_no_damaged_file(tmp_path):
-    from infra.state import reading
-
-    with pytest.raises(OSError, match="Input/output"), reading("f", "delete it"):
-        raise OSError(5, "Input/output error")
+from tests.data_pipeline.commands import lato, spoil, told
 
 
 def test_after_all_was_forgotten_every_command_answers(work):
