@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from data_pipeline.card import write_card
+from data_pipeline.licences import normal, why_not_commercial
 from data_pipeline.pack import (
     MANIFEST,
     beside,
@@ -32,9 +33,6 @@ from data_pipeline.verify import verify_version
 from infra.console import say
 from infra.errors import UserError
 from infra.storage import commit, exists, join, list_files, sha256_bytes, sha256_json
-
-COMMERCIAL = frozenset({"CC0-1.0", "CC-BY-4.0", "CC-BY-3.0", "CC-BY-2.0", "MIT", "Apache-2.0", "BSD-3-Clause", "PDDL-1.0", "public domain"})
-"""Licences that allow commercial use as they stand. All others, `unknown` too, do not."""
 
 _CONDITION = re.compile(r"\s*(\w+)\s*(==|=|!=|<=|>=|<|>|(?<=\s)in(?=\s))\s*(.+?)\s*")
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -111,10 +109,10 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
     Args:
         version: Folder of the version.
         folder: Where to.
-        licences: Only these, of both ends of a pair; `commercial` stands for `COMMERCIAL`. None given: all.
+        licences: Only these, of both ends of a pair, whatever their case and spaces; `commercial` stands for all that allow that (`licences`). None given: all.
 
     Returns:
-        Samples exported and left out, each by licence.
+        Samples exported by licence, and samples left out by licence and why.
 
     Raises:
         UserError: Something is published there already or would be mixed with it, the version is damaged, or nothing is left.
@@ -129,15 +127,16 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
         raise UserError(f"{version} is damaged, and is not exported: {'; '.join(damage[:3])}. Build it again.")
     index, manifest, home = read_index(version), read_manifest(version), home_of(version)
     known = sorted(set[str]().union(*map(licences_of, manifest)))
-    unknown = sorted(set(licences) - {"commercial", *known})
+    here = {"commercial", *map(normal, known)}
+    unknown = sorted({given for given in licences if normal(given) not in here})
     if unknown:
         say(f"  warning: licence: no sample is under {', '.join(unknown)}; there are {', '.join(known)}")
-    allowed = {name for given in licences for name in (COMMERCIAL if given == "commercial" else (given,))}
-    kept = [row for row in manifest if not licences or licences_of(row) <= allowed]
+    refused = {name: why for name in known if (why := _why_left_out(name, licences))}
+    kept = [row for row in manifest if not licences_of(row) & refused.keys()]
     if not manifest:
         raise UserError(f"{version} has no samples: all were taken out of it")
     if not kept:
-        pairs = ", ".join(sorted(set(map(licence_text, manifest))))
+        pairs = "; ".join(sorted({_left_out(row, refused) for row in manifest}))
         raise UserError(f"{version}: no sample has a licence of {', '.join(licences)}. Licences: {pairs}")
     names = {row["shard"] for row in kept}
     others = [uri for uri in list_files(join(folder, "shards"), ".tar") if uri.rsplit("/", 1)[-1] not in names]
@@ -160,15 +159,29 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
     made["digest"] = sha256_json({"shards": shards, "manifest": made["manifest_sha256"]})
     commit(join(folder, "index.json"), json.dumps(made, indent=1, sort_keys=True).encode())
     write_card(folder)
-    exported = Counter(map(licence_text, kept))
-    return dict(exported), dict(Counter(map(licence_text, manifest)) - exported)
+    left = Counter(_left_out(row, refused) for row in manifest if licences_of(row) & refused.keys())
+    return dict(Counter(map(licence_text, kept))), dict(left)
+
+
+def _why_left_out(licence: str, asked: Sequence[str]) -> str | None:
+    """Why samples under a licence are not exported; None where they are."""
+    if not asked or normal(licence) in map(normal, asked):
+        return None
+    return why_not_commercial(licence) if "commercial" in asked else "was not asked for"
+
+
+def _left_out(row: dict[str, Any], refused: dict[str, str]) -> str:
+    """A row's licences, and why it is left out by them."""
+    mine = licences_of(row)
+    why = [refused[name] if len(mine) == 1 else f"{name} {refused[name]}" for name in sorted(mine & refused.keys())]
+    return f"{licence_text(row)} ({', '.join(why)})"
 
 
 def restricted_models(folder: str) -> list[str]:
-    """Names and licences of the models that had a part in a version and whose licence is not in `COMMERCIAL`. They are no licence of its samples, and export
-    does not filter by them; whoever uses it commercially should know. What a licence has in brackets only explains it."""
+    """Names and licences of the models that had a part in a version and whose licence is not known to allow commercial use. They are no licence of its samples, and
+    export does not filter by them; whoever uses it commercially should know. What a licence has in brackets only explains it."""
     models = read_index(folder).get("models", [{"name": "not listed (an earlier LaTo published this version)", "licence": "unknown"}])
-    return [f"{model['name']}: {model['licence']}" for model in models if model["licence"].split(" (")[0] not in COMMERCIAL]
+    return [f"{model['name']}: {model['licence']}" for model in models if why_not_commercial(model["licence"].split(" (")[0])]
 
 
 def select(rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:

@@ -114,7 +114,7 @@ def export(
 
     exported, left = copy_out(folder_uri(version), folder_uri(folder), licence or [])
     for what, counts in (("exported", exported), ("left out", left)):
-        say(f"{what}: " + (", ".join(f"{count} {licence}" for licence, count in sorted(counts.items())) or "nothing"))
+        say(f"{what}: " + ("; ".join(f"{count} {licence}" for licence, count in sorted(counts.items())) or "nothing"))
     for line in restricted_models(folder):
         say(f"note: a model that measured or made these samples is under no licence known to allow commercial use: {line}")
 

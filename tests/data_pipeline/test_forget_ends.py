@@ -156,7 +156,7 @@ def test_a_pair_is_exported_only_where_both_licences_allow_it(built, tmp_path):
     with pytest.raises(Exception, match="no sample has a licence of commercial"):
         export(version, str(tmp_path / "free"), ["commercial"])
     exported, left = export(version, str(tmp_path / "both"), ["commercial", "secret-NC"])
-    assert exported == {"CC0-1.0 and secret-NC": 2} and left == {}
+    assert (exported, left) == ({"CC0-1.0 and secret-NC": 2}, {})
     with pytest.raises(Exception, match="no sample is left"):
         make_view(version, "free", "licence = CC0-1.0")
     assert sum(make_view(version, "both", "licence in CC0-1.0,secret-NC")[1].values()) == 2

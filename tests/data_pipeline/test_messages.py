@@ -18,7 +18,7 @@ from data_pipeline.verify import verify_version
 from data_pipeline.worklist import item_for
 from infra.cli import app
 from infra.errors import UserError
-from tests.data_pipeline.commands import lato, spoil, told
+from tests.data_pipeline.commands import lato, put_manifest, spoil, told
 
 
 def test_after_all_was_forgotten_every_command_answers(work):
@@ -162,15 +162,9 @@ def test_no_pair_does_not_hide_that_sources_failed(models, tmp_path):
 
 def test_both_ends_of_a_pair_count_among_the_licences_of_the_report(work):
     """A pair of a photo under one licence and one under another is under both."""
-    from data_pipeline.pack import encode_table
-    from infra.storage import sha256_file
-
-    folder = work / "versions/v1"
-    rows = read_manifest(str(folder))
+    rows = read_manifest(str(work / "versions/v1"))
     rows[0]["target_licence"] = "MIT"
-    (folder / "manifest.parquet").write_bytes(encode_table(rows))
-    index = json.loads((folder / "index.json").read_text())
-    (folder / "index.json").write_text(json.dumps(index | {"manifest_sha256": sha256_file(str(folder / "manifest.parquet"))}))
+    put_manifest(work / "versions/v1", rows)
     page = Path(write_data_report(str(work))).read_text()
     assert '<td>CC0-1.0 and MIT</td><td>not needed: drawn</td><td class="n">1</td>' in page
     assert f'<td>CC0-1.0</td><td>not needed: drawn</td><td class="n">{len(rows) - 1}</td>' in page
