@@ -143,7 +143,10 @@ def _explain_pair(row: dict[str, Any], config: PairingConfig, folder: str) -> li
         lines.append(
             f"{side} {source} track {row[f'{side}_track']} frame {row[f'{side}_frame']} ({row[f'{side}_pts']:.2f} s): {face}, {pose}"
         )
-    lines += [f"  {name:<18} {score:>8}  {limit:<10} {passed}" for name, score, limit, passed in explain(row, config)]
+    for name, score, limit, passed in explain(row, config):
+        if name == "identity" and row["similarity"] is None and row["verdict"] != "accepted":  # it is asked last, of what passes all else
+            passed = f"not asked: refused before by {row['verdict']}"
+        lines.append(f"  {name:<18} {score:>8}  {limit:<10} {passed}")
     return lines + (_explain_sample(row["key"], folder) if row["split"] else [])
 
 

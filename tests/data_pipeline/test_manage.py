@@ -44,6 +44,9 @@ def test_why_tells_the_whole_path(built):
     assert all(f"model {name}" in told for name in ("detector", "mesh", "identity/face_recognition_sface_2021dec.onnx"))
     refused = next(row for row in read_candidates(version.uri) if row["misread"] and row["verdict"] == "expression verifier")
     assert any(line.endswith("failed") for line in why(refused["key"], str(work)))
+    unasked = next(row for row in read_candidates(version.uri) if row["similarity"] is None)
+    (line,) = (line for line in why(unasked["key"], str(work)) if line.startswith("  identity "))
+    assert line.endswith(f" not asked: refused before by {unasked['verdict']}")
     assert why(accepted["source_id"], str(work))[0] == f"source {accepted['source_id']}: ok"
     end = f"{accepted['source_id']}@{accepted['from_pts']}"
     assert "a representative of its track: sharpness" in "\n".join(why(end, str(work)))
