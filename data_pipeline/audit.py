@@ -18,10 +18,10 @@ import numpy as np
 
 from data_pipeline.candidates import read_candidates
 from data_pipeline.decoder import DecodeError
-from data_pipeline.pack import read_manifest_table
+from data_pipeline.pack import read_index, read_manifest_table
 from data_pipeline.rules import LIMITS, VERIFIERS, PairingConfig
 from data_pipeline.sheet import draw_candidate
-from data_pipeline.versions import whole_version
+from data_pipeline.versions import showing, whole_version
 from data_pipeline.why import pairing_config
 from data_pipeline.words import instruction_of, missed_by
 from data_pipeline.worklist import read_worklist
@@ -125,11 +125,11 @@ def serve_audit(work: str, version: str, per_stratum: int, seed: int, port: int)
     Raises:
         UserError: There is no such version, it is a view, nothing is to be labelled, or the port is taken.
     """
-    whole_version(work, version)
+    index = read_index(whole_version(work, version))
     entries = choose(work, version, per_stratum, seed)
     if not entries:
         raise UserError(f"version {version} has no candidates to label")
-    page = _Page(work, version, entries, seed)
+    page = _Page(work, version, index, entries, seed)
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), page.handler())
     except OSError as error:
@@ -139,10 +139,11 @@ def serve_audit(work: str, version: str, per_stratum: int, seed: int, port: int)
 class _Page:
     """What the browser asks for: the page, a pair's picture, and to keep a label."""
 
-    def __init__(self, work: str, version: str, entries: list[Entry], seed: int) -> None:
-        self._work, self._version, self._entries, self._seed = work, version, entries, seed
+    def __init__(self, work: str, version: str, index: dict[str, Any], entries: list[Entry], seed: int) -> None:
+        self._work, self._version, self._index, self._entries, self._seed = work, version, index, entries, seed
+        self._folder = join(work, "versions", version)
         wanted = {entry.key for entry in entries}
-        self._rows = {row["key"]: row for row in read_candidates(join(work, "versions", version)) if row["key"] in wanted}
+        self._rows = {row["key"]: row for row in read_candidates(self._folder) if row["key"] in wanted}
         self._uris = {item.source_id: item.uri for item in read_worklist(join(work, "worklist.parquet"))}
         self._lock = threading.Lock()
         self._html = jinja2.Template(_TEMPLATE.read_text(), autoescape=True)
@@ -167,7 +168,7 @@ class _Page:
 
         Raises:
             ValueError: It is none.
-            UserError: It cannot be written.
+            UserError: It cannot be written, somebody is just being forgotten, or the version is not the one of this page any more.
         """
         given = json.loads(body)
         if not isinstance(given, dict) or not isinstance(given.get("good"), bool):
@@ -175,7 +176,7 @@ class _Page:
         entry = next((entry for entry in self._entries if entry.key == given.get("key")), None)
         if entry is None:
             raise ValueError(f"no pair of this page is {given.get('key')!r}")
-        with self._lock:
+        with self._lock, showing(self._folder, self._index, "lato data audit"):
             add_label(self._work, entry.key, given["good"], entry.stratum, self._seed)
 
     def handler(self) -> type[BaseHTTPRequestHandler]:

@@ -23,7 +23,7 @@ from data_pipeline.report_pairs import accepted_pairs, rejected_pairs
 from data_pipeline.report_plots import plot_correlation, show_filter
 from data_pipeline.rules import LIMITS, PASSED, VERIFIERS
 from data_pipeline.second_opinion import NAMES, second_opinion
-from data_pipeline.versions import whole_version
+from data_pipeline.versions import showing, whole_version
 from data_pipeline.why import pairing_config
 from data_pipeline.words import VERDICTS_SAID
 from data_pipeline.worklist import WorkItem, read_worklist
@@ -99,7 +99,8 @@ def write_data_report(work: str, version: str = "v1") -> str:
         components=_components(folder, manifest),
     )
     uri = join(folder, "report.html")
-    commit(uri, page.encode())
+    with showing(folder, index, "lato data report"):
+        commit(uri, page.encode())
     return uri
 
 

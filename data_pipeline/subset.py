@@ -7,7 +7,8 @@ import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -30,6 +31,7 @@ from data_pipeline.pack import (
 )
 from data_pipeline.succession import entomb, succeed
 from data_pipeline.verify import verify_version
+from data_pipeline.versions import check_unchanged
 from infra.console import say
 from infra.errors import UserError
 from infra.storage import commit, exists, join, list_files, sha256_bytes, sha256_json
@@ -115,7 +117,7 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
         Samples exported by licence, and samples left out by licence and why.
 
     Raises:
-        UserError: Something is published there already or would be mixed with it, the version is damaged, or nothing is left.
+        UserError: Something is published there already or would be mixed with it, the version is damaged or changed meanwhile, or nothing is left.
     """
     beside_it = folder.rsplit("/", 1)[0]
     if beside_it.endswith("/versions") and exists(join(beside_it.rsplit("/", 1)[0], "worklist.parquet")):
@@ -142,12 +144,14 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
     others = [uri for uri in list_files(join(folder, "shards"), ".tar") if uri.rsplit("/", 1)[-1] not in names]
     if others:  # of an export of more that was stopped: readers of shards/*.tar would take them in
         raise UserError(f"{others[0]} lies there, and is not of this export. Delete what is in {folder}, or give another folder")
+    whole = read_index(home)
     shards, rows = [], []
-    for shard in read_index(home)["shards"]:
+    for shard in whole["shards"]:
         mine = [row for row in kept if row["shard"] == shard["name"]]
         if not mine:
             continue
-        data, new = write_shard([(row, read_members(home, row)) for row in mine], shard["name"])
+        with _meanwhile(home, whole):
+            data, new = write_shard([(row, read_members(home, row)) for row in mine], shard["name"])
         commit(join(folder, "shards", shard["name"]), data)
         shards.append({**shard, "count": len(mine), "bytes": len(data), "sha256": sha256_bytes(data)})
         rows += new
@@ -155,12 +159,24 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
     commit(join(folder, MANIFEST), data)
     made = {"name": index["name"], "parent": index["digest"], "samples": len(rows), "shards": shards, "manifest": MANIFEST}
     made |= {"manifest_sha256": sha256_bytes(data), "licences": sorted(licences)}
-    made |= {name: value for name, value in read_index(home).items() if name == "models"}
+    made |= {name: value for name, value in whole.items() if name == "models"}
     made["digest"] = sha256_json({"shards": shards, "manifest": made["manifest_sha256"]})
+    check_unchanged(version, index)
+    check_unchanged(home, whole)
     commit(join(folder, "index.json"), json.dumps(made, indent=1, sort_keys=True).encode())
     write_card(folder)
     left = Counter(_left_out(row, refused) for row in manifest if licences_of(row) & refused.keys())
     return dict(Counter(map(licence_text, kept))), dict(left)
+
+
+@contextmanager
+def _meanwhile(folder: str, index: dict[str, Any]) -> Iterator[None]:
+    """A shard that is gone is told as what took it away: the version is read without holding its build, which may be read-only here."""
+    try:
+        yield
+    except FileNotFoundError:
+        check_unchanged(folder, index)
+        raise
 
 
 def _why_left_out(licence: str, asked: Sequence[str]) -> str | None:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from data_pipeline.pack import home_of, read_index
 from infra.errors import UserError
+from infra.lease import LEASE, lease
 from infra.storage import exists, join, list_folders
+
+SHOWN = f"shown.{LEASE}"
+"""The lease on what is written of a version's people beside its samples: taken for a moment by who writes a label or a report, also while a build runs, and by
+`forget` from its first to its last step."""
 
 
 def find_version(work: str, name: str) -> str:
@@ -19,6 +28,38 @@ def find_version(work: str, name: str) -> str:
         known = f"Versions here: {', '.join(published)}" if published else "Nothing is published here; is it the folder of a build?"
         raise UserError(f"{work}: no build of a version {name!r} here. {known}")
     return folder
+
+
+def build_of(folder: str) -> str:
+    """The folder of the build that a version is of, which holds its lease; of one that was copied elsewhere, the folder that it lies in."""
+    beside_it = folder.rsplit("/", 1)[0]
+    return beside_it.rsplit("/", 1)[0] if beside_it.endswith("/versions") else beside_it
+
+
+def check_unchanged(folder: str, index: dict[str, Any]) -> None:
+    """Raises UserError where a version has not the samples and candidates any more that its index named when it was read."""
+    now = read_index(folder) if exists(join(folder, "index.json")) else {}
+    if any(now.get(name) != index.get(name) for name in ("digest", "candidates", "revision")):
+        raise UserError(
+            f"{folder} changed meanwhile: it was built anew, or something was taken out of it. What was made of it is not kept. Start again."
+        )
+
+
+@contextmanager
+def showing(folder: str, index: dict[str, Any], purpose: str) -> Iterator[None]:
+    """Holds what is written of a version's people while something that was made of it is written, so that nobody comes back who was just forgotten.
+
+    Args:
+        folder: The version's.
+        index: Its index, as it was when what is written was made.
+        purpose: The command.
+
+    Raises:
+        UserError: Somebody is just being forgotten, or the version is not the same any more.
+    """
+    with lease(build_of(folder), purpose, SHOWN):
+        check_unchanged(folder, index)
+        yield
 
 
 def whole_version(work: str, name: str) -> str:

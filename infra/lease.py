@@ -20,17 +20,24 @@ LEASE_EXPIRES = 60.0
 """Seconds without a heartbeat after which a lease is no longer held."""
 _TRIES = 10
 """So often a lease is asked for that others let go at that very moment."""
+LEASE = "lease.json"
+"""Names of all leases end so."""
 
 
 @contextmanager
-def lease(folder: str, purpose: str) -> Iterator[None]:
+def lease(folder: str, purpose: str, name: str = LEASE) -> Iterator[None]:
     """Holds a folder while a job works in it.
+
+    Args:
+        folder: Which.
+        purpose: The job, as others are told who holds it.
+        name: Of the lease: another one holds one thing in the folder, beside who holds all of it.
 
     Raises:
         UserError: Somebody else holds it (named), or the folder cannot be written to. A holder that died on this machine, or that has not been heard of
             for a minute, is taken over.
     """
-    uri = join(folder, "lease.json")
+    uri = join(folder, name)
     mine = {
         "owner": f"{os.getpid()}@{socket.gethostname()}",
         "purpose": purpose,

@@ -43,7 +43,7 @@ def failpoint(uri: str) -> None:
     if wanted is None:
         return
     where = os.environ.get("LATO_FAIL_IN")
-    if (where not in uri) if where else (uri.endswith("/lease.json") or "/attempts/" in uri):
+    if (where not in uri) if where else (uri.endswith("lease.json") or "/attempts/" in uri):
         return
     _steps += 1
     if _steps == int(wanted):

@@ -71,15 +71,14 @@ def backfill(
     from data_pipeline.groups import backfill as fill
     from data_pipeline.ledger import read_ledger
     from infra.console import say
-    from infra.jobs.common import perception_models
+    from infra.jobs.common import built_folder, perception_models
     from infra.lease import lease
-    from infra.storage import folder_uri
 
-    work = folder_uri(work_dir)
-    ledger = read_ledger(work)
+    work = built_folder(work_dir)
     settings = GroupsConfig(names=tuple(names), pack=pack, gpus=gpus)
     models = perception_models()
     with lease(work, "lato data backfill"):
+        ledger = read_ledger(work)
         parts = [part for row in ledger if row.get("faces") for part in row["parts"]]
         done = fill(parts, group_digests(models, settings), settings, models, work, workers)
         say(f"{done} of {len(parts) * len(names)} parts computed")

@@ -42,6 +42,7 @@ def forget(
     """Takes a source, a person or a licence out of observations, crops, shards, pictures in MLflow and all later builds."""
     from data_pipeline.forget import forget as take_out
     from data_pipeline.forget import sources_like
+    from data_pipeline.versions import SHOWN
     from infra.console import say
     from infra.errors import UserError
     from infra.jobs.common import built_folder, perception_models
@@ -55,7 +56,7 @@ def forget(
         tracking_uri = default_uri(work)
     if tracking_uri:
         check_tracking(tracking_uri)  # before anything is taken out: what is found later could not be told any more
-    with lease(work, "lato data forget"):
+    with lease(work, "lato data forget"), lease(work, "lato data forget", SHOWN):
         alike = sources_like(work, photo, perception_models()) if photo else []
         for name, similarity in alike:
             say(f"  {name} shows somebody {similarity:.2f} alike")
@@ -91,11 +92,17 @@ def view(
     weight: Annotated[float, typer.Option(help="How often training draws its samples, against 1 for what it is mixed with.")] = 1.0,
 ) -> None:
     """A named part of a version with a digest of its own, which training can read."""
+    from data_pipeline.pack import read_index
     from data_pipeline.subset import make_view
+    from data_pipeline.versions import build_of
     from infra.console import say
+    from infra.lease import lease
     from infra.storage import folder_uri
 
-    folder, samples = make_view(folder_uri(version), name, where, weight)
+    uri = folder_uri(version).rstrip("/")
+    read_index(uri)  # before a folder is held that is not there
+    with lease(build_of(uri), "lato data view"):
+        folder, samples = make_view(uri, name, where, weight)
     say(f"{folder}: " + ", ".join(f"{count} {split}" for split, count in sorted(samples.items())))
 
 
