@@ -18,7 +18,7 @@ import numpy as np
 
 from data_pipeline.candidates import read_candidates
 from data_pipeline.decoder import DecodeError
-from data_pipeline.pack import read_index, read_manifest_table
+from data_pipeline.published import read_index, read_manifest_table
 from data_pipeline.rules import LIMITS, VERIFIERS, PairingConfig
 from data_pipeline.sheet import draw_candidate
 from data_pipeline.versions import showing, whole_version

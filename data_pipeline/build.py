@@ -12,8 +12,9 @@ from data_pipeline.config import DataConfig, with_own_thresholds
 from data_pipeline.extend import read_base
 from data_pipeline.models_used import list_models
 from data_pipeline.observe import observe
-from data_pipeline.pack import read_index, sweep
+from data_pipeline.pack import sweep
 from data_pipeline.publish import DatasetVersion, Plan, publish
+from data_pipeline.published import read_index
 from data_pipeline.rules import SETTINGS
 from data_pipeline.worklist import WorkItem
 from infra.console import say

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.pack import licence_text, licences_of, read_index, read_manifest
+from data_pipeline.published import licence_text, licences_of, read_index, read_manifest
 from infra.storage import commit_changed, join
 
 CARD, CROISSANT = "README.md", "croissant.json"

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from data_pipeline.candidates import read_candidates_table
-from data_pipeline.pack import home_of, read_index, read_manifest
+from data_pipeline.published import home_of, read_index, read_manifest
 
 
 def diff_versions(first: str, second: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import networkx
 
 from data_pipeline.candidates import read_candidates_table
 from data_pipeline.cells import COLUMNS, cells_of
-from data_pipeline.pack import read_index, read_manifest, sources_of
+from data_pipeline.published import read_index, read_manifest, sources_of
 from data_pipeline.rules import Usage
 from data_pipeline.versions import check_judged, whole_version
 from infra.errors import UserError

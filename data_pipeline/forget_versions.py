@@ -6,17 +6,8 @@ import json
 
 from data_pipeline.candidates import read_candidates, read_candidates_table
 from data_pipeline.card import write_card
-from data_pipeline.pack import (
-    beside,
-    encode_table,
-    licences_of,
-    read_index,
-    read_manifest,
-    read_manifest_table,
-    rewrite_shards,
-    sources_of,
-    sweep,
-)
+from data_pipeline.pack import rewrite_shards, sweep
+from data_pipeline.published import beside, encode_table, licences_of, read_index, read_manifest, read_manifest_table, sources_of
 from data_pipeline.removals import Removals
 from data_pipeline.subset import remake_view
 from data_pipeline.succession import WITHDRAWN, entomb, read_withdrawn, succeed

@@ -12,7 +12,7 @@ from data_pipeline.groups import backfill, group_digests, group_models
 from data_pipeline.holdout import Holdout
 from data_pipeline.identities import NAME, Identities
 from data_pipeline.ledger import Ledger
-from data_pipeline.pack import read_manifest, sources_of
+from data_pipeline.published import read_manifest, sources_of
 from data_pipeline.removals import FILE, Removals
 from data_pipeline.rules import READ_FROM
 from data_pipeline.synthetic.sources import synthetic_sources

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from data_pipeline.candidates import read_candidates_table
 from data_pipeline.image_set import GENERATED, read_image_set
 from data_pipeline.observations import committed_fingerprints, read_columns, read_ledger_row
-from data_pipeline.pack import read_manifest
+from data_pipeline.published import read_manifest
 from data_pipeline.worklist import WorkItem
 from infra.state import INPUT, read_json, read_rows, reading
 from infra.storage import join, list_files, sha256_bytes

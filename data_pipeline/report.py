@@ -17,8 +17,8 @@ from data_pipeline.audit import summarize, wilson
 from data_pipeline.candidates import read_candidates_table
 from data_pipeline.extend import COMPONENTS
 from data_pipeline.ledger import read_ledger
-from data_pipeline.pack import licence_text, read_index, read_manifest
 from data_pipeline.pairing import AXES, SCORES
+from data_pipeline.published import licence_text, read_index, read_manifest
 from data_pipeline.report_pairs import accepted_pairs, rejected_pairs
 from data_pipeline.report_plots import plot_correlation, show_filter
 from data_pipeline.rules import LIMITS, PASSED, VERIFIERS

@@ -11,7 +11,7 @@ from data_pipeline.candidates import read_candidates_table
 from data_pipeline.groups import delete_columns
 from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import part_uri
-from data_pipeline.pack import read_index
+from data_pipeline.published import read_index
 from infra.errors import UserError
 from infra.storage import commit, delete, exists, join, list_files, list_folders
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import read_chips
-from data_pipeline.pack import read_members
 from data_pipeline.pairing import crops_of
+from data_pipeline.published import read_members
 from data_pipeline.render import crop_landmarks, cut
 from data_pipeline.samples import read_ends
 from data_pipeline.seek import read_frames_at

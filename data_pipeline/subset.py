@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from data_pipeline.card import write_card
 from data_pipeline.licences import normal, why_not_commercial
-from data_pipeline.pack import (
+from data_pipeline.pack import write_shard
+from data_pipeline.published import (
     MANIFEST,
     beside,
     consents_of,
@@ -27,7 +28,6 @@ from data_pipeline.pack import (
     read_manifest,
     read_manifest_table,
     read_members,
-    write_shard,
 )
 from data_pipeline.succession import entomb, succeed
 from data_pipeline.verify import verify_version

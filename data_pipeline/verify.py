@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import webdataset
 
-from data_pipeline.pack import home_of, read_index, read_manifest
+from data_pipeline.published import home_of, read_index, read_manifest
 from data_pipeline.sources import staged
 from infra.storage import exists, join, list_files, read_bytes, sha256_bytes, sha256_json
 from lato.pairs import MEMBERS, decode_pair

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from data_pipeline.pack import home_of, read_index
+from data_pipeline.published import home_of, read_index
 from infra.errors import UserError
 from infra.lease import LEASE, lease
 from infra.storage import exists, join, list_folders

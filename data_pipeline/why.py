@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from data_pipeline.candidates import explain, read_candidates_table
 from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import read_part
-from data_pipeline.pack import home_of, read_manifest_table, read_members
+from data_pipeline.published import home_of, read_manifest_table, read_members
 from data_pipeline.rules import SETTINGS, PairingConfig
 from data_pipeline.versions import check_judged, find_version
 from infra.errors import UserError

@@ -92,7 +92,7 @@ def view(
     weight: Annotated[float, typer.Option(help="How often training draws its samples, against 1 for what it is mixed with.")] = 1.0,
 ) -> None:
     """A named part of a version with a digest of its own, which training can read."""
-    from data_pipeline.pack import read_index
+    from data_pipeline.published import read_index
     from data_pipeline.subset import make_view
     from data_pipeline.versions import build_of
     from infra.console import say

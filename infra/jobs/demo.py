@@ -223,7 +223,7 @@ def _log_scores(run: Any, summary: dict[str, dict[str, Any]], scores: str) -> No
 def _report(
     config: QuickstartConfig, work: str, version: DatasetVersion, stages: list[Any], result: Any, pipeline: Path, run: Any, command: str
 ) -> str:
-    from data_pipeline.pack import read_manifest
+    from data_pipeline.published import read_manifest
     from data_pipeline.sheet import draw_sheet, read_samples
     from evaluation.report import StageCurve, write_report
     from infra.environment import git_state

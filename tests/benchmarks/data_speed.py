@@ -24,8 +24,9 @@ from data_pipeline.analyze import analyze
 from data_pipeline.build import build_dataset
 from data_pipeline.config import DataConfig
 from data_pipeline.judge import count_verdicts, judge
-from data_pipeline.pack import PackConfig, Planned, pack, read_manifest, read_members
+from data_pipeline.pack import PackConfig, Planned, pack
 from data_pipeline.pairing import SCORE_SCHEMA, Person, score_person
+from data_pipeline.published import read_manifest, read_members
 from data_pipeline.rules import PairingConfig, Rules
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.split import SplitConfig, find_links

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from data_pipeline.pack import encode_table, read_manifest
+from data_pipeline.published import encode_table, read_manifest
 from infra.cli import app
 from infra.errors import UserError
 from infra.storage import sha256_file, sha256_json

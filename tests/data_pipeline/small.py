@@ -2,6 +2,7 @@
 
 from data_pipeline.build import build_dataset
 from data_pipeline.config import DataConfig
+from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.split import SplitConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig
@@ -11,3 +12,13 @@ CONFIG = DataConfig(synthetic=SyntheticConfig(anny=AnnyConfig(people=8, images=4
 
 def build(work, models, **changes):
     return build_dataset(CONFIG.model_copy(update=changes), str(work), models, [])
+
+
+def config(people, **changes):
+    """Of so many people, in this process."""
+    base = DataConfig(
+        synthetic=SyntheticConfig(anny=AnnyConfig(people=people, images=4, workers=0)),
+        analyze=AnalyzeConfig(workers=0),
+        split=SplitConfig(val=0.2, test=0.2),
+    )
+    return base.model_copy(update=changes)

@@ -13,7 +13,7 @@ from data_pipeline.candidates import read_candidates
 from data_pipeline.cells import cells_of, over_quota
 from data_pipeline.config import DataConfig
 from data_pipeline.extend import read_base
-from data_pipeline.pack import read_manifest
+from data_pipeline.published import read_manifest
 from data_pipeline.rules import PairingConfig
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.split import SplitConfig

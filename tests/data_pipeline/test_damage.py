@@ -16,7 +16,6 @@ from data_pipeline.synthetic.sources import edit_photos
 from data_pipeline.synthetic.warp import WarpConfig
 from data_pipeline.worklist import item_for
 from infra.errors import UserError
-from infra.outbox import Outbox
 from lato.edits import Edit, Expression
 from tests.data_pipeline.commands import spoil, told
 
@@ -185,15 +184,3 @@ def test_damaged_names_of_models_beside_a_column_are_told(work):
     pq.write_table(pa.table({"row": [0]}), whole)  # without its metadata
     with pytest.raises(UserError, match=re.escape(str(whole)) + " is damaged.*Delete it"):
         read_models(str(work), "identity", part, digest)
-
-
-def test_a_damaged_backlog_of_tracking_is_told(tmp_path):
-    box, state = tmp_path / "box.jsonl", tmp_path / "box.sent.json"
-    for content in (b"{oops", b"[]", b"{}"):
-        spoil(state, content)
-        with pytest.raises(UserError, match=r"box\.sent\.json is damaged.*Delete it and start again"):
-            Outbox(box, len)
-    state.unlink()
-    spoil(box, b'["n", 1, {}]\n{oops\n')
-    with pytest.raises(UserError, match=r"box\.jsonl: the line at byte 13 is damaged.*Take that line out"):
-        Outbox(box, len)

@@ -16,7 +16,7 @@ from data_pipeline.duplicates import duplicates_of, find_duplicates
 from data_pipeline.forget import forget, sources_like
 from data_pipeline.image_set import commit_set, content_sha256
 from data_pipeline.observe import observe
-from data_pipeline.pack import read_manifest
+from data_pipeline.published import read_manifest
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.sources import ContentHashes
 from data_pipeline.synthetic.sources import synthetic_sources

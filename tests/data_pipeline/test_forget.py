@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.build import build_dataset
+from data_pipeline.candidates import read_candidates
 from data_pipeline.forget import forget, sources_like
-from data_pipeline.pack import read_manifest
+from data_pipeline.published import read_index, read_manifest
 from data_pipeline.report import write_data_report
+from data_pipeline.rules import PairingConfig
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.subset import make_view
 from data_pipeline.synthetic.anny_people import AnnyConfig
@@ -21,7 +23,7 @@ from data_pipeline.verify import verify_version
 from data_pipeline.worklist import item_for, write_worklist
 from infra.errors import UserError
 from infra.storage import sha256_file
-from tests.data_pipeline.small import CONFIG, build
+from tests.data_pipeline.small import CONFIG, build, config
 from training.data import Dataset
 
 
@@ -178,3 +180,19 @@ def test_a_photo_that_cannot_be_read_is_said_to_be_none(models, tmp_path):
     for name in ("text.jpg", "gone.jpg", "."):
         with pytest.raises(UserError, match="cannot be read as a picture"):
             sources_like(str(tmp_path), str(tmp_path / name), models)
+
+
+def test_forgetting_somebody_who_has_no_sample_takes_refused_pairs_too(models, tmp_path):
+    """The digest stays, as no sample goes; tables and lists beside the shards no longer name the source."""
+    version = build_dataset(config(6, pairing=PairingConfig(per_identity=1)), str(tmp_path), models)
+    rows = read_candidates(version.uri)
+    everybody = {row["source_id"] for row in rows}
+    strict = PairingConfig(min_sharpness=max(row["sharpness"] for row in rows if row["verdict"] == "accepted"))
+    few = build_dataset(config(6, name="few", pairing=strict), str(tmp_path), models)
+    without = sorted(everybody - {row["source_id"] for row in read_manifest(few.uri)})[0]
+    forget(str(tmp_path), source=without)
+    assert read_index(few.uri)["digest"] == few.digest
+    assert without not in {row["source_id"] for row in read_candidates(few.uri)}
+    for name in ("components.json", "report.html"):
+        assert not (tmp_path / "versions/few" / name).exists()
+    assert verify_version(few.uri) == []

@@ -17,7 +17,8 @@ from data_pipeline.extend import merged_away
 from data_pipeline.forget import PENDING, forget
 from data_pipeline.groups import GroupsConfig
 from data_pipeline.observe import observe
-from data_pipeline.pack import MANIFEST, encode_table, read_index, read_manifest, read_members, write_shard
+from data_pipeline.pack import write_shard
+from data_pipeline.published import MANIFEST, encode_table, read_index, read_manifest, read_members
 from data_pipeline.rules import PairingConfig
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.subset import export, make_view

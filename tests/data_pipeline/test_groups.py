@@ -18,7 +18,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.groups import GROUPS, Face, GroupsConfig, backfill, group_digests, read_columns
 from data_pipeline.identities import Identities
 from data_pipeline.observations import read_chips, read_part
-from data_pipeline.pack import read_manifest, read_members
+from data_pipeline.published import read_manifest, read_members
 from data_pipeline.rules import PairingConfig
 from data_pipeline.score import find_borders, read_faces
 from data_pipeline.second_opinion import NAMES, second_opinion

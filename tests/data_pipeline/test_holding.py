@@ -11,7 +11,7 @@ from data_pipeline import forget as forget_module
 from data_pipeline import report as report_module
 from data_pipeline import subset
 from data_pipeline.audit import choose, serve_audit
-from data_pipeline.pack import read_manifest
+from data_pipeline.published import read_manifest
 from infra.errors import UserError
 from infra.lease import lease
 from tests.data_pipeline.commands import lato, told

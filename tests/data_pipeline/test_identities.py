@@ -11,7 +11,7 @@ from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.identities import Identities
 from data_pipeline.judge import count_verdicts, judge
 from data_pipeline.observe import observe
-from data_pipeline.pack import read_index
+from data_pipeline.published import read_index
 from data_pipeline.rules import PairingConfig, Rules
 from data_pipeline.score import ScoreInput, score_pairs
 from data_pipeline.segments import AnalyzeConfig

@@ -3,7 +3,7 @@
 import pytest
 
 from data_pipeline.licences import normal, why_not_commercial
-from data_pipeline.pack import read_manifest
+from data_pipeline.published import read_manifest
 from tests.data_pipeline.commands import lato, relicence, told
 
 ALLOWED = [

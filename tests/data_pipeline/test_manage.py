@@ -15,8 +15,8 @@ from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
 from data_pipeline.diff import diff_versions
 from data_pipeline.groups import GroupsConfig, backfill, group_digests
-from data_pipeline.pack import read_index, read_manifest
 from data_pipeline.publish import Stopped
+from data_pipeline.published import read_index, read_manifest
 from data_pipeline.report import _rates, write_data_report
 from data_pipeline.report_plots import correlate
 from data_pipeline.rules import LIMITS, PairingConfig

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from data_pipeline.build import build_dataset
 from data_pipeline.config import DataConfig
 from data_pipeline.extend import read_base
-from data_pipeline.pack import read_index, read_manifest
+from data_pipeline.published import read_index, read_manifest
 from data_pipeline.report import write_data_report
 from data_pipeline.verify import verify_version
 from data_pipeline.worklist import item_for

@@ -13,7 +13,7 @@ from data_pipeline.build import build_dataset
 from data_pipeline.chips import SIDE
 from data_pipeline.config import DataConfig
 from data_pipeline.groups import GroupsConfig, backfill, group_digests, read_columns
-from data_pipeline.pack import read_index
+from data_pipeline.published import read_index
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig

@@ -11,7 +11,7 @@ from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
 from data_pipeline.near_duplicates import find_across_sources
-from data_pipeline.pack import read_manifest
+from data_pipeline.published import read_manifest
 from data_pipeline.rules import PairingConfig
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.tables import read_pieces

@@ -13,7 +13,7 @@ from PIL import Image
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
-from data_pipeline.pack import read_manifest, read_members
+from data_pipeline.published import read_manifest, read_members
 from data_pipeline.rewrite import RewriteConfig
 from data_pipeline.rules import PairingConfig
 from data_pipeline.segments import AnalyzeConfig

@@ -9,7 +9,8 @@ import pytest
 
 from data_pipeline.card import _card
 from data_pipeline.diff import diff_versions
-from data_pipeline.pack import PackConfig, read_index, read_manifest
+from data_pipeline.pack import PackConfig
+from data_pipeline.published import read_index, read_manifest
 from data_pipeline.subset import export, make_view
 from data_pipeline.verify import verify_version
 from infra.errors import UserError

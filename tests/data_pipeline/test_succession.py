@@ -9,7 +9,8 @@ from data_pipeline import publish as publish_module
 from data_pipeline.build import build_dataset
 from data_pipeline.config import DataConfig
 from data_pipeline.forget import forget
-from data_pipeline.pack import PackConfig, read_index, read_manifest
+from data_pipeline.pack import PackConfig
+from data_pipeline.published import read_index, read_manifest
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.subset import export, make_view
 from data_pipeline.synthetic.anny_people import AnnyConfig

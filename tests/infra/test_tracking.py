@@ -14,26 +14,10 @@ import pytest
 
 from infra.environment import describe_environment
 from infra.errors import UserError
-from infra.outbox import Outbox
-from infra.registry import models_of
 from infra.runs import delete_pictures, runs_that_read
-from infra.tracking import default_uri, open_run, register_model, send_left
+from infra.tracking import open_run, send_left
 from tests.infra.servers import SlowWay, free_port, start_server, stop_server
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    from mlflow import MlflowClient
-
-    folder = tmp_path_factory.mktemp("database")
-    MlflowClient(default_uri(str(folder))).search_experiments()  # makes its tables, which takes seconds
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def uri(tmp_path, empty_database):
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    return default_uri(str(tmp_path))
+from tests.infra.test_registry import check_registry
 
 
 def _history(uri, run_id, name):
@@ -121,31 +105,6 @@ def test_what_is_refused_is_put_aside_and_what_follows_is_sent(tmp_path, uri):
     assert refused == ["metrics", "picture"]
 
 
-def test_half_a_line_on_a_full_disk_does_not_hide_what_follows(tmp_path):
-    import resource
-
-    sent: list[int] = []
-
-    def send(entries):
-        sent.extend(entry.value for entry in entries)
-        return len(entries)
-
-    outbox = Outbox(tmp_path / "box.jsonl", send)
-    before, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
-    outbox.put("n", 1)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(outbox_line := b'["n", 1, {}]\n') + 5, limits[1]))
-        with pytest.raises(OSError, match="File too large"):
-            outbox.put("n", 2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, before)
-    outbox.put("n", 3)
-    assert (tmp_path / "box.jsonl").read_bytes() == outbox_line + b'["n", 3, {}]\n'
-    assert outbox.close(30) == 0
-    assert sent == [1, 3]
-
-
 def test_a_deleted_database_gets_a_new_run(tmp_path, uri, empty_database):
     run = open_run(uri, "e", "r", str(tmp_path / "backlog"))
     run.metrics({"loss": 1.0}, 1)
@@ -200,74 +159,6 @@ def test_a_driver_killed_while_it_logs_doubles_no_step_and_loses_none(tmp_path, 
     run.close(seconds=300)
     for name in ("loss", "lr"):
         assert [step for step, _ in _history(uri, run_id, name)] == list(range(9))
-
-
-def _model(folder, content="weights"):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "inner").mkdir(exist_ok=True)
-    (folder / "inner" / "model.safetensors").write_text(content)
-    return str(folder)
-
-
-def _check_registry(uri, tmp_path, monkeypatch):
-    from mlflow import MlflowClient
-    from mlflow.artifacts import download_artifacts
-
-    client = MlflowClient(uri)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # of `download_artifacts`
-    run = open_run(uri, "e", "registry", str(tmp_path / "backlog"))
-    run.dataset("pairs", "held-the-person", "somewhere")
-    small = _model(tmp_path / "small")
-    register_model(run, "lato-dit", small, "last")
-    register_model(run, "lato-dit", small, "last")
-    register_model(run, "lato-dit", small, "best")
-    run.close(seconds=300)
-    first = client.get_model_version_by_alias("lato-dit", "best")
-    assert (first.version, first.run_id, first.aliases) == (
-        client.get_model_version_by_alias("lato-dit", "last").version,
-        run.run_id,
-        ["best", "last"],
-    )
-    assert len(client.search_model_versions("name = 'lato-dit'")) == 1
-    fetched = download_artifacts("models:/lato-dit@best", tracking_uri=uri, dst_path=str(tmp_path / "fetched"))
-    assert (Path(fetched) / "inner" / "model.safetensors").read_text() == "weights"
-
-    monkeypatch.setattr("infra.registry.SMALL_BYTES", 3)
-    run = open_run(uri, "e", "registry", str(tmp_path / "backlog"), run_id=run.run_id)
-    register_model(run, "lato-dit", _model(tmp_path / "large", "other weights"), "last")
-    run.close(seconds=300)
-    large = client.get_model_version_by_alias("lato-dit", "last")
-    assert large.tags["stored"] == "by reference"
-    fetched = download_artifacts("models:/lato-dit@last", tracking_uri=uri, dst_path=str(tmp_path / "fetched2"))
-    reference = json.loads((Path(fetched) / "reference.json").read_text())
-    assert reference["uri"] == str(tmp_path / "large")
-    assert reference["sha256"] == large.tags["sha256"]
-    assert set(reference["files"]) == {"config.json", "inner/model.safetensors"}
-    found = models_of(uri, run.run_id)
-    assert found == [
-        f"lato-dit version {first.version} (best), {small}",
-        f"lato-dit version {large.version} (last), {tmp_path / 'large'}",
-    ]
-    assert runs_that_read(uri, ["held-the-person"]) == [f"e / registry ({run.run_id})"]
-
-
-def test_models_are_registered_once_with_aliases_and_found_by_their_data(tmp_path, uri, monkeypatch):
-    _check_registry(uri, tmp_path, monkeypatch)
-
-
-def test_a_model_on_an_object_store_is_registered_where_it_lies(tmp_path, uri):
-    import fsspec
-    from mlflow import MlflowClient
-
-    fsspec.filesystem("memory").pipe("/bucket/model/weights.safetensors", b"remote weights")
-    run = open_run(uri, "e", "r", str(tmp_path / "backlog"))
-    register_model(run, "lato-dit", "memory://bucket/model", "best")
-    run.close(seconds=300)
-    version = MlflowClient(uri).get_model_version_by_alias("lato-dit", "best")
-    assert version.source == "memory://bucket/model"
-    assert version.tags["stored"] == "by reference"
-    assert not (tmp_path / "mlartifacts" / run.run_id).exists()
 
 
 def test_an_environment_is_told_and_logged(tmp_path, uri):
@@ -341,7 +232,7 @@ def test_a_real_server_that_dies_is_slow_and_comes_back_misses_and_doubles_nothi
         assert not (backlog / f"{run.run_id}.jsonl").exists()
         assert runs_that_read(uri, ["abc"]) == [f"e / r ({run.run_id})"]
         assert delete_pictures(uri, f"e / r ({run.run_id})") == 1
-        _check_registry(uri, tmp_path, monkeypatch)
+        check_registry(uri, tmp_path, monkeypatch)
     finally:
         way.close()
         stop_server(server)

@@ -1,0 +1,107 @@
+"""What is published of a dataset: a version's index and manifest, its samples by byte offset, and how they are read by whoever asks."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.errors import UserError
+from infra.state import PUBLISHED, read_json, read_table
+from infra.storage import exists, join, open_read
+from lato.pairs import MEMBERS
+
+MANIFEST, CANDIDATES = "manifest.parquet", "candidates.parquet"
+"""Names in a version's folder when it is first published; its index says which hold now."""
+
+
+def encode_table(rows: list[dict[str, Any]], schema: pa.Schema | None = None) -> bytes:
+    """Rows as the bytes of a Parquet file, with the columns of all of them; equal rows, equal bytes.
+
+    Args:
+        rows: Of any number.
+        schema: Of the table that they are taken from: none may be left of it, and its columns stay.
+    """
+    buffer = io.BytesIO()
+    names = dict.fromkeys(name for row in rows for name in row)  # rows of an extended version may have fewer
+    empty = {name: pa.array([], schema.field(name).type) for name in schema.names} if schema and not rows else {}
+    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names} or empty), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read_members(folder: str, row: dict[str, Any]) -> dict[str, bytes]:
+    """A sample's members as they lie in their shard, by its manifest row."""
+    members = {}
+    with open_read(join(folder, "shards", row["shard"])) as file:
+        for member in MEMBERS:
+            file.seek(row[f"{member}_offset"])
+            members[member] = file.read(row[f"{member}_length"])
+    return members
+
+
+def read_index(folder: str) -> dict[str, Any]:
+    """The index of a published version.
+
+    Raises:
+        UserError: None is published there, or its index is damaged.
+    """
+    if not exists(join(folder, "index.json")):
+        raise UserError(f"{folder}: no published version here (there is no index.json)")
+    index: dict[str, Any] = read_json(join(folder, "index.json"), ("manifest", "digest", "shards"), PUBLISHED)
+    return index
+
+
+def home_of(folder: str) -> str:
+    """The folder that holds a version's shards: its own, or for a view that of the version it is of.
+
+    Raises:
+        UserError: That version has changed since the view was made.
+    """
+    index = read_index(folder)
+    home = beside(folder, index["view_of"]) if "view_of" in index else folder
+    if home != folder and read_index(home)["digest"] != index["parent"]:
+        raise UserError(
+            f"{folder}: the version that this view is of has changed (it was built anew, or samples were removed from it). Make the view again."
+        )
+    return home
+
+
+def beside(folder: str, name: str) -> str:
+    """The version of that name in the folder that a version or view lies in: wherever that was moved, a view lies beside the version it is of."""
+    return join(folder.rsplit("/", 1)[0], name.rsplit("/", 1)[-1])
+
+
+def sources_of(row: dict[str, Any]) -> set[str]:
+    """Sources of a manifest row: the source's, and the target's where it is another. Older manifests name only the first."""
+    return {row["source_id"], row.get("target_id") or row["source_id"]}
+
+
+def licences_of(row: dict[str, Any]) -> set[str]:
+    """Licences of a manifest row: a pair is under those of both its ends."""
+    return {row["licence"], row.get("target_licence") or row["licence"]}
+
+
+def consents_of(row: dict[str, Any]) -> set[str | None]:
+    """Consents of a manifest row, of both ends; None where an older manifest does not tell. One end never speaks for the other."""
+    return {row.get("consent"), row.get("target_consent")}
+
+
+def licence_text(row: dict[str, Any]) -> str:
+    """The same for people."""
+    return " and ".join(sorted(licences_of(row)))
+
+
+def read_manifest(folder: str) -> list[dict[str, Any]]:
+    """Rows of a version's manifest.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    return read_manifest_table(folder).to_pylist()
+
+
+def read_manifest_table(folder: str) -> pa.Table:
+    """The same as a table."""
+    return read_table(join(folder, read_index(folder)["manifest"]), mend=PUBLISHED)

@@ -1,0 +1,18 @@
+"""Sources, pairs and extended versions as the split sees them, with nothing behind them."""
+
+from data_pipeline.extend import Base
+from data_pipeline.rules import Usage
+from data_pipeline.worklist import WorkItem
+
+
+def source(name, **columns):
+    return WorkItem(source_id=name, uri=f"{name}.mp4", kind="video", **columns)
+
+
+def pair(name):
+    return {"source_id": name, "target_id": name, "from_track": 0, "to_track": 0}
+
+
+def base_of(splits):
+    rows = [{"key": f"p_{name}", "source_id": name, "split": side} for name, side in splits.items()]
+    return Base("/nowhere", "/nowhere", {"digest": "x", "name": "v1", "shards": []}, rows, frozenset(), Usage(), {})

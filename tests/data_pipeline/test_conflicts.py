@@ -1,0 +1,105 @@
+"""Links of faces and names between people of different splits: what they leave out, and that nobody is ever on two sides."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import cv2
+import numpy as np
+
+from data_pipeline.divide import divide
+from data_pipeline.split import SplitConfig, find_components
+from tests.data_pipeline.links import base_of, pair, source
+
+
+def face(*numbers):
+    vector = np.zeros(16, np.float32)
+    vector[list(numbers)] = 1.0
+    return vector / np.linalg.norm(vector)
+
+
+def test_a_track_that_links_two_splits_is_a_conflict():
+    items = {name: source(name) for name in ("a", "b", "c", "d")}
+    centroids = {"a/0": face(0), "b/0": face(1), "c/0": face(0, 1), "d/0": face(0, 2)}
+    division = divide([pair("c"), pair("d")], items, centroids, base_of({"a": "train", "b": "test"}), SplitConfig(link_similarity=0.6))
+    assert division.tracks == {"c/0": ["a", "b"]}
+    assert division.conflicts == {}
+    assert division.verdict(pair("c")) == "split conflict"
+    assert division.split_of["d"] == "train"  # goes with the one it looks like
+    assert division.verdict(pair("d")) is None
+
+
+def test_only_the_tracks_that_link_are_left_out(tmp_path):
+    """Of one source: `c/0` links two people, `c/1` is like `c/0`, `c/2` is somebody else. `e` is all of it in conflict: a track like each."""
+    items = {name: source(name) for name in ("a", "b", "c", "e", "f")}
+    centroids = {"a/0": face(0), "b/0": face(1), "c/0": face(0, 1), "c/1": face(0, 1, 2, 3), "c/2": face(7), "e/0": face(0), "e/1": face(1)}
+    centroids |= {"f/0": face(0), "f/1": face(1)}  # declared to be of a's group: the track that is like b goes
+    items |= {"a": source("a", group="g"), "f": source("f", group="g")}
+    tracks = [pair("c") | {"from_track": n, "to_track": n} for n in range(3)]
+    division = divide(
+        [*tracks, pair("e"), pair("f")], items, centroids, base_of({"a": "train", "b": "test"}), SplitConfig(link_similarity=0.6)
+    )
+    assert [division.verdict(row) for row in tracks] == ["split conflict", "split conflict", None]
+    assert division.conflicts == {"e": ["a", "b"]}
+    assert division.tracks == {"c/0": ["a", "b"], "c/1": ["a", "b"], "f/1": ["a", "b"]}
+    assert division.split_of["f"] == "train"
+    assert division.verdict(pair("f")) is None
+    assert division.verdict(pair("f") | {"to_track": 1}) == "split conflict"
+    (tmp_path / "ledger.jsonl").write_text("")
+    division.write(str(tmp_path), str(tmp_path))
+    assert json.loads((tmp_path / "conflicts.json").read_text()) == {"sources": division.conflicts, "tracks": division.tracks}
+    assert cv2.imread(str(tmp_path / "conflicts.jpg")).shape == (3 * 256, 6 * 256, 3)  # a row for each source
+
+
+def test_a_new_track_of_a_published_source_may_link_too():
+    """It was left out of what is extended, or is seen only now: it goes, and ties nobody."""
+    base = replace(base_of({"a": "train", "b": "test"}), tracks=frozenset({"a/0", "b/0"}))
+    centroids = {"a/0": face(0), "a/1": face(1), "b/0": face(1), "new/0": face(0)}
+    division = divide([pair("new")], {name: source(name) for name in ("a", "b", "new")}, centroids, base, SplitConfig(link_similarity=0.6))
+    assert (division.tracks, division.conflicts) == ({"a/1": ["a", "b"]}, {})
+    assert division.split_of["new"] == "train"
+
+
+def test_a_conflict_of_declared_people_is_found_too():
+    items = {
+        "a": source("a", identity="x"),
+        "b": source("b", identity="y"),
+        "c": source("c", identity="x", group="g"),
+        "b2": source("b2", group="g"),
+    }
+    base = base_of({"a": "train", "b": "test", "b2": "test"})
+    assert list(divide([pair("c")], items, {}, base, SplitConfig()).conflicts) == ["c"]
+
+
+def test_what_was_published_never_changes_sides():
+    """Two of them look alike by now: they stay, no pair goes over, and a new source like either would have its person on both sides."""
+    items = {name: source(name) for name in ("a", "b", "new")}
+    centroids = {"a/0": face(0), "b/0": face(0, 1), "new/0": face(1)}
+    accepted = [*map(pair, items), pair("a") | {"target_id": "b"}]
+    division = divide(accepted, items, centroids, base_of({"a": "train", "b": "test"}), SplitConfig(link_similarity=0.6))
+    assert division.tracks == {"new/0": ["a", "b"]}
+    assert {name: division.split_of[name] for name in ("a", "b")} == {"a": "train", "b": "test"}
+    assert [division.verdict(row) for row in accepted] == [None, None, "split conflict", "split conflict"]
+    same = {"a": source("a", identity="x"), "b": source("b", identity="x"), "new": source("new", identity="x")}
+    assert divide(accepted, same, {}, base_of({"a": "train", "b": "test"}), SplitConfig()).conflicts == {"new": ["a", "b"]}
+
+
+def test_links_that_appear_without_a_conflict_are_looked_at_too():
+    """Each face has one nearest: once `c` is out, `e` is like `b` and not only like `a`."""
+    base = base_of({"a": "train", "a2": "train", "b": "test", "b2": "test"})
+    centroids = {"a/0": face(0), "a2/0": face(5), "b/0": face(1), "b2/0": face(6)}
+    centroids |= {"c/0": face(1, 2), "c/1": face(5), "c/2": face(6), "e/0": face(0), "e/1": face(1, 2, 3)}
+    names = ("a", "a2", "b", "b2", "c", "e")
+    config = SplitConfig(link_similarity=0.5, link_nearest=1, small_dataset=1, max_component=1.0)
+    division = divide([pair("c"), pair("e")], {name: source(name) for name in names}, centroids, base, config)
+    assert sorted(division.conflicts) == ["c", "e"]
+
+
+def test_a_bridge_is_left_out_and_only_it():
+    """Two large groups of one person each, held together by one blurred track that looks like both."""
+    centroids = {f"l{n}/0": face(0) for n in range(6)} | {f"r{n}/0": face(1) for n in range(6)} | {"m/0": face(0, 1)}
+    names = [name.split("/")[0] for name in centroids]
+    samples = Counter(dict.fromkeys(names, 200))
+    found = find_components(names, {}, centroids, SplitConfig(link_similarity=0.6, link_nearest=12), samples)
+    assert found.bridges == {"m/0"}
+    assert found.of_source["l0"] == found.of_source["l5"] != found.of_source["r0"]
