@@ -19,10 +19,14 @@ from infra.storage import commit_file, exists, join, scratch_for, sha256_file
 
 _KINDS = np.array(["pose", "expression", "compound"])
 _DROPPED = ("phash_source", "phash_target", "edit_expression", "edit_intensity")
-WRITTEN = [
-    *(name for name in SCORE_SCHEMA.names if name not in _DROPPED),
-    *("similarity", "verdict", "edit", "edit_kind", "split", "licence", "rendered"),
-]
+SCHEMA = pa.schema(
+    [
+        *(field for field in SCORE_SCHEMA if field.name not in _DROPPED),
+        ("similarity", pa.float32()),
+        *((name, pa.string()) for name in ("verdict", "edit", "edit_kind", "split", "licence")),
+        ("rendered", pa.list_(pa.string())),
+    ]
+)
 """Columns of the table."""
 
 
@@ -87,7 +91,9 @@ def _describe(
     }
     for name, column in added.items():
         piece = piece.append_column(name, column)
-    return piece.select(WRITTEN)
+    described = piece.select(SCHEMA.names)
+    assert described.schema.types == SCHEMA.types, "the table is as it is said to be"
+    return described
 
 
 def read_candidates(folder: str) -> list[dict[str, Any]]:

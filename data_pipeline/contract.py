@@ -1,4 +1,4 @@
-"""The contract between the stages of a build: who reads which columns of which table, held against what is written, before anything is looked at.
+"""The contract between the stages of a build: who reads which columns of which table, and as what, held against what is written, before anything is looked at.
 
 What is listed here is what the stages read with: a column that is not in a list does not reach its stage.
 """
@@ -6,13 +6,16 @@ What is listed here is what the stages read with: a column that is not in a list
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from data_pipeline import candidates, cells, extend, identities, judge, observations, pairing, rules, samples
-from data_pipeline.groups import GROUPS, Group
+import pyarrow as pa
 
-PARTS, PAIRS, CANDIDATES = "parts", "pairs", "candidates.parquet"
+from data_pipeline import candidates, cells, extend, identities, judge, observations, pairing, published, rules, samples
+from data_pipeline.groups import GROUPS, Group
+from lato.pairs import MEMBERS
+
+PARTS, PAIRS, CANDIDATES, MANIFEST = "parts", "pairs", published.CANDIDATES, published.MANIFEST
 
 
 class Reads(NamedTuple):
@@ -20,7 +23,7 @@ class Reads(NamedTuple):
 
     stage: str
     table: str
-    """`PARTS`, `columns/<group>`, `PAIRS` or `CANDIDATES`, as they lie in a build's folder."""
+    """`PARTS`, `columns/<group>`, `PAIRS`, `CANDIDATES` or `MANIFEST`, as they lie in a build's folder."""
     columns: Sequence[str]
 
 
@@ -34,9 +37,59 @@ READS = (
     Reads("accepted pairs (judge.OF_ACCEPTED)", PAIRS, judge.OF_ACCEPTED),
     Reads("samples", PARTS, samples.OBSERVED),
     Reads("extend", CANDIDATES, extend.NEEDED),
+    Reads("whoever opens a version", MANIFEST, published.MANIFEST_SCHEMA.names),
 )
 FILTERS = {verdict: score for verdict, (score, _, _) in (rules.LIMITS | rules.VERIFIERS).items()}
 """Verdict -> its score."""
+
+
+def _typed(**columns: str) -> dict[str, pa.DataType]:
+    """Column -> type, of the names that are given by type."""
+    kinds = {
+        "text": pa.string(), "flag": pa.bool_(), "float32": pa.float32(), "float64": pa.float64(), "int8": pa.int8(), "int16": pa.int16(), "int32": pa.int32(),
+        "int64": pa.int64(), "data": pa.binary(), "hash": pa.binary(32), "floats": pa.list_(pa.float32()), "doubles": pa.list_(pa.float64()),
+        "texts": pa.list_(pa.string()),
+    }  # fmt: skip
+    return {name: kinds[kind] for kind, names in columns.items() for name in names.split()}
+
+
+_SCORED = _typed(
+    text="key source_id target_id kind person scope from_part to_part from_expression to_expression",
+    flag="misread held_out",
+    int8="edit_expression edit_intensity",
+    int16="step_yaw step_pitch step_roll",
+    int32="from_row from_track from_width to_row to_track",
+    float32=" ".join(pairing.STORED_SCORES),
+    float64="from_skin_ita from_face_px to_face_px",
+    doubles="crop_source crop_target",
+    hash="phash_source phash_target",
+)
+TYPES: Mapping[str, Mapping[str, pa.DataType]] = {
+    PARTS: _typed(
+        text="source_id source_sha256 kind identity image_uri expression declared",
+        flag="representative",
+        int32="track frame width height",
+        float32="yaw pitch roll expression_intensity sharpness noise clipped blockiness letterbox face_px skin_ita",
+        float64="pts",
+        data="chip",
+        floats="landmarks",
+        doubles="chip_transform",
+        hash="phash",
+    ),
+    "columns/identity": _typed(int32="row", floats="embedding"),
+    "columns/occlusion": _typed(float32="occlusion"),
+    "columns/writing": _typed(float32="writing"),
+    "columns/surroundings": _typed(floats="background clothing"),
+    PAIRS: _SCORED,
+    CANDIDATES: _SCORED | _typed(text="verdict edit edit_kind split licence", float32="similarity", texts="rendered"),
+    MANIFEST: _typed(
+        text="key split kind source_id identity instruction edit_kind expression intensity shard licence consent url target_id target_licence target_consent "
+        "target_url",
+        int64="yaw pitch roll " + " ".join(f"{member}_{what}" for member in MEMBERS for what in ("offset", "length")),
+        float64="identity_similarity",
+    ),
+}
+"""Table -> column -> what its readers take it for. Who changes the type of a column looks at them, and says so here."""
 
 
 def check_contract() -> None:
@@ -52,20 +105,38 @@ def check_contract() -> None:
 
 def find_mistakes(groups: Mapping[str, Group], reads: Sequence[Reads], filters: Mapping[str, str]) -> list[str]:
     """What does not fit: stage, column, and where it should come from."""
-    written: dict[str, Collection[str]] = {
-        PARTS: observations.SCHEMA.names,
-        PAIRS: pairing.SCORE_SCHEMA.names,
-        CANDIDATES: candidates.WRITTEN,
-        **{f"columns/{name}": ("row", *group.columns) for name, group in groups.items()},
+    written: dict[str, Mapping[str, pa.DataType]] = {
+        PARTS: _columns(observations.SCHEMA),
+        PAIRS: _columns(pairing.SCORE_SCHEMA),
+        CANDIDATES: _columns(candidates.SCHEMA),
+        MANIFEST: _columns(published.MANIFEST_SCHEMA),
+        **{f"columns/{name}": {"row": pa.int32(), **group.columns} for name, group in groups.items()},
     }
-    made_by = {PARTS: "observations.SCHEMA", PAIRS: "pairing.SCORE_SCHEMA", CANDIDATES: "candidates.WRITTEN"}
-    found = [
-        f"{stage} reads {column} of {table}; {made_by.get(table, 'groups.GROUPS')} does not have it"
-        for stage, table, columns in reads
-        for column in columns
-        if column not in written.get(table, ())
-    ]
+    made_by = {
+        PARTS: "observations.SCHEMA",
+        PAIRS: "pairing.SCORE_SCHEMA",
+        CANDIDATES: "candidates.SCHEMA",
+        MANIFEST: "published.MANIFEST_SCHEMA",
+    }
+    found = []
+    for stage, table, columns in reads:
+        for column in columns:
+            made, taken_for, maker = (
+                written.get(table, {}).get(column),
+                TYPES.get(table, {}).get(column),
+                made_by.get(table, "groups.GROUPS"),
+            )
+            if made is None:
+                found.append(f"{stage} reads {column} of {table}; {maker} does not have it")
+            elif taken_for is None:
+                found.append(f"{stage} reads {column} of {table}; contract.TYPES does not say as what")
+            elif made != taken_for:
+                found.append(f"{stage} reads {column} of {table} as {taken_for}; {maker} has it as {made}")
     return found + _find_clashes(groups) + _find_odd_filters(filters)
+
+
+def _columns(schema: pa.Schema) -> dict[str, pa.DataType]:
+    return {field.name: field.type for field in schema}
 
 
 def _find_clashes(groups: Mapping[str, Group]) -> list[str]:

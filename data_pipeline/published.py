@@ -15,19 +15,35 @@ from lato.pairs import MEMBERS
 
 MANIFEST, CANDIDATES = "manifest.parquet", "candidates.parquet"
 """Names in a version's folder when it is first published; its index says which hold now."""
+_TEXT, _WHOLE = pa.string(), pa.int64()
+MANIFEST_SCHEMA = pa.schema(
+    [
+        *(
+            (name, _TEXT)
+            for name in ("key", "split", "kind", "source_id", "identity", "instruction", "edit_kind", "expression", "intensity")
+        ),
+        *((name, _WHOLE) for name in ("yaw", "pitch", "roll")),
+        ("identity_similarity", pa.float64()),
+        *((name, _TEXT) for name in ("licence", "consent", "url", "target_id", "target_licence", "target_consent", "target_url", "shard")),
+        *((f"{member}_{what}", _WHOLE) for member in MEMBERS for what in ("offset", "length")),
+    ]
+)
+"""Columns of a manifest; one that an earlier LaTo wrote may have fewer."""
 
 
-def encode_table(rows: list[dict[str, Any]], schema: pa.Schema | None = None) -> bytes:
+def encode_table(rows: list[dict[str, Any]], schema: pa.Schema = MANIFEST_SCHEMA) -> bytes:
     """Rows as the bytes of a Parquet file, with the columns of all of them; equal rows, equal bytes.
 
     Args:
-        rows: Of any number.
-        schema: Of the table that they are taken from: none may be left of it, and its columns stay.
+        rows: Of any number; where there is none, the columns of the schema stay.
+        schema: Types by name, of the table that they are taken from; of a column that it does not have, or of which it had no value, the type is seen.
     """
     buffer = io.BytesIO()
-    names = dict.fromkeys(name for row in rows for name in row)  # rows of an extended version may have fewer
-    empty = {name: pa.array([], schema.field(name).type) for name in schema.names} if schema and not rows else {}
-    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names} or empty), buffer, compression="zstd")
+    names = dict.fromkeys(name for row in rows for name in row) if rows else schema.names  # rows of an extended version may have fewer
+    known = {field.name: field.type for field in schema if not pa.types.is_null(field.type)}
+    pq.write_table(
+        pa.table({name: pa.array([row.get(name) for row in rows], known.get(name)) for name in names}), buffer, compression="zstd"
+    )
     return buffer.getvalue()
 
 

@@ -1,16 +1,20 @@
 """What stages read and what is written fit together; where they do not, it is said before a build looks at anything."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from data_pipeline import contract, pairing, report
+from data_pipeline import candidates, contract, observations, pairing, published, report
 from data_pipeline.config import DataConfig
 from data_pipeline.contract import CANDIDATES, FILTERS, READS, Reads, check_contract, find_mistakes
 from data_pipeline.groups import GROUPS
 from data_pipeline.observe import observe
 from data_pipeline.pairing import OBSERVED, Person, score_person
+from data_pipeline.published import read_index
+from tests.data_pipeline.commands import lato
 
 
 def test_the_contract_holds_for_the_report_too():
@@ -24,6 +28,47 @@ def test_a_group_whose_column_is_renamed_is_found(group, column, stage):
     columns = {f"new_{name}" if name == column else name: kind for name, kind in GROUPS[group].columns.items()}
     (mistake,) = find_mistakes(GROUPS | {group: replace(GROUPS[group], columns=columns)}, READS, FILTERS)
     assert mistake == f"{stage} reads {column} of columns/{group}; groups.GROUPS does not have it"
+
+
+@pytest.mark.parametrize(
+    ("home", "schema", "column", "mistake"),
+    [
+        (observations, "SCHEMA", "landmarks", "score reads landmarks of parts as list<item: float>; observations.SCHEMA has it as string"),
+        (pairing, "SCORE_SCHEMA", "step_yaw", "judge reads step_yaw of pairs as int16; pairing.SCORE_SCHEMA has it as string"),
+        (candidates, "SCHEMA", "step_yaw", "extend reads step_yaw of candidates.parquet as int16; candidates.SCHEMA has it as string"),
+        (published, "MANIFEST_SCHEMA", "json_offset", "of manifest.parquet as int64; published.MANIFEST_SCHEMA has it as string"),
+    ],
+)
+def test_a_column_of_another_type_is_found_before_a_build_begins(monkeypatch, tmp_path, home, schema, column, mistake):
+    known = getattr(home, schema)
+    monkeypatch.setattr(home, schema, known.set(known.get_field_index(column), pa.field(column, pa.string())))
+    assert any(mistake in found for found in find_mistakes(GROUPS, READS, FILTERS))
+    with pytest.raises(AssertionError, match="has it as string"):
+        observe(DataConfig(folder=str(tmp_path / "nothing")), str(tmp_path / "work"), tmp_path)
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_group_that_writes_another_type_is_found():
+    other = replace(GROUPS["occlusion"], columns={"occlusion": pa.string()})
+    (mistake,) = find_mistakes(GROUPS | {"occlusion": other}, READS, FILTERS)
+    assert mistake == "score reads occlusion of columns/occlusion as float; groups.GROUPS has it as string"
+
+
+def test_who_reads_a_column_says_as_what():
+    (mistake,) = find_mistakes(GROUPS, [*READS, Reads("report", "parts", ("brightness",))], FILTERS)
+    assert mistake == "report reads brightness of parts; contract.TYPES does not say as what"
+
+
+def test_what_is_published_is_as_it_is_said_to_be(built, work):
+    """Of a build, after something was forgotten, and of a view: no type depends on which values there are."""
+    lato("forget", "--identity", "anny_0_00001", "--work-dir", work)
+    for folder in (Path(built[1].uri), work / "versions/v1", work / "versions/left"):
+        index = read_index(str(folder))
+        assert pq.read_schema(folder / index["manifest"]).equals(published.MANIFEST_SCHEMA)
+        if "candidates" in index:
+            schema = pq.read_schema(folder / index["candidates"])
+            assert (schema.names, schema.types) == (candidates.SCHEMA.names, candidates.SCHEMA.types)
+    assert "revision" in read_index(str(work / "versions/v1"))
 
 
 def test_a_group_that_is_gone_and_a_column_that_nobody_observes_are_found():
