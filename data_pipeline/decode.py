@@ -124,7 +124,7 @@ def _frames_until_torn(container: Any, stream: Any, torn: list[str]) -> Iterator
     except av.error.InvalidDataError as error:
         if not seen:
             raise
-        torn.append(f"a packet cannot be decoded: {error.strerror}")
+        torn.append(f"a packet cannot be decoded; FFmpeg: {error.strerror}")
 
 
 class _ShotCounter:

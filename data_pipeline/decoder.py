@@ -67,6 +67,28 @@ _MACHINE = (
     errno.ENXIO,
 )
 _NOT_READABLE = (errno.ENOENT, errno.EACCES)
+_FFMPEG_MEANS = {
+    "InvalidDataError": "what is in it is no video, or is damaged",
+    "EOFError": "it ends before a picture is whole",
+    "DecoderNotFoundError": "there is no decoder here for the codec of its pictures",
+    "DemuxerNotFoundError": "its kind of file is not known here",
+    "PatchWelcomeError": "it uses a part of its format that FFmpeg does not read",
+    "NotImplementedError": "it uses a part of its format that FFmpeg does not read",
+    "ExperimentalError": "its codec has an experimental decoder only, which is not used",
+    "InputChangedError": "its format changes in the middle",
+    "OutputChangedError": "its format changes in the middle",
+    "BugError": "FFmpeg found a mistake of its own",
+    "ExternalError": "a library that FFmpeg uses failed",
+    "UnknownError": "FFmpeg does not say why",
+    "ArgumentError": "what it says of its pictures cannot be",
+    "OverflowError": "what it says of its pictures cannot be",
+    "FileNotFoundError": "there is no such file any more",
+    "PermissionError": "it may not be read",
+    "IsADirectoryError": "it is a folder",
+}
+"""Class of `av.error` -> what it means to who sees the source in the ledger."""
+_LONGEST = 200
+"""Of a library's words: decord's go on with the call stack."""
 
 
 def run_decoder(decoder: Decoder | None, work: object, path: str, argument: object) -> Generator[Frame, None, Any]:
@@ -212,10 +234,25 @@ def _run(pipe: Connection, work: object, path: str, argument: object) -> bool:
     except ConnectionError:  # nobody reads any more
         return False
     except OSError as error:
-        pipe.send((_kind_of(error, path), f"{type(error).__name__}: {error}"))
+        kind = _kind_of(error, path)
+        pipe.send((kind, f"{path}: {explain(error)}" if kind == "machine" else explain(error)))  # the ledger has the source's name
     except Exception as error:  # whatever the decoder raises is this source's verdict, told to the parent
-        pipe.send(("decode", f"{type(error).__name__}: {error}"))
+        pipe.send(("decode", explain(error)))
     return False
+
+
+def explain(error: Exception) -> str:
+    """What a library's error means, and in brackets how it says so itself: one line, without the path."""
+    import av
+
+    said = str(getattr(error, "strerror", None) or error).strip()
+    words = (said.splitlines() or [""])[0][:_LONGEST] or type(error).__name__
+    if isinstance(error, av.error.FFmpegError):
+        means = next((text for name, text in _FFMPEG_MEANS.items() if isinstance(error, getattr(av.error, name))), "FFmpeg cannot read it")
+        return f"{means} (FFmpeg: {words})"
+    if isinstance(error, OSError):
+        return f"it cannot be read ({type(error).__name__}: {words})"
+    return f"it cannot be decoded ({type(error).__name__}: {words})"
 
 
 def _kind_of(error: OSError, path: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 import data_pipeline.decoder as decoder_module
 from data_pipeline.decode import _send_sampled, sample_frames
-from data_pipeline.decoder import DecodeError, Decoder, MachineError, run_decoder
+from data_pipeline.decoder import DecodeError, Decoder, MachineError, explain, run_decoder
 from data_pipeline.seek import _send_at
 from tests.data_pipeline.videos import write
 
@@ -158,3 +158,33 @@ def test_a_child_that_dies_as_it_starts_has_crashed(tmp_path, monkeypatch):
     with pytest.raises(DecodeError, match="before it was given the video") as error:
         list(sample_frames(write(tmp_path / "x.mp4"), 5.0))
     assert error.value.kind == "crash"
+
+
+def test_what_a_decoder_says_is_told_in_plain_words(tmp_path):
+    for name, content in (("text.mp4", b"hello"), ("zeros.mkv", bytes(5000)), ("picture.mp4", b"GIF89a")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DecodeError) as error:
+            list(sample_frames(str(tmp_path / name), 5.0))
+        said = "what is in it is no video, or is damaged (FFmpeg: Invalid data found when processing input)"
+        assert (error.value.kind, str(error.value)) == ("decode", said)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (av.error.EOFError(541478725, "End of file", "/x/y.mp4"), "it ends before a picture is whole (FFmpeg: End of file)"),
+        (
+            av.error.DecoderNotFoundError(1128613112, "Decoder not found"),
+            "there is no decoder here for the codec of its pictures (FFmpeg: Decoder not found)",
+        ),
+        (av.error.FFmpegError(1, "Something"), "FFmpeg cannot read it (FFmpeg: Something)"),
+        (OSError(5, "Input/output error", "/x/y.mp4"), "it cannot be read (OSError: Input/output error)"),
+        (
+            RuntimeError("[12:00] Check failed: st_nb >= 0\nStack trace:\n  [bt] ..."),
+            "it cannot be decoded (RuntimeError: [12:00] Check failed: st_nb >= 0)",
+        ),
+        (ZeroDivisionError(), "it cannot be decoded (ZeroDivisionError: ZeroDivisionError)"),
+    ],
+)
+def test_each_error_is_one_line_with_the_librarys_words_in_brackets(error, said):
+    assert explain(error) == said
