@@ -130,6 +130,8 @@ def decode_image(data: bytes, name: str) -> npt.NDArray[np.uint8]:
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
             raise MemoryError(f"{name}: {error.err}") from error
+        if "CV_IO_MAX_IMAGE" in error.err:  # asked of the header, before a pixel is decoded
+            raise ValueError(f"{name}: cannot be read as an image: it claims more pixels than are ever decoded ({error.err})") from error
         raise ValueError(f"{name}: cannot be read as an image: {error.err}") from error
     if image is None:
         raise ValueError(f"{name}: {len(data)} bytes that are not a readable image")

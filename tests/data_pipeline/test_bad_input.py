@@ -3,6 +3,8 @@
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -137,6 +139,37 @@ def test_images(worker, face, tmp_path, kind):
     assert outcome["status"] + (f": {outcome['reason']}" if outcome["reason"] else "") == expected, outcome
     assert bool(rows) == (expected == OK)
     assert outcome["status"] == "ok" or outcome["message"]
+    assert kind != "sixty thousand pixels a side" or "it claims more pixels than are ever decoded" in outcome["message"]
+
+
+BOMB = """
+import io, resource, struct, sys
+from PIL import Image
+from lato.pairs import decode_image
+
+kind, place, packed = sys.argv[1:]
+buffer = io.BytesIO()
+Image.new("P" if kind == "GIF" else "RGB", (16, 16)).save(buffer, kind)
+data = bytearray(buffer.getvalue())
+at = data.index(bytes.fromhex(place.split("+")[0])) + int(place.split("+")[1])
+data[at : at + struct.calcsize(packed)] = struct.pack(packed, 60000, 60000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    decode_image(bytes(data), "bomb")
+except ValueError as error:
+    print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, "MB")
+"""
+
+
+@pytest.mark.parametrize(("kind", "place", "packed"), [("JPEG", "ffc0+5", ">HH"), ("GIF", "474946+6", "<HH"), ("BMP", "424d+18", "<ii")])
+def test_a_picture_that_claims_60_000_pixels_a_side_takes_no_memory(kind, place, packed):
+    """PNG: `test_images`. Its header is a lie; the limit is OpenCV's, as Pillow decodes no picture of a source."""
+    found = subprocess.run(
+        [sys.executable, "-c", BOMB, kind, place, packed], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert "it claims more pixels than are ever decoded" in found[0]
+    assert int(found[1].split()[0]) < 100
 
 
 def _turned(content):
