@@ -50,7 +50,7 @@ def build_dataset(
     labels = read_labels(work)
     chosen = config.model_dump(mode="json", include={"pairing", "render", "split", "instructions", "pack"})
     earlier = base.index.get("models", []) if base else []
-    used = list_models(observed.all_models(), config.analyze.groups, config.synthetic, config.instructions, earlier)
+    used = list_models(observed.all_models(), config.analyze.groups, config.synthetic, config.instructions, work, earlier)
     made_from = {"version": VERSION, "observed": observed.digest(), "config": chosen, "labels": labels, "models": used}
     created_from = sha256_json(made_from | {"base": base and base.digest})
     published = _read_published(folder, created_from)

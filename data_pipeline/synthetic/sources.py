@@ -18,6 +18,7 @@ from data_pipeline.image_set import Declared, commit_set, content_sha256
 from data_pipeline.synthetic.anny_people import AnnyConfig, render_people
 from data_pipeline.synthetic.diffusers_edit import DiffusersConfig, DiffusersEditor
 from data_pipeline.synthetic.warp import WarpConfig, Warper
+from data_pipeline.synthetic.weights import keep_weights
 from data_pipeline.worklist import WorkItem
 from infra.config import Config
 from infra.console import Progress
@@ -64,7 +65,7 @@ def synthetic_sources(config: SyntheticConfig, given: list[WorkItem], models: Pa
         make = functools.partial(_make_warper, config.warp, models)
         items += edit_photos("warp", config.warp, make, photos, work, config.warp.workers, 0.0)
     if config.diffusers:
-        make = functools.partial(_make_diffusers, config.diffusers, models)
+        make = functools.partial(_make_diffusers, config.diffusers, models, work)
         items += edit_photos("diffusers", config.diffusers, make, photos, work, config.diffusers.workers, config.diffusers.gpus)
     return items
 
@@ -73,8 +74,10 @@ def _make_warper(config: WarpConfig, models: Path) -> PhotoEditor:
     return Warper(config, FaceReader.from_folder(models))
 
 
-def _make_diffusers(config: DiffusersConfig, models: Path) -> PhotoEditor:
-    return DiffusersEditor(config, FaceReader.from_folder(models))
+def _make_diffusers(config: DiffusersConfig, models: Path, work: str) -> PhotoEditor:
+    editor = DiffusersEditor(config, FaceReader.from_folder(models))
+    keep_weights(config.pipeline, work)
+    return editor
 
 
 def edit_photos(

@@ -1,5 +1,6 @@
 """Edited photos as sources: what is made is filtered like all else, made once, and never parted from its photo."""
 
+import functools
 import http.server
 import json
 import threading
@@ -13,7 +14,7 @@ from PIL import Image
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
-from data_pipeline.published import read_manifest, read_members
+from data_pipeline.published import read_index, read_manifest, read_members
 from data_pipeline.rewrite import RewriteConfig
 from data_pipeline.rules import PairingConfig
 from data_pipeline.segments import AnalyzeConfig
@@ -21,9 +22,11 @@ from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.diffusers_edit import DiffusersConfig, choose_edits, declare
 from data_pipeline.synthetic.sources import SyntheticConfig, edit_photos
 from data_pipeline.synthetic.warp import WarpConfig, expression_shift, move_landmarks, warp
+from data_pipeline.synthetic.weights import keep_weights, read_weights, weights_of
 from data_pipeline.why import why
 from data_pipeline.worklist import item_for, read_worklist
 from infra.errors import UserError
+from infra.storage import sha256_bytes, sha256_file
 from lato.edits import Edit, Expression, Intensity, instruction_for, parse_instruction
 from lato.pairs import decode_pair
 
@@ -174,10 +177,54 @@ def test_any_diffusers_pipeline_edits_photos_and_what_it_spoils_is_refused(tiny_
     item = next(item for item in read_worklist(str(tmp_path / "worklist.parquet")) if item.source_id == "obama_diffusers")
     assert len(json.loads(Path(item.uri).read_text())["images"]) == 3  # the photo and its two edits
     assert not [row for row in read_manifest(version.uri) if row["source_id"] == "obama_diffusers"]  # noise has no face
+    listed = {model["name"]: model["sha256"] for model in read_index(version.uri)["models"] if model["name"].startswith("diffusers")}
+    name = f"diffusers {tiny_editor}"
+    parts = {
+        part: f"{name} {part}"
+        for part in ("text_encoder/model.safetensors", *(f"{net}/diffusion_pytorch_model.safetensors" for net in ("unet", "vae")))
+    }
+    assert listed == {row: sha256_file(str(tiny_editor / part)) for part, row in parts.items()}
+    (tmp_path / "versions/v1/index.json").unlink()
+    (tiny_editor / "unet/diffusion_pytorch_model.safetensors").rename(tiny_editor / "unet/away.safetensors")
+    again = build_dataset(
+        both, str(tmp_path), models, [item_for(clip("obama"), licence="test")]
+    )  # what edited is listed, not what lies there now
+    assert {model["name"] for model in read_index(again.uri)["models"]} >= listed.keys()
+    assert again.digest == version.digest
     with pytest.raises(UserError, match="cannot load"):
         build_dataset(
             config(diffusers=DiffusersConfig(pipeline="/nowhere", workers=0)), str(tmp_path / "b"), models, [item_for(clip("obama"))]
         )
+
+
+def test_weights_from_the_hub_carry_their_commit_and_earlier_ones_stay(tmp_path, monkeypatch):
+    """As the hub's cache holds them: a folder by the commit, whose files are links."""
+    import huggingface_hub
+
+    commit = "a" * 40
+    snapshot = tmp_path / "hub/models--owner--editor/snapshots" / commit
+    (snapshot / "unet").mkdir(parents=True)
+    (snapshot.parents[1] / "blobs").mkdir()
+    (snapshot.parents[1] / "blobs/x").write_bytes(b"weights")
+    (snapshot / "unet/model.safetensors").symlink_to(snapshot.parents[1] / "blobs/x")
+    (snapshot / "model_index.json").write_text("{}")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs/main").write_text(commit)
+    lookup = functools.partial(huggingface_hub.try_to_load_from_cache, cache_dir=tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lookup)
+    row = {"name": f"diffusers owner/editor@{commit} unet/model.safetensors", "sha256": sha256_bytes(b"weights")}
+    work = str(tmp_path / "w")
+    assert read_weights("owner/editor", work) == []
+    keep_weights("owner/editor", work)
+    assert read_weights("owner/editor", work) == [row]
+    (snapshot.parents[1] / "blobs/x").write_bytes(b"other weights")
+    keep_weights("owner/editor", work)
+    assert [row["sha256"] for row in read_weights("owner/editor", work)] == sorted(map(sha256_bytes, (b"weights", b"other weights")))
+    assert weights_of("owner/unknown") == []
+    (damaged,) = (tmp_path / "w/synthetic").iterdir()
+    damaged.write_bytes(b"[1]")
+    with pytest.raises(UserError, match=r"is damaged.*restore it from a copy"):
+        read_weights("owner/editor", work)
 
 
 def test_edits_are_drawn_by_seed_and_differ():
