@@ -1,6 +1,7 @@
 """An audit: labels are taken in a page and beat the filters."""
 
 import json
+import shutil
 import threading
 import urllib.error
 import urllib.request
@@ -12,6 +13,7 @@ from data_pipeline.audit import choose, read_labels, serve_audit, summarize
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.rules import PairingConfig
+from tests.browser import Browser, find_chromium
 from tests.data_pipeline.small import config
 
 
@@ -58,3 +60,35 @@ def test_labels_are_taken_in_a_page_and_beat_the_filters(first, models):
     verdicts = {row["key"]: row["verdict"] for row in read_candidates(labelled.uri)}
     assert verdicts[accepted.key] == "labelled bad"
     assert verdicts[refused.key] in ("accepted", "quota", "near-duplicate")
+
+
+@pytest.mark.skipif(find_chromium() is None, reason="needs a Chromium")
+@pytest.mark.parametrize("width", [1000, 420])
+def test_the_page_takes_labels_by_key_and_button_in_a_real_browser(first, tmp_path, width):
+    """Three pairs, the second by mouse; the labels file and the table below say so. Nothing is wider than the window."""
+    work = tmp_path / "work"
+    shutil.copytree(first[0], work)
+    entries = choose(str(work), "v1", per_stratum=3, seed=2)
+    server = serve_audit(str(work), "v1", per_stratum=3, seed=2, port=0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with Browser(tmp_path / "profile", width) as page:
+            page.open(f"http://127.0.0.1:{server.server_port}/")
+            page.wait("document.getElementById('picture').naturalWidth == 768")
+            assert entries[0].instruction in page.run("document.getElementById('asks').innerText")
+            for number, act in enumerate((lambda: page.press("g"), lambda: page.click("button.bad"), lambda: page.press("b")), start=1):
+                act()
+                page.wait(f"document.getElementById('last').innerText.startsWith('Pair {number}: labelled')")
+                page.wait(f"document.getElementById('place').innerText.startsWith('{number + 1} of {len(entries)}')")
+                assert page.run("document.getElementById('error').innerText") == ""
+            labelled = "[...document.querySelectorAll('#rates tr td:nth-child(2)')].reduce((sum, cell) => sum + Number(cell.innerText), 0)"
+            page.wait(f"{labelled} == 3")
+            assert page.run("document.documentElement.scrollWidth") <= page.run("window.innerWidth") == width
+            assert entries[3].stratum not in page.run("document.getElementById('place').innerText")  # not told before it is labelled
+            page.press("ArrowLeft")
+            page.press("g")  # the third again: the last word holds
+            page.wait("document.getElementById('last').innerText.startsWith('Pair 3: labelled good')")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert read_labels(str(work)) == {entries[0].key: True, entries[1].key: False, entries[2].key: True}
