@@ -27,22 +27,6 @@ class Reads(NamedTuple):
     columns: Sequence[str]
 
 
-READS = (
-    Reads("groups", PARTS, observations.CHIP_COLUMNS),
-    Reads("score", PARTS, pairing.OBSERVED),
-    *(Reads("score", f"columns/{group}", names) for group, names in pairing.OF_GROUPS.items()),
-    Reads("identities", f"columns/{identities.NAME}", identities.NEEDED),
-    Reads("judge", PAIRS, judge.NEEDED),
-    Reads("cells", PAIRS, cells.NEEDED),
-    Reads("accepted pairs (judge.OF_ACCEPTED)", PAIRS, judge.OF_ACCEPTED),
-    Reads("samples", PARTS, samples.OBSERVED),
-    Reads("extend", CANDIDATES, extend.NEEDED),
-    Reads("whoever opens a version", MANIFEST, published.MANIFEST_SCHEMA.names),
-)
-FILTERS = {verdict: score for verdict, (score, _, _) in (rules.LIMITS | rules.VERIFIERS).items()}
-"""Verdict -> its score."""
-
-
 def _typed(**columns: str) -> dict[str, pa.DataType]:
     """Column -> type, of the names that are given by type."""
     kinds = {
@@ -90,6 +74,20 @@ TYPES: Mapping[str, Mapping[str, pa.DataType]] = {
     ),
 }
 """Table -> column -> what its readers take it for. Who changes the type of a column looks at them, and says so here."""
+READS = (
+    Reads("groups", PARTS, observations.CHIP_COLUMNS),
+    Reads("score", PARTS, pairing.OBSERVED),
+    *(Reads("score", f"columns/{group}", names) for group, names in pairing.OF_GROUPS.items()),
+    Reads("identities", f"columns/{identities.NAME}", identities.NEEDED),
+    Reads("judge", PAIRS, judge.NEEDED),
+    Reads("cells", PAIRS, cells.NEEDED),
+    Reads("accepted pairs (judge.OF_ACCEPTED)", PAIRS, judge.OF_ACCEPTED),
+    Reads("samples", PARTS, samples.OBSERVED),
+    Reads("extend", CANDIDATES, extend.NEEDED),
+    Reads("whoever opens a version", MANIFEST, tuple(TYPES[MANIFEST])),
+)
+FILTERS = {verdict: score for verdict, (score, _, _) in (rules.LIMITS | rules.VERIFIERS).items()}
+"""Verdict -> its score."""
 
 
 def check_contract() -> None:

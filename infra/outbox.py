@@ -27,7 +27,7 @@ _LONGEST_PAUSE = 30.0
 """Seconds between two attempts at a server that fails; the first pause is one second, each is twice the one before."""
 _BATCH_BYTES, _BATCH_LINES = 1 << 20, 500
 """What is read from disk at a time, and so all that lies in memory."""
-_RESEND = "Delete it and start again: what is kept beside it is sent from its beginning, and MLflow holds a value that it has already once."
+_RESEND = "Delete it and start again: what lies beside it is sent from its beginning, and a value that MLflow has already is not doubled."
 _UNSENT = "Take that line out and start again: what it held is not sent."
 
 

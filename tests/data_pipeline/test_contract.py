@@ -43,6 +43,10 @@ def test_a_column_of_another_type_is_found_before_a_build_begins(monkeypatch, tm
     known = getattr(home, schema)
     monkeypatch.setattr(home, schema, known.set(known.get_field_index(column), pa.field(column, pa.string())))
     assert any(mistake in found for found in find_mistakes(GROUPS, READS, FILTERS))
+    gone = known.remove(known.get_field_index(column))
+    monkeypatch.setattr(home, schema, gone)
+    assert any(f"{column} of" in found and "does not have it" in found for found in find_mistakes(GROUPS, READS, FILTERS))
+    monkeypatch.setattr(home, schema, known.set(known.get_field_index(column), pa.field(column, pa.string())))
     with pytest.raises(AssertionError, match="has it as string"):
         observe(DataConfig(folder=str(tmp_path / "nothing")), str(tmp_path / "work"), tmp_path)
     assert not (tmp_path / "work").exists()
