@@ -19,6 +19,7 @@ from data_pipeline import observations
 from data_pipeline.attempts import clear_attempts, take_marked
 from data_pipeline.duplicates import duplicate_row, find_duplicates
 from data_pipeline.ledger import Ledger, warn_of_count
+from data_pipeline.places import looking
 from data_pipeline.segments import AnalyzeConfig, Segment, Try, bundle, fingerprint
 from data_pipeline.sources import ContentHashes, plan_segments
 from data_pipeline.worker import Worker
@@ -122,7 +123,7 @@ def _run_round(
 ) -> None:
     """Looks at what is pending, and counts in `attempts` what is to be looked at again."""
     bundles = bundle([Try(segment, attempts[segment.fingerprint]) for segment in pending], config.workers)
-    for done in run_jobs(lambda: Worker(models, config, model_hashes, work, run), bundles, config.workers):
+    for done in run_jobs(lambda: Worker(models, config, model_hashes, work, run), bundles, config.workers, looking(config)):
         if isinstance(done.result, Died):  # seen by a living driver: only now is it an attempt
             attempts.update(take_marked(work, run, {one.segment.fingerprint for one in done.job}))
         else:

@@ -16,6 +16,7 @@ from data_pipeline.chips import Chip
 from data_pipeline.surroundings import describe_surroundings
 from infra.config import Config
 from infra.errors import UserError
+from infra.place import RuntimeEnv
 from lato.faces.detect import FaceDetector
 from lato.faces.fer import FerNetwork
 from lato.faces.identity import FaceEmbedder
@@ -38,6 +39,8 @@ class GroupsConfig(Config):
     """Licence of the pack's models; goes into the version's index and card. State another for a pack of your own."""
     gpus: float = Field(default=0.0, ge=0)
     """Share of a GPU for each worker; above 0 the batch axis of the recognizer is opened and whole bundles go through at once."""
+    runtime_env: RuntimeEnv = {}
+    """Ray's environment of these workers, for example `{pip: [onnxruntime-gpu]}`; empty is the driver's."""
 
     @model_validator(mode="after")
     def _licence_has_a_pack(self) -> GroupsConfig:

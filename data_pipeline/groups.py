@@ -32,6 +32,7 @@ from data_pipeline.chip_scores import (
     make_writing,
 )
 from data_pipeline.chips import Chip
+from data_pipeline.places import chips as chips_place
 from infra import assets
 from infra.console import Progress
 from infra.errors import UserError
@@ -154,7 +155,7 @@ def _run(
     jobs: list[_Job] = [(names, parts[start : start + _BUNDLE]) for names, parts in todo.items() for start in range(0, len(parts), _BUNDLE)]
     total = sum(len(names) * len(parts) for names, parts in jobs)
     progress = Progress("columns", total, "parts")
-    for done in run_all(functools.partial(_Worker, digests, config, models, work), jobs, workers, config.gpus):
+    for done in run_all(functools.partial(_Worker, digests, config, models, work), jobs, workers, chips_place(config)):
         progress.advance(len(done.job[0]) * len(done.job[1]))
     return total
 

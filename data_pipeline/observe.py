@@ -12,6 +12,7 @@ from data_pipeline.groups import backfill, group_digests, group_models
 from data_pipeline.holdout import Holdout
 from data_pipeline.identities import NAME, Identities
 from data_pipeline.ledger import Ledger
+from data_pipeline.places import places_of
 from data_pipeline.published import read_manifest, sources_of
 from data_pipeline.removals import FILE, Removals
 from data_pipeline.rules import READ_FROM
@@ -19,6 +20,7 @@ from data_pipeline.synthetic.sources import synthetic_sources
 from data_pipeline.worklist import WorkItem, check_items, items_from_folder, read_worklist, write_worklist
 from infra.console import say
 from infra.errors import UserError
+from infra.pool import prepare_places
 from infra.storage import join, sha256_json, sweep_temporaries
 
 NO_SOURCES = "there are no sources: give worklist= (with rows), folder= or synthetic.anny.people="
@@ -57,6 +59,7 @@ def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] |
     """Looks at all sources: work list, ledger, columns. What stands is not done again."""
     check_contract()
     sweep_temporaries(work)
+    prepare_places(places_of(config))
     for group in sorted(READ_FROM.keys() - set(config.analyze.groups.names)):
         say(f"  warning: analyze.groups.names has no {group}: not computed, and no pair is refused as {' or '.join(READ_FROM[group])}")
     groups, workers = config.analyze.groups, config.analyze.workers

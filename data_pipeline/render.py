@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from data_pipeline.decoder import PERHAPS_THE_MACHINE, DecodeError, Decoder
 from data_pipeline.image_set import content_sha256
+from data_pipeline.places import crops as crops_place
 from data_pipeline.seek import Seeker, read_frames_at
 from data_pipeline.sources import staged
 from infra.config import Config
@@ -83,7 +84,7 @@ def render_crops(crops: Iterable[Crop], uris: dict[str, str], work: str, workers
     jobs = [[(uris[name], todo[name]) for name in bundle] for bundle in bundles]
     progress = Progress("render", len(names), "sources")
     failed: dict[str, str] = {}
-    for done in run_all(functools.partial(_Worker, work, config.seeker), jobs, workers):
+    for done in run_all(functools.partial(_Worker, work, config.seeker), jobs, workers, crops_place()):
         failed |= done.result
         progress.advance(len(done.job))
     return failed

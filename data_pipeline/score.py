@@ -19,6 +19,7 @@ from data_pipeline.holdout import Holdout
 from data_pipeline.identities import Identities, same_person_threshold
 from data_pipeline.observations import read_representatives
 from data_pipeline.pairing import OBSERVED, OF_GROUPS, SCORE_SCHEMA, Person, group_people, score_person
+from data_pipeline.places import scores
 from infra.console import Progress
 from infra.pool import run_all
 from infra.storage import commit, exists, join, sha256_json
@@ -66,7 +67,7 @@ def score_pairs(ledger: list[dict[str, Any]], given: ScoreInput, identities: dic
     todo = [(bundle, table) for bundle, table in zip(bundles, tables, strict=True) if not exists(table)]
     progress = Progress("score", len(todo), "bundles")
     # a few are done here sooner than workers start
-    for _done in run_all(functools.partial(_Worker, given, work), todo, workers if len(todo) > _FEW else 0):
+    for _done in run_all(functools.partial(_Worker, given, work), todo, workers if len(todo) > _FEW else 0, scores()):
         progress.advance()
     return tables
 
@@ -107,7 +108,7 @@ def _join_tracks(before: list[dict[str, Any]], after: list[dict[str, Any]], alik
 def find_borders(ledger: list[dict[str, Any]], work: str, workers: int) -> dict[str, set[int]]:
     """Part -> rows of the faces that may be one over a segment's border: their identity decides whether tracks are joined."""
     wanted: dict[str, set[int]] = defaultdict(set)
-    for done in run_all(functools.partial(_Borders, work), ledger, workers if len(ledger) > _FEW else 0):
+    for done in run_all(functools.partial(_Borders, work), ledger, workers if len(ledger) > _FEW else 0, scores()):
         for part, row in done.result:
             wanted[part].add(row)
     return wanted

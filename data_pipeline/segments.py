@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_pipeline.groups import GroupsConfig
 from data_pipeline.perceive import DETECT_EVERY, EMPTY_EVERY, GLANCES
@@ -12,6 +12,7 @@ from data_pipeline.sources import SEGMENT_SECONDS
 from data_pipeline.tracks import REPRESENTATIVES
 from data_pipeline.worklist import WorkItem
 from infra.config import Config
+from infra.place import NO_ACTORS, RuntimeEnv
 from infra.storage import sha256_json
 
 VERSION = 6
@@ -33,6 +34,14 @@ class AnalyzeConfig(Config):
     """Consents that may be used, likewise."""
     groups: GroupsConfig = GroupsConfig()
     """Scores computed from face chips."""
+    runtime_env: RuntimeEnv = {}
+    """Ray's environment of the actors that look at sources (pip, env_vars, py_executable ...); empty is the driver's."""
+
+    @model_validator(mode="after")
+    def _environments_have_actors(self) -> AnalyzeConfig:
+        if not self.workers and (self.runtime_env or self.groups.runtime_env):
+            raise ValueError(NO_ACTORS)
+        return self
 
 
 class Segment(NamedTuple):

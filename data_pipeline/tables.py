@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline.places import scores
 from infra.pool import run_all
 from infra.state import DERIVED, reading
 from infra.storage import open_read
@@ -45,7 +46,7 @@ def on_each(work: Callable[[str], R], uris: Sequence[str], workers: int) -> list
         jobs[-1].append(uri)
         room -= size
     found = {
-        uri: result for done in run_all(lambda: _Worker(work), jobs, workers) for uri, result in zip(done.job, done.result, strict=True)
+        uri: result for done in run_all(lambda: _Worker(work), jobs, workers, scores()) for uri, result in zip(done.job, done.result, strict=True)
     }
     return [found[uri] for uri in uris]
 

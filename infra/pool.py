@@ -6,17 +6,23 @@ caller decides what it means by what stands on storage.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from infra.backoff import wait
 from infra.errors import RayLost, UserError
+from infra.place import Place, room_for
 from infra.runtime import start_ray
 
 _TRIES = 3
 _PATIENCE = 5.0
 """Seconds without a result after which it is asked whether Ray itself is alive."""
+_PERHAPS = " (runtime_env.config.setup_timeout_seconds): its Python may not be there, or lack Ray or LaTo, or other jobs hold the cluster"
+"""Ray starts a process that ends at once again and again, and says nothing of it."""
+_TOLD = 600
+"""Characters of what Ray says of an environment that cannot be made: its last ones have the cause."""
 J = TypeVar("J")
 
 
@@ -40,17 +46,25 @@ class Done(Generic[J]):
     result: Any
 
 
-def run_jobs(make: Callable[[], Worker], jobs: Sequence[J], workers: int, gpus: float = 0.0) -> Iterator[Done[J]]:
+_expected: list[Place] = []
+
+
+def prepare_places(places: Sequence[Place]) -> None:
+    """Says what else will be asked of Ray: all of it is held against the cluster when first Ray is needed, so that hours of work do not end at a GPU that is not there."""
+    _expected[:] = places
+
+
+def run_jobs(make: Callable[[], Worker], jobs: Sequence[J], workers: int, place: Place) -> Iterator[Done[J]]:
     """Runs jobs in the order given, and yields each as it ends.
 
     Args:
         make: Makes a worker; called where it works.
         jobs: What to do.
         workers: Ray actors of one CPU each; 0 runs all here, without Ray.
-        gpus: GPU share of each actor.
+        place: What else each actor takes.
 
     Raises:
-        UserError: A job raised: says what.
+        UserError: A job raised, no node has room for a worker, or its environment could not be made: says what.
     """
     if workers == 0 or not jobs:
         here = make() if jobs else None
@@ -58,11 +72,12 @@ def run_jobs(make: Callable[[], Worker], jobs: Sequence[J], workers: int, gpus: 
             assert here is not None
             yield Done(job, here.run(job))
         return
-    yield from _run_on_ray(make, jobs, min(workers, len(jobs)), gpus)
+    yield from _run_on_ray(make, jobs, min(workers, len(jobs)), place)
 
 
-def run_all(make: Callable[[], Worker], jobs: Sequence[J], workers: int, gpus: float = 0.0) -> Iterator[Done[J]]:
-    """As `run_jobs`, for jobs that blame nobody: one whose worker died is done again, `_TRIES` times in all. A single job is done here.
+def run_all(make: Callable[[], Worker], jobs: Sequence[J], workers: int, place: Place) -> Iterator[Done[J]]:
+    """As `run_jobs`, for jobs that blame nobody: one whose worker died is done again, `_TRIES` times in all. A single job that asks for neither GPU nor
+    environment is done here.
 
     Raises:
         UserError: A job raised, or its workers kept dying.
@@ -72,7 +87,7 @@ def run_all(make: Callable[[], Worker], jobs: Sequence[J], workers: int, gpus: f
         if failed:
             wait(failed)  # what ended them (no memory, a node on its way out) may need a moment to pass
         lost = []
-        for done in run_jobs(make, todo, workers if len(jobs) > 1 or gpus else 0, gpus):
+        for done in run_jobs(make, todo, workers if len(jobs) > 1 or place.gpus or place.runtime_env else 0, place):
             if isinstance(done.result, Died):
                 lost.append(done.job)
             else:
@@ -83,12 +98,16 @@ def run_all(make: Callable[[], Worker], jobs: Sequence[J], workers: int, gpus: f
     raise UserError(f"{len(todo)} jobs ended their worker {_TRIES} times each. What was done stands; run the same command again.")
 
 
-def _run_on_ray(make: Callable[[], Worker], jobs: Sequence[J], workers: int, gpus: float) -> Iterator[Done[J]]:
+def _run_on_ray(make: Callable[[], Worker], jobs: Sequence[J], workers: int, place: Place) -> Iterator[Done[J]]:
     import ray
 
     start_ray()
+    while _expected:
+        room_for(_expected.pop(), 1)
+    workers = room_for(place, workers)
     # an actor that dies ends its job and is not restarted by Ray: the job is never tried again behind the caller's back
-    actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
+    takes = {"num_cpus": 1, "num_gpus": place.gpus, "memory": place.memory or None, "runtime_env": dict(place.runtime_env) or None}
+    actor = ray.remote(**takes, max_restarts=0, max_task_retries=0)(_Actor)
     queue = list(jobs)[::-1]
     waiting: dict[Any, tuple[Any, J]] = {}
 
@@ -96,20 +115,29 @@ def _run_on_ray(make: Callable[[], Worker], jobs: Sequence[J], workers: int, gpu
         job = queue.pop()
         waiting[worker.run.remote(job)] = (worker, job)
 
-    for _ in range(workers):
-        give(actor.remote(make))
+    team = [actor.remote(make) for _ in range(workers)]
+    up = [worker.started.remote() for worker in team]
+    until = time.monotonic() + place.setup_seconds
+    for worker in team:
+        give(worker)
     try:
         while waiting:
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=_PATIENCE)
             if not ready:
                 check_own_node()
+                if place.runtime_env and time.monotonic() > until and not ray.wait(up, timeout=0)[0]:
+                    raise UserError(_no_environment(place, f"none came up in {place.setup_seconds} s{_PERHAPS}"))
                 continue
             worker, job = waiting.pop(ready[0])
             try:
                 result = ray.get(ready[0])
             except ray.exceptions.RayTaskError as error:
                 raise _as_user_error(error) from error
-            except ray.exceptions.RayActorError:  # one death, one new worker: as many as there are jobs, at most
+            except ray.exceptions.RuntimeEnvSetupError as error:
+                raise UserError(_no_environment(place, str(error))) from error
+            except ray.exceptions.RayActorError as error:  # one death, one new worker: as many as there are jobs, at most
+                if error.actor_init_failed:  # its own code cannot be loaded there: it never will be
+                    raise UserError(_no_environment(place, str(error))) from error
                 result, worker = Died(), actor.remote(make) if queue else None
             if queue:
                 give(worker)
@@ -147,9 +175,23 @@ def _as_user_error(error: Any) -> UserError:
     )
 
 
+def _no_environment(place: Place, said: str) -> str:
+    """The message where a worker cannot be started in its environment; of what Ray and pip say, the lines that name an error."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = list(dict.fromkeys(line for line in lines if "Error" in line or "ERROR" in line)) or lines
+    where = f"{place.key}.runtime_env" if place.runtime_env and place.key else "the environment of Ray's workers"
+    return f"{place.stage}: no worker can be started, mend {where}: {' '.join(errors)[-_TOLD:]}. What was done stands; run the same command again."
+
+
 class _Actor:
     def __init__(self, make: Callable[[], Worker]) -> None:
-        self._worker = make()
+        self._make = make
+        self._worker: Worker | None = None
+
+    def started(self) -> None:
+        """Answers once it is there."""
 
     def run(self, job: Any) -> Any:
+        if self._worker is None:  # made here, so that what keeps it from being made is an exception of a job and told
+            self._worker = self._make()
         return self._worker.run(job)

@@ -25,6 +25,7 @@ from infra.config import Config
 from infra.console import Progress, say
 from infra.errors import UserError
 from infra.lease import lease
+from infra.place import Place
 from infra.pool import run_all
 from infra.storage import (
     commit,
@@ -117,7 +118,7 @@ def encode(
         _announce(dataset, folder, layout["bytes"], sum(len(bundle["keys"]) for bundle in todo))
         progress = Progress("encode", sum(len(bundle["keys"]) for bundle in todo), "samples")
         make = partial(EncodeWorker, dataset.uri, dataset.digest, encoder, vae, folder, config)
-        for done in run_all(make, todo, config.workers, config.gpus):
+        for done in run_all(make, todo, config.workers, Place("encode", gpus=config.gpus)):
             progress.advance(len(done.job["keys"]))
         _publish(dataset, folder, settings, bundles, layout)
         _sweep(folder, dataset)

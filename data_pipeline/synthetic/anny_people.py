@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from data_pipeline.image_set import Declared, commit_set
+from data_pipeline.places import people
 from data_pipeline.synthetic.head_mesh import load_head
 from data_pipeline.synthetic.person import Pose, draw_person
 from data_pipeline.synthetic.rasterizer import project, render
@@ -56,7 +57,7 @@ def render_people(config: AnnyConfig, work: str) -> list[WorkItem]:
         progress = Progress("synthetic people", config.people, "people")
         bundles = [list(range(s, min(s + _BUNDLE, config.people))) for s in range(0, config.people, _BUNDLE)]
         names: dict[int, str] = {}
-        for done in run_all(functools.partial(_Worker, config, work), bundles, config.workers):
+        for done in run_all(functools.partial(_Worker, config, work), bundles, config.workers, people()):
             names |= dict(zip(done.job, done.result, strict=True))
             progress.advance(len(done.job))
         commit(index_uri, json.dumps([names[number] for number in range(config.people)]).encode())

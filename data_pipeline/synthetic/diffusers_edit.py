@@ -7,11 +7,12 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_pipeline.image_set import Declared
 from infra.config import Config
 from infra.errors import UserError
+from infra.place import NO_ACTORS, RuntimeEnv
 from lato.edits import Edit, Expression, Intensity, instruction_for
 from lato.faces import FaceReader
 from lato.faces.mesh import MeshObservation
@@ -41,6 +42,14 @@ class DiffusersConfig(Config):
     """Ray actors; 0 works in this process."""
     gpus: float = Field(default=0.0, ge=0)
     """GPUs of each."""
+    runtime_env: RuntimeEnv = {}
+    """Ray's environment of these workers: a pipeline may want another torch or diffusers. Empty is the driver's."""
+
+    @model_validator(mode="after")
+    def _environments_have_actors(self) -> DiffusersConfig:
+        if not self.workers and self.runtime_env:
+            raise ValueError(NO_ACTORS)
+        return self
 
 
 class DiffusersEditor:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.image_set import Declared, commit_set, content_sha256
+from data_pipeline.places import diffusers, warps
 from data_pipeline.synthetic.anny_people import AnnyConfig, render_people
 from data_pipeline.synthetic.diffusers_edit import DiffusersConfig, DiffusersEditor
 from data_pipeline.synthetic.warp import WarpConfig, Warper
@@ -22,6 +23,8 @@ from data_pipeline.synthetic.weights import keep_weights
 from data_pipeline.worklist import WorkItem
 from infra.config import Config
 from infra.console import Progress
+from infra.environment import describe_machine
+from infra.place import Place
 from infra.pool import run_all
 from infra.state import read_json
 from infra.storage import commit, exists, join, read_bytes, sha256_json
@@ -30,6 +33,10 @@ from lato.pairs import decode_image
 
 EDITS_VERSION = 2
 """Raise it when what is declared of edited photos changes: they are then made anew."""
+
+
+_LIBRARIES = ("diffusers", "numpy", "opencv-contrib-python-headless", "torch", "transformers")
+"""Those whose other versions may give other edits; a record says which they were made with. They are in no fingerprint: an edit that is there is an input."""
 
 
 class SyntheticConfig(Config):
@@ -63,10 +70,10 @@ def synthetic_sources(config: SyntheticConfig, given: list[WorkItem], models: Pa
     photos = [item for item in given if item.kind == "image" and not item.uri.endswith(".json")]
     if config.warp:
         make = functools.partial(_make_warper, config.warp, models)
-        items += edit_photos("warp", config.warp, make, photos, work, config.warp.workers, 0.0)
+        items += edit_photos("warp", config.warp, make, photos, work, config.warp.workers, warps())
     if config.diffusers:
         make = functools.partial(_make_diffusers, config.diffusers, models, work)
-        items += edit_photos("diffusers", config.diffusers, make, photos, work, config.diffusers.workers, config.diffusers.gpus)
+        items += edit_photos("diffusers", config.diffusers, make, photos, work, config.diffusers.workers, diffusers(config.diffusers))
     return items
 
 
@@ -87,7 +94,7 @@ def edit_photos(
     photos: list[WorkItem],
     work: str,
     workers: int,
-    gpus: float,
+    place: Place,
 ) -> list[WorkItem]:
     """Photos edited by one editor, as sources; what is there is not made again.
 
@@ -98,9 +105,9 @@ def edit_photos(
         photos: What to edit.
         work: The build's folder.
         workers: Ray actors; 0 works here.
-        gpus: Of each.
+        place: What each takes.
     """
-    settings = config.model_dump(mode="json", exclude={"workers", "gpus", "licence"})
+    settings = config.model_dump(mode="json", exclude={"workers", "gpus", "runtime_env", "licence"})
     records = {}
     for photo in photos:
         try:
@@ -114,7 +121,7 @@ def edit_photos(
     mine = [photo for photo in photos if first.get(records.get(photo.source_id, "")) == photo.source_id]
     todo = [(photo.uri, photo.source_id, records[photo.source_id]) for photo in mine if not exists(records[photo.source_id])]
     progress = Progress(name, len(todo), "photos")
-    for _done in run_all(functools.partial(_Worker, name, make, work, config.seed), todo, workers, gpus):
+    for _done in run_all(functools.partial(_Worker, name, make, work, config.seed), todo, workers, place):
         progress.advance()
     items = []
     for photo in photos:
@@ -146,4 +153,4 @@ class _Worker:
             return
         edited = self._editor.edit(photo, int(sha256_json([self._seed, source_id])[:8], 16))
         made = commit_set([(data, None), *edited], {"name": self._name, "of": source_id}, self._work) if edited else None
-        commit(record, json.dumps({"set": made}).encode(), exclusive=True)
+        commit(record, json.dumps({"set": made, "with": describe_machine(_LIBRARIES)}).encode(), exclusive=True)

@@ -14,6 +14,7 @@ from PIL import Image
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
+from data_pipeline.places import warps
 from data_pipeline.published import read_index, read_manifest, read_members
 from data_pipeline.rewrite import RewriteConfig
 from data_pipeline.rules import PairingConfig
@@ -114,7 +115,7 @@ def test_an_edit_with_another_pose_than_was_asked_is_refused(reader, person, mod
     """The pose of an edited photo is held to the photo's and the step that was asked, also where only an expression was; the miss is stored."""
     (tmp_path / "p.jpg").write_bytes(jpeg_of(person(3)()))
     work, photo = str(tmp_path / "w"), item_for(str(tmp_path / "p.jpg"), licence="CC0-1.0")
-    edited = edit_photos("drawn", WarpConfig(workers=0), lambda: Drawer(person(3), reader), [photo], work, 0, 0.0)
+    edited = edit_photos("drawn", WarpConfig(workers=0), lambda: Drawer(person(3), reader), [photo], work, 0, warps())
     loose = PairingConfig(max_upscale=6.0, max_padding=0.5, min_expression=0.0, per_cell=9, per_identity=99, min_similarity=-1)
     version = build_dataset(DataConfig(analyze=AnalyzeConfig(workers=0), pairing=loose), work, models, [photo, *edited])
     found = verdicts_of(version, "p_drawn")

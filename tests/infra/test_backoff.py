@@ -18,6 +18,7 @@ from data_pipeline.worklist import WorkItem
 from infra import backoff, pool
 from infra.backoff import passes, retried
 from infra.errors import UserError
+from infra.place import Place
 from infra.pool import run_all
 from infra.storage import read_bytes
 
@@ -169,9 +170,9 @@ def test_jobs_whose_worker_died_wait_before_they_are_done_again(ray_session, tmp
     waited = []
     monkeypatch.setattr(pool, "wait", waited.append)
     make = lambda: _Frail(tmp_path, 2)  # noqa: E731
-    assert sorted(done.result for done in run_all(make, ["a", "b"], 2)) == ["a", "b"]
+    assert sorted(done.result for done in run_all(make, ["a", "b"], 2, Place("test"))) == ["a", "b"]
     assert waited == [1, 2]
     calm = tmp_path / "calm"
     calm.mkdir()
-    assert len(list(run_all(lambda: _Frail(calm, 0), ["a", "b"], 2))) == 2
+    assert len(list(run_all(lambda: _Frail(calm, 0), ["a", "b"], 2, Place("test")))) == 2
     assert waited == [1, 2]

@@ -1,0 +1,116 @@
+"""What the builder's workers take of a node: `python -m tests.benchmarks.worker_memory`. Needs the franck clip (`lato assets fetch franck`).
+
+A build of franck, of a 4K clip and of an 8K one, with one real Ray worker at a time; its memory and that of its decoder are added up (proportional set
+size: pages that two of them share count once) and the most is told by stage, beside what `data_pipeline/places.py` asks for.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import psutil
+
+from data_pipeline import groups, places, render, score
+from data_pipeline.build import build_dataset
+from data_pipeline.config import DataConfig
+from data_pipeline.decode import sample_frames
+from data_pipeline.rules import PairingConfig
+from data_pipeline.split import SplitConfig
+from data_pipeline.synthetic.anny_people import AnnyConfig
+from data_pipeline.synthetic.sources import SyntheticConfig
+from data_pipeline.synthetic.warp import WarpConfig
+from infra import assets, pool
+from infra.runtime import RuntimeConfig, start_ray, stop_ray
+from PIL import Image
+from tests.data_pipeline.videos import write
+
+_EVERY = 0.1
+_FAST = {"preset": "ultrafast", "x265-params": "log-level=none"}
+_MB = 1024**2
+
+
+class Meter:
+    """The most memory of a Ray worker and its children, by stage."""
+
+    def __init__(self) -> None:
+        self.stage, self.most = "", dict[str, list[float]]()
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Meter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ends.wait(_EVERY):
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    if process.name().startswith("ray::_Actor") and self.stage:
+                        own, children = _taken(process), sum(map(_taken, process.children(recursive=True)))
+                        most = self.most.setdefault(self.stage, [0.0, 0.0, 0.0])
+                        self.most[self.stage] = [max(pair) for pair in zip(most, (own + children, own, children), strict=True)]
+                except psutil.NoSuchProcess:
+                    continue
+
+
+def _taken(process: psutil.Process) -> float:
+    return process.memory_full_info().pss / _MB
+
+
+def enlarged(frames: list[np.ndarray], path: Path, size: tuple[int, int]) -> str:
+    """The frames in a video of another size."""
+    make = lambda number, height, width: cv2.resize(frames[number], (width, height), interpolation=cv2.INTER_CUBIC)  # noqa: E731
+    return write(path, len(frames), size, codec="libx265", pixels="yuv420p10le", options=_FAST, make=make)
+
+
+def main() -> None:
+    """Measures, and prints a table."""
+    folder = Path(tempfile.mkdtemp())
+    sources = folder / "src"
+    sources.mkdir()
+    frames = [frame.image for frame in sample_frames(str(assets.path("single_face")), 15.0)]
+    enlarged(frames, sources / "uhd.mp4", (2160, 3840))
+    enlarged(frames[:12], sources / "uhd8k.mp4", (4320, 7680))
+    for name in ("franck", "obama", "carphone"):
+        shutil.copy(assets.path(name), sources)
+    for number, side in enumerate((2000, 6000)):
+        Image.fromarray(cv2.resize(frames[number], (side, side))).save(sources / f"photo{number}.png")
+    groups._BUNDLE = render._BUNDLE = score._BUNDLE = score._FEW = 1  # every stage has jobs for a worker
+    config = DataConfig(
+        folder=str(sources),
+        synthetic=SyntheticConfig(anny=AnnyConfig(people=20, workers=1), warp=WarpConfig(workers=1)),
+        analyze={"workers": 1},
+        pairing=PairingConfig(max_upscale=9.0, max_padding=0.5),
+        split=SplitConfig(max_component=1.0),
+    )
+    with Meter() as meter:
+        real = pool._run_on_ray
+
+        def told(make, jobs, workers, place):
+            meter.stage = place.stage
+            yield from real(make, jobs, workers, place)
+            time.sleep(2 * _EVERY)
+            meter.stage = ""
+
+        pool._run_on_ray = told
+        start_ray(RuntimeConfig(num_cpus=2))
+        build_dataset(config, str(folder / "work"), assets.folder())
+    stop_ray()
+    shutil.rmtree(folder)
+    asked = {place.stage: place.memory for place in places.places_of(config)}
+    for stage, (both, own, children) in meter.most.items():
+        print(f"{stage:24} {both:6,.0f} MB at most (worker {own:,.0f}, its decoder {children:,.0f}); asked for {asked[stage] / _MB:,.0f}")
+
+
+if __name__ == "__main__":
+    main()
