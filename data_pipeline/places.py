@@ -1,9 +1,8 @@
-"""What the builder's workers ask of Ray, in one place: a worker's memory by stage, for placing and for the plan of a build."""
+"""What the builder's workers ask of Ray, in one place: the memory of one by stage, for placing and for the plan of a build."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from infra.place import Place
 
@@ -15,40 +14,48 @@ if TYPE_CHECKING:
 
 _MB = 1024**2
 LOOKING, CHIPS, CROPS, SCORES, PHOTOS, PEOPLE = (1500 * _MB,) * 6
+_WORKERS = "analyze.workers"
 
 
 def looking(config: AnalyzeConfig) -> Place:
-    return Place("looking at sources", "analyze", "analyze.workers", LOOKING, runtime_env=config.runtime_env)
+    """Who looks at sources, with its decoder."""
+    return Place("looking at sources", "analyze", _WORKERS, LOOKING, runtime_env=config.runtime_env)
 
 
 def chips(config: GroupsConfig) -> Place:
-    return Place("scores of face chips", "analyze.groups", "analyze.workers", CHIPS, config.gpus, config.runtime_env)
-
-
-def crops() -> Place:
-    return Place("crops", workers_key="analyze.workers", memory=CROPS)
+    """Who computes columns from face chips."""
+    return Place("scores of face chips", "analyze.groups", _WORKERS, CHIPS, config.gpus, config.runtime_env)
 
 
 def scores() -> Place:
-    return Place("scores of pairs", workers_key="analyze.workers", memory=SCORES)
+    """Who scores pairs, and judges them where there are very many."""
+    return Place("scores of pairs", workers_key=_WORKERS, memory=SCORES)
+
+
+def crops() -> Place:
+    """Who cuts crops, with its decoder."""
+    return Place("crops", workers_key=_WORKERS, memory=CROPS)
 
 
 def people() -> Place:
+    """Who draws synthetic people."""
     return Place("synthetic people", workers_key="synthetic.anny.workers", memory=PEOPLE)
 
 
 def warps() -> Place:
+    """Who warps photos."""
     return Place("warped photos", workers_key="synthetic.warp.workers", memory=PHOTOS)
 
 
 def diffusers(config: DiffusersConfig) -> Place:
+    """Who edits photos. How much memory a pipeline takes is not known before it is loaded: none is asked for."""
     return Place("edited photos", "synthetic.diffusers", "synthetic.diffusers.workers", 0, config.gpus, config.runtime_env)
 
 
 def places_of(config: DataConfig) -> list[Place]:
     """All that a build will ask of Ray."""
-    made = [people()] if config.synthetic.anny and config.synthetic.anny.workers else []
-    made += [warps()] if config.synthetic.warp and config.synthetic.warp.workers else []
-    made += [diffusers(config.synthetic.diffusers)] if config.synthetic.diffusers and config.synthetic.diffusers.workers else []
-    analysed = [looking(config.analyze), chips(config.analyze.groups), scores(), crops()] if config.analyze.workers else []
-    return made + analysed
+    made, analyze = config.synthetic, config.analyze
+    places = [people()] if made.anny and made.anny.workers else []
+    places += [warps()] if made.warp and made.warp.workers else []
+    places += [diffusers(made.diffusers)] if made.diffusers and made.diffusers.workers else []
+    return places + ([looking(analyze), chips(analyze.groups), scores(), crops()] if analyze.workers else [])

@@ -24,6 +24,7 @@ from data_pipeline.image_set import read_image_set
 from data_pipeline.observations import SCHEMA
 from data_pipeline.observe import NO_SOURCES
 from data_pipeline.perceive import watch_video
+from data_pipeline.places import places_of
 from data_pipeline.render import cut
 from data_pipeline.sources import staged
 from data_pipeline.worklist import WorkItem
@@ -51,7 +52,7 @@ class Probe:
     bytes_per_sample: float
     """Of two crops and what is said of them."""
     worker_megabytes: float
-    """Memory of a worker with the models loaded."""
+    """Memory of this process with the models loaded."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class BuildPlan:
     """That will be looked at, generated pictures too."""
     most_samples: int
     """That quotas allow: an upper bound."""
+    asked: int
+    """Bytes that each of `analyze.workers` asks Ray for, in the stage that takes most; 0 where there are none."""
     probe: Probe
 
     def seconds(self, workers: int) -> float:
@@ -121,8 +124,9 @@ def plan_build(items: list[WorkItem], config: DataConfig, models: Path) -> Build
         raise UserError(NO_SOURCES)
     most = sum(min(2 * config.pairing.per_source, count * (count - 1)) for count in pictures)
     most += sum(min(2 * config.pairing.per_identity, count * (count - 1)) for count in generated)
+    asked = max(place.memory for place in places_of(config)) if config.analyze.workers else 0
     frames, probe = sum(pictures) + sum(generated), _probe(allowed, analyze.fps, models)
-    return BuildPlan(dict(+kinds), dict(refused), unreadable, size / 1e6, seconds, frames, most, probe)
+    return BuildPlan(dict(+kinds), dict(refused), unreadable, size / 1e6, seconds, frames, most, asked, probe)
 
 
 def _refusal(item: WorkItem, config: DataConfig) -> str | None:

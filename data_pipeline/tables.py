@@ -46,7 +46,9 @@ def on_each(work: Callable[[str], R], uris: Sequence[str], workers: int) -> list
         jobs[-1].append(uri)
         room -= size
     found = {
-        uri: result for done in run_all(lambda: _Worker(work), jobs, workers, scores()) for uri, result in zip(done.job, done.result, strict=True)
+        uri: result
+        for done in run_all(lambda: _Worker(work), jobs, workers, scores())
+        for uri, result in zip(done.job, done.result, strict=True)
     }
     return [found[uri] for uri in uris]
 

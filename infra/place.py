@@ -39,13 +39,18 @@ class Place:
     """Ray's, beside the job's own; empty is the driver's environment."""
 
     @property
-    def setup_seconds(self) -> int:
-        """In which a worker must come up in an environment of its own; Ray's own limit on making it."""
-        return int(self.runtime_env.get("config", {}).get("setup_timeout_seconds", _SETUP_SECONDS))
+    def setup_seconds(self) -> float:
+        """In which a worker must come up in an environment of its own: Ray's own limit on making it, where -1 is none."""
+        given = self.runtime_env.get("config", {}).get("setup_timeout_seconds", _SETUP_SECONDS)
+        return float("inf") if given == -1 else float(given)
 
     def needs(self) -> dict[str, float]:
         """Ray's resources, by their names there; those it takes none of are left out."""
         return {name: need for name, need in {"CPU": 1.0, "memory": float(self.memory), "GPU": self.gpus}.items() if need}
+
+
+class _Nobody:
+    """An actor that is never started."""
 
 
 def _check_runtime_env(given: dict[str, Any]) -> dict[str, Any]:
@@ -53,17 +58,15 @@ def _check_runtime_env(given: dict[str, Any]) -> dict[str, Any]:
     if not given:
         return given
     quieten()
+    import ray
     from ray.runtime_env import RuntimeEnv as Checked
 
     known = sorted(name for name in Checked.known_fields if not name.startswith("_"))
     for name in given.keys() - set(known):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         raise ValueError(f"{name}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"))
-    here = {name for name in ("working_dir", "py_modules") if name in given}
-    if here:
-        raise ValueError(f"{' and '.join(sorted(here))}: Ray sends code with a job, not with its actors; submit the build with it (`lato submit`)")
     try:
-        Checked(**given)
+        ray.remote(runtime_env=Checked(**given))(_Nobody)  # an actor's takes less than a job's: no folders that are sent along
     except (TypeError, ValueError) as error:
         raise ValueError(f"Ray does not take it: {error}") from error
     return given
@@ -94,7 +97,9 @@ def room_for(place: Place, workers: int) -> int:
         return workers
     fit = sum(_fit(node, need) for node in nodes)
     if fit < workers and fit < sum(_fit(node, {name: need[name] for name in need if name != "memory"}) for node in nodes):
-        _say_once(f"  {place.stage}: {fit} of {workers} workers at once; each asks for {_amount('memory', place.memory)}, and the nodes have no more")
+        _say_once(
+            f"  {place.stage}: {fit} of {workers} workers at once; each asks for {_amount('memory', place.memory)}, and the nodes have no more"
+        )
         return fit
     return workers
 
@@ -108,7 +113,7 @@ def _say_once(line: str) -> None:
         say(line)
 
 
-def _nodes() -> tuple[list[Mapping[str, float]], list[Mapping[str, float]]]:
+def _nodes() -> tuple[Sequence[Mapping[str, float]], Sequence[Mapping[str, float]]]:
     """All that Ray's living nodes have, taken or not; and what those have that are started on demand."""
     import ray
     from ray._private.state import state
@@ -130,7 +135,11 @@ def _no_room(place: Place, nodes: Sequence[Mapping[str, float]]) -> str:
     largest = max(nodes, key=lambda node: [node.get(name, 0.0) for name in [*lacking, *need]], default={})
     asked = ", ".join(_amount(name, each) for name, each in need.items())
     has = ", ".join(_amount(name, largest.get(name, 0.0)) for name in need)
-    advice = ["add a node that has it" if "memory" not in lacking else "add a node that has it (Ray's memory on a node is what was free when it started)"]
+    advice = [
+        "add a node that has it"
+        if "memory" not in lacking
+        else "add a node that has it (Ray's memory on a node is what was free when it started)"
+    ]
     if "GPU" in lacking:
         advice.append(f"set {place.key}.gpus=0" if place.key else "set gpus=0")
     elif not place.runtime_env and not place.gpus:

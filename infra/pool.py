@@ -50,7 +50,7 @@ _expected: list[Place] = []
 
 
 def prepare_places(places: Sequence[Place]) -> None:
-    """Says what else will be asked of Ray: all of it is held against the cluster when first Ray is needed, so that hours of work do not end at a GPU that is not there."""
+    """Says what else will be asked of Ray. It is held against the cluster when first Ray is needed: hours of work must not end at a GPU that is not there."""
     _expected[:] = places
 
 
@@ -126,7 +126,7 @@ def _run_on_ray(make: Callable[[], Worker], jobs: Sequence[J], workers: int, pla
             if not ready:
                 check_own_node()
                 if place.runtime_env and time.monotonic() > until and not ray.wait(up, timeout=0)[0]:
-                    raise UserError(_no_environment(place, f"none came up in {place.setup_seconds} s{_PERHAPS}"))
+                    raise UserError(_no_environment(place, f"none came up in {place.setup_seconds:g} s{_PERHAPS}"))
                 continue
             worker, job = waiting.pop(ready[0])
             try:
@@ -171,7 +171,7 @@ def _as_user_error(error: Any) -> UserError:
     if isinstance(cause, UserError):
         return cause
     return UserError(
-        f"a worker could not go on: {type(cause).__name__}: {cause}. What was done stands; mend this and run the same command again."
+        f"a worker could not go on: {type(cause).__name__}: {str(cause).rstrip('.')}. What was done stands; mend this and run the same command again."
     )
 
 

@@ -151,9 +151,10 @@ def _print_plan(settings: Any) -> None:
         return
     took = duration(plan.seconds(workers))
     say(f"analysis: {probe.seconds_per_frame * 1000:.0f} ms CPU a frame (probe), {took} with {workers} workers; crops come on top")
-    say(
-        f"memory: about {probe.worker_megabytes:,.0f} MB a worker, {probe.worker_megabytes * (workers + 1):,.0f} MB with all and the driver"
-    )
+    if plan.asked:
+        each = plan.asked / 2**20
+        say(f"memory: {each:,.0f} MB that a worker asks Ray for, its decoder in it; {each * workers:,.0f} MB for {workers}, and the driver")
+    say(f"memory of this probe, models and decoder in one: {probe.worker_megabytes:,.0f} MB")
     say(
         f"disk: {plan.observation_megabytes:,.1f} MB of observations, at most {plan.shard_megabytes:,.1f} MB of shards and as much of crops"
     )

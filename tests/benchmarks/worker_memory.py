@@ -1,7 +1,7 @@
 """What the builder's workers take of a node: `python -m tests.benchmarks.worker_memory`. Needs the franck clip (`lato assets fetch franck`).
 
-A build of franck, of a 4K clip and of an 8K one, with one real Ray worker at a time; its memory and that of its decoder are added up (proportional set
-size: pages that two of them share count once) and the most is told by stage, beside what `data_pipeline/places.py` asks for.
+Builds of franck, of a 4K clip, an 8K one and large photos, with one real Ray worker at a time; its memory and that of its decoder are added up (proportional
+set size: pages that two of them share count once) and the most is told by stage, beside what `data_pipeline/places.py` asks for.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import psutil
+from PIL import Image
 
 from data_pipeline import groups, places, render, score
 from data_pipeline.build import build_dataset
@@ -27,7 +27,6 @@ from data_pipeline.synthetic.sources import SyntheticConfig
 from data_pipeline.synthetic.warp import WarpConfig
 from infra import assets, pool
 from infra.runtime import RuntimeConfig, start_ray, stop_ray
-from PIL import Image
 from tests.data_pipeline.videos import write
 
 _EVERY = 0.1
@@ -55,10 +54,11 @@ class Meter:
         while not self._ends.wait(_EVERY):
             for process in psutil.Process().children(recursive=True):
                 try:
-                    if process.name().startswith("ray::_Actor") and self.stage:
+                    stage = self.stage
+                    if process.name().startswith("ray::_Actor") and stage:
                         own, children = _taken(process), sum(map(_taken, process.children(recursive=True)))
-                        most = self.most.setdefault(self.stage, [0.0, 0.0, 0.0])
-                        self.most[self.stage] = [max(pair) for pair in zip(most, (own + children, own, children), strict=True)]
+                        most = self.most.setdefault(stage, [0.0, 0.0, 0.0])
+                        self.most[stage] = [max(pair) for pair in zip(most, (own + children, own, children), strict=True)]
                 except psutil.NoSuchProcess:
                     continue
 
@@ -75,41 +75,56 @@ def enlarged(frames: list[np.ndarray], path: Path, size: tuple[int, int]) -> str
 
 def main() -> None:
     """Measures, and prints a table."""
-    folder = Path(tempfile.mkdtemp())
-    sources = folder / "src"
-    sources.mkdir()
     frames = [frame.image for frame in sample_frames(str(assets.path("single_face")), 15.0)]
-    enlarged(frames, sources / "uhd.mp4", (2160, 3840))
-    enlarged(frames[:12], sources / "uhd8k.mp4", (4320, 7680))
-    for name in ("franck", "obama", "carphone"):
-        shutil.copy(assets.path(name), sources)
-    for number, side in enumerate((2000, 6000)):
-        Image.fromarray(cv2.resize(frames[number], (side, side))).save(sources / f"photo{number}.png")
+    cases = {
+        "franck": lambda folder: shutil.copy(assets.path("franck"), folder),
+        "4K, 10 bits": lambda folder: enlarged(frames, folder / "uhd.mp4", (2160, 3840)),
+        "8K, 10 bits": lambda folder: enlarged(frames[:12], folder / "uhd8k.mp4", (4320, 7680)),
+        "photos, 12 MP": lambda folder: photos(frames, folder, (3000, 4000)),
+        "photos, 100 MP": lambda folder: photos(frames, folder, (8660, 11550)),
+    }
     groups._BUNDLE = render._BUNDLE = score._BUNDLE = score._FEW = 1  # every stage has jobs for a worker
-    config = DataConfig(
-        folder=str(sources),
-        synthetic=SyntheticConfig(anny=AnnyConfig(people=20, workers=1), warp=WarpConfig(workers=1)),
-        analyze={"workers": 1},
-        pairing=PairingConfig(max_upscale=9.0, max_padding=0.5),
-        split=SplitConfig(max_component=1.0),
-    )
+    asked = {place.stage: place.memory / _MB for place in places.places_of(config_of("."))}
+    start_ray(RuntimeConfig(num_cpus=2))
     with Meter() as meter:
         real = pool._run_on_ray
 
         def told(make, jobs, workers, place):
             meter.stage = place.stage
             yield from real(make, jobs, workers, place)
-            time.sleep(2 * _EVERY)
             meter.stage = ""
 
         pool._run_on_ray = told
-        start_ray(RuntimeConfig(num_cpus=2))
-        build_dataset(config, str(folder / "work"), assets.folder())
+        for name, write_sources in cases.items():
+            meter.most = {}
+            with tempfile.TemporaryDirectory() as folder:
+                sources = Path(folder, "src")
+                sources.mkdir()
+                write_sources(sources)
+                build_dataset(config_of(str(sources)), str(Path(folder, "work")), assets.folder())
+            for stage, (both, own, children) in meter.most.items():
+                print(
+                    f"{name:16}{stage:22}{both:6,.0f} MB (worker {own:,.0f}, decoder {children:,.0f}); asks for {asked[stage]:,.0f}",
+                    flush=True,
+                )
     stop_ray()
-    shutil.rmtree(folder)
-    asked = {place.stage: place.memory for place in places.places_of(config)}
-    for stage, (both, own, children) in meter.most.items():
-        print(f"{stage:24} {both:6,.0f} MB at most (worker {own:,.0f}, its decoder {children:,.0f}); asked for {asked[stage] / _MB:,.0f}")
+
+
+def photos(frames: list[np.ndarray], folder: Path, size: tuple[int, int]) -> None:
+    """Two photos of that height and width."""
+    for number in range(2):
+        Image.fromarray(cv2.resize(frames[9 * number], size[::-1])).save(folder / f"photo{number}.jpg")
+
+
+def config_of(folder: str) -> DataConfig:
+    """A build in which every stage has one worker."""
+    return DataConfig(
+        folder=folder,
+        synthetic=SyntheticConfig(anny=AnnyConfig(people=20, images=3, workers=1), warp=WarpConfig(workers=1)),
+        analyze={"workers": 1},
+        pairing=PairingConfig(max_upscale=9.0, max_padding=0.5),
+        split=SplitConfig(max_component=1.0),
+    )
 
 
 if __name__ == "__main__":

@@ -9,14 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.build import build_dataset
+from data_pipeline.segments import AnalyzeConfig
+from infra.errors import UserError
+from tests.data_pipeline.small import CONFIG
+
 ROOT = Path(__file__).parents[2]
 _PRETENDS = """
 import json, os, time
 from pathlib import Path
 import onnxruntime
-real, folder = onnxruntime.InferenceSession, Path(os.environ["LATO_SEEN"])
+folder = Path(os.environ["LATO_SEEN"])
 
-def open_session(*given, providers):
+def look_at(providers):
     seen = {"providers": providers, "devices": os.environ.get("CUDA_VISIBLE_DEVICES")}
     mark = folder / f"{os.getpid()}.json"
     if not mark.exists():
@@ -26,10 +31,14 @@ def open_session(*given, providers):
         while not (folder / "prepared").exists():  # the GPU is held until sources were looked at beside it
             assert time.monotonic() < until
             time.sleep(0.05)
-    return real(*given, providers=["CPUExecutionProvider"])
+
+class Session(onnxruntime.InferenceSession):
+    def __init__(self, *given, providers):
+        look_at(providers)
+        super().__init__(*given, providers=["CPUExecutionProvider"])
 
 onnxruntime.get_available_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
-onnxruntime.InferenceSession = open_session
+onnxruntime.InferenceSession = Session
 """
 _SHARES = """
 import json, sys, threading, time
@@ -88,3 +97,11 @@ def test_four_workers_share_a_gpu_and_sources_are_looked_at_beside_them(built, m
     assert (found["free"], found["then"], found["beside"]) == (0.0, 0.0, ["ok"])  # who looks at sources waits for no GPU
     assert found["missing"].startswith("a worker could not go on: ValueError: a GPU was asked for, but onnxruntime has none of CUDA")
     assert "2 GPU, and no node of the cluster can ever have that" in found["never"]
+
+
+def test_a_build_that_asks_for_a_gpu_that_is_not_there_does_not_begin(ray_session, models, tmp_path):
+    """The scores come hours after the sources: what they ask for is held against the cluster before any of them is looked at."""
+    config = CONFIG.model_copy(update={"analyze": AnalyzeConfig.model_validate({"groups": {"gpus": 0.25}})})
+    with pytest.raises(UserError, match=r"scores of face chips: .* 0\.25 GPU, and no node .* set analyze\.groups\.gpus=0"):
+        build_dataset(config, str(tmp_path), models)
+    assert not (tmp_path / "parts").exists()

@@ -9,7 +9,7 @@ import av
 import pytest
 from PIL import Image
 
-from data_pipeline import sources, worker
+from data_pipeline import places, sources, worker
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
@@ -17,6 +17,7 @@ from data_pipeline.decode import sample_frames
 from data_pipeline.decoder import DecodeError
 from data_pipeline.forget import apply_removals, forget
 from data_pipeline.holdout import HoldoutConfig
+from data_pipeline.places import places_of
 from data_pipeline.plan import plan_build
 from data_pipeline.publish import Stopped
 from data_pipeline.removals import Removals
@@ -193,6 +194,8 @@ def test_the_plan_counts_what_will_be_looked_at(models, clip, tmp_path):
     assert plan.most_samples == 120 + 0 + 3 * 4  # a source's quota, a photo alone, a person's quota; both directions
     assert plan.megabytes == pytest.approx(sum(Path(clip(name)).stat().st_size for name in ("single_face", "obama")) / 1e6 + 8e-6)
     assert 0 < plan.probe.seconds_per_frame < 5 and 100 < plan.probe.worker_megabytes < 20_000
+    assert plan.asked == max(place.memory for place in places_of(config)) >= places.LOOKING
+    assert plan_build(items, config.model_copy(update={"analyze": AnalyzeConfig(workers=0)}), models).asked == 0
     work = tmp_path / "w"
     build_dataset(config.model_copy(update={"pairing": PairingConfig(max_upscale=9.0)}), str(work), models, items)
     written = sum(path.stat().st_size for path in (work / "parts").iterdir()) / 1e6

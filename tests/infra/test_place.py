@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.config import DataConfig
+from infra import place
 from infra.config import load_config
 from infra.errors import UserError
 
@@ -153,11 +154,26 @@ def test_a_stage_has_libraries_that_the_driver_has_not(person, tmp_path):
     assert "none came up in 5 s" in found["no_python"]
 
 
+def test_nodes_that_are_started_on_demand_count_as_there(monkeypatch, capsys):
+    """What a cluster file does not say of their memory is no reason to refuse; what waits is what they are started for, so no worker is left out."""
+    there = [{"CPU": 2.0, "memory": 4.0 * 1024**3}]
+    asked = place.Place("s", memory=3 * 1024**3, gpus=0.25)
+    for grown in ({"CPU": 8.0, "GPU": 1.0, "memory": float("inf")}, {"CPU": 8.0, "GPU": 1.0, "memory": 5.0 * 1024**3}):
+        monkeypatch.setattr(place, "_nodes", lambda grown=grown: (there, [grown]))
+        assert place.room_for(asked, 8) == 8
+    for lacks in ({"CPU": 8.0, "memory": float("inf")}, {"CPU": 8.0, "GPU": 1.0, "memory": 2.0 * 1024**3}):
+        monkeypatch.setattr(place, "_nodes", lambda lacks=lacks: (there, [lacks]))
+        with pytest.raises(UserError, match="no node of the cluster can ever have that"):
+            place.room_for(asked, 8)
+    monkeypatch.setattr(place, "_nodes", lambda: ([{"CPU": 8.0, "GPU": 1.0, "memory": 99.0 * 1024**3}], []))
+    assert place.room_for(asked, 8) == 8 and capsys.readouterr().out == ""  # that a GPU is full is no news of memory
+
+
 MISTAKES = [
     ("analyze.runtime_env", "{pipp: [x]}", "pipp: unknown key; did you mean 'pip'?"),
     ("analyze.groups.runtime_env", "{pip: [x], conda: y}", "cannot be specified at the same time"),
     ("synthetic.diffusers.runtime_env", "{env_vars: {A: 1}}", "Ray does not take it"),
-    ("analyze.runtime_env", "{working_dir: .}", "Ray sends code with a job, not with its actors"),
+    ("analyze.runtime_env", "{working_dir: .}", "only supported at the job level"),
 ]
 
 
