@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from data_pipeline.synthetic.diffusers_edit import DiffusersConfig
 
 _MB = 1024**2
-LOOKING, CHIPS, CROPS, SCORES, PHOTOS, PEOPLE = (1500 * _MB,) * 6
+LOOKING, CROPS = 1200 * _MB, 900 * _MB
+"""With the decoder, of a 4K video in 10 bits; the limits on what one may take at all are the decoder's own and that of a picture's size."""
+CHIPS, SCORES, PEOPLE, PHOTOS = 800 * _MB, 400 * _MB, 300 * _MB, 1000 * _MB
+"""Photos: of 12 megapixels. All measured by `python -m tests.benchmarks.worker_memory`, with some room."""
 _WORKERS = "analyze.workers"
 
 

@@ -1,7 +1,7 @@
 """What the builder's workers take of a node: `python -m tests.benchmarks.worker_memory`. Needs the franck clip (`lato assets fetch franck`).
 
-Builds of franck, of a 4K clip, an 8K one and large photos, with one real Ray worker at a time; its memory and that of its decoder are added up (proportional
-set size: pages that two of them share count once) and the most is told by stage, beside what `data_pipeline/places.py` asks for.
+Builds of franck, of a 4K clip, an 8K one and large photos, with one real Ray worker at a time; its memory and that of its decoder are added up (resident; pages that
+two of them share count twice) and the most is told by stage, beside what `data_pipeline/places.py` asks for.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from infra import assets, pool
 from infra.runtime import RuntimeConfig, start_ray, stop_ray
 from tests.data_pipeline.videos import write
 
-_EVERY = 0.1
+_EVERY = 0.05
 _FAST = {"preset": "ultrafast", "x265-params": "log-level=none"}
 _MB = 1024**2
 
@@ -64,7 +64,7 @@ class Meter:
 
 
 def _taken(process: psutil.Process) -> float:
-    return process.memory_full_info().pss / _MB
+    return process.memory_info().rss / _MB
 
 
 def enlarged(frames: list[np.ndarray], path: Path, size: tuple[int, int]) -> str:
