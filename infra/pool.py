@@ -116,7 +116,7 @@ def _run_on_ray(make: Callable[[], Worker], jobs: Sequence[J], workers: int, pla
         waiting[worker.run.remote(job)] = (worker, job)
 
     team = [actor.remote(make) for _ in range(workers)]
-    up = [worker.started.remote() for worker in team]
+    up = [worker.started.remote() for worker in team] if place.runtime_env else []
     until = time.monotonic() + place.setup_seconds
     for worker in team:
         give(worker)
