@@ -154,7 +154,7 @@ def _print_plan(settings: Any) -> None:
     if plan.asked:
         each = plan.asked / 2**20
         say(f"memory: {each:,.0f} MB that a worker asks Ray for, its decoder in it; {each * workers:,.0f} MB for {workers}, and the driver")
-    say(f"memory of this probe, models and decoder in one: {probe.worker_megabytes:,.0f} MB")
+    say(f"memory of this command, which has the models loaded: {probe.worker_megabytes:,.0f} MB")
     say(
         f"disk: {plan.observation_megabytes:,.1f} MB of observations, at most {plan.shard_megabytes:,.1f} MB of shards and as much of crops"
     )
