@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from data_pipeline import candidates, cells, extend, identities, judge, observations, pairing, published, rules, samples
+from data_pipeline import candidates, cells, extend, identities, judge, motion, observations, pairing, published, rules, samples
 from data_pipeline.groups import GROUPS, Group
 from lato.pairs import MEMBERS
 
@@ -56,7 +56,7 @@ TYPES: Mapping[str, Mapping[str, pa.DataType]] = {
         float32="yaw pitch roll expression_intensity sharpness noise clipped blockiness letterbox face_px skin_ita",
         float64="pts",
         data="chip",
-        floats="landmarks",
+        floats="landmarks blendshapes",
         doubles="chip_transform",
         hash="phash",
     ),
@@ -83,6 +83,7 @@ READS = (
     Reads("cells", PAIRS, cells.NEEDED),
     Reads("accepted pairs (judge.OF_ACCEPTED)", PAIRS, judge.OF_ACCEPTED),
     Reads("samples", PARTS, samples.OBSERVED),
+    Reads("copies", PARTS, motion.READ),
     Reads("extend", CANDIDATES, extend.NEEDED),
     Reads("whoever opens a version", MANIFEST, tuple(TYPES[MANIFEST])),
 )

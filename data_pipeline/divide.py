@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.conflicts import Conflicts, find_conflicts
+from data_pipeline.copies import Copy
 from data_pipeline.extend import COMPONENTS, Base, read_merges
 from data_pipeline.split import Components, SplitConfig, assign, find_components
 from data_pipeline.worklist import WorkItem
@@ -67,44 +69,72 @@ class Division:
                     delete(uri)
 
 
-def divide(
+@dataclass(frozen=True)
+class Tied:
+    """Which sources belong together, and what may not go on."""
+
+    components: Components
+    conflicts: Conflicts
+
+
+def tie(
     accepted: list[dict[str, Any]],
     items: dict[str, WorkItem],
     centroids: dict[str, npt.NDArray[np.float32]],
     base: Base | None,
     config: SplitConfig,
-) -> Division:
-    """Splits for the sources of accepted pairs.
+    copies: Mapping[str, Copy] = {},
+) -> Tied:
+    """Ties sources by what is declared of them, by faces, and copies to what they are copies of.
 
     Args:
         accepted: New pairs.
         items: All sources.
         centroids: Track -> mean face.
         base: The version that is extended.
-        config: Shares, seed, thresholds.
+        config: Thresholds.
+        copies: Sources that are not used: what is declared of them still counts.
 
     Raises:
-        UserError: Sources of the extended version are not listed, pins contradict each other, or one component is too large.
+        UserError: Sources of the extended version are not listed.
     """
     if base:
         base.check_listed(items)
-    ties = _find_ties(items, base)
+    ties = _find_ties(items, base, copies)
     known = base.split_of_source if base else {}
-    samples = Counter(row["source_id"] for row in accepted)
-    held = Counter(row["source_id"] for row in base.rows) if base else Counter[str]()
-    conflicts, tracks = Conflicts({}, {})
+    counts = Counter(row["source_id"] for row in [*accepted, *(base.rows if base else ())])
+    conflicts = Conflicts({}, {})
     while True:  # without a track or source in conflict others are nearest to each other
-        free = [name for name in dict.fromkeys([*items, *known]) if name not in conflicts]
-        left = {track: face for track, face in centroids.items() if track not in tracks and track.rsplit("/", 1)[0] not in conflicts}
-        shared = {name: names for name, names in ties.items() if name not in conflicts}
-        counts = Counter({name: samples[name] + held[name] for name in free})
-        components = find_components(free, shared, left, config, counts)
+        free = [name for name in dict.fromkeys([*items, *known]) if name not in conflicts.sources]
+        left = {
+            track: face
+            for track, face in centroids.items()
+            if track not in conflicts.tracks and track.rsplit("/", 1)[0] not in conflicts.sources
+        }
+        shared = {name: names for name, names in ties.items() if name not in conflicts.sources}
+        components = find_components(free, shared, left, config, Counter({name: counts[name] for name in free}))
         published = base.tracks if base else frozenset[str]()
         found = find_conflicts(components.of_source, components.links, shared, left, known, published, config.link_similarity)
         if not (found.sources or found.tracks):
-            break
-        conflicts |= found.sources
-        tracks |= found.tracks
+            return Tied(components, conflicts)
+        conflicts = Conflicts(conflicts.sources | found.sources, conflicts.tracks | found.tracks)
+
+
+def divide(accepted: list[dict[str, Any]], items: dict[str, WorkItem], tied: Tied, base: Base | None, config: SplitConfig) -> Division:
+    """Splits for the sources of accepted pairs.
+
+    Args:
+        accepted: New pairs.
+        items: All sources.
+        tied: What belongs together.
+        base: The version that is extended.
+        config: Shares, seed, thresholds.
+
+    Raises:
+        UserError: Pins contradict each other, or one component is too large.
+    """
+    components, conflicts = tied.components, tied.conflicts
+    known = base.split_of_source if base else {}
     of = components.of_source
     pins: dict[str, Split] = {}
     for name, side in known.items():
@@ -114,17 +144,17 @@ def divide(
         if pin and pins.setdefault(of[name], pin) != pin and name not in known:
             raise UserError(f"source {name} is pinned to {pin}, but it is tied to a source that is in {pins[of[name]]} ({of[name]})")
     counted = Counter[str]()
-    for name, count in samples.items():
-        if name not in conflicts:
-            counted[of[name]] += count
+    for row in accepted:
+        if row["source_id"] not in conflicts.sources:
+            counted[of[row["source_id"]]] += 1
     largest = counted.most_common(1)[0][0] if counted else ""
     division = assign(counted, pins, config, [link for link in components.links if of[link.first.rsplit("/", 1)[0]] == largest])
     split_of = {name: division[component] for name, component in of.items() if component in division} | known
-    return Division(split_of, components, conflicts, tracks)
+    return Division(split_of, components, conflicts.sources, conflicts.tracks)
 
 
-def _find_ties(items: dict[str, WorkItem], base: Base | None) -> dict[str, list[str]]:
-    """Source id -> what it shares with others: declared identity or group, a merge, a component of the version that is extended.
+def _find_ties(items: dict[str, WorkItem], base: Base | None, copies: Mapping[str, Copy]) -> dict[str, list[str]]:
+    """Source id -> what it shares with others: declared identity or group, a clip, a merge, a component of the version that is extended.
 
     Who was one person then stays so, in particular those who lost their samples to a merge; what was published on two sides although alike ties nobody.
     """
@@ -133,6 +163,9 @@ def _find_ties(items: dict[str, WorkItem], base: Base | None) -> dict[str, list[
         for kind, name in (("identity", item.identity), ("group", item.group)):
             if name:
                 ties[item.source_id].append(f"{kind}:{name}")
+    for name, copy in copies.items():
+        for one in (name, copy.of):
+            ties[one].append(f"clip:{copy.of}")
     if base:
         for number, (first, second) in enumerate(read_merges(base.work)):
             for name in (first, second):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.audit import LABELS
+from data_pipeline.copies import copies_of
 from data_pipeline.duplicates import duplicates_of
 from data_pipeline.extend import MERGES
 from data_pipeline.forget_files import delete_images, delete_observations, sweep_crops
@@ -66,7 +67,7 @@ def forget(
 
     Args:
         work: The build's folder.
-        source: Source id; what has the same content goes with it.
+        source: Source id; what has the same content, or shows the same clip, goes with whatever is removed.
         identity: Declared person.
         licence: Licence.
         sources: More source ids.
@@ -76,15 +77,25 @@ def forget(
     """
     if not exists(join(work, "worklist.parquet")):
         raise UserError(f"{work}: no build here (worklist.parquet is missing)")
-    names = [*sources, *([source] if source else [])]
-    names += sorted(duplicates_of(work, names))  # the same content under another name would come in its place
-    asked: list[tuple[str, str | None]] = [("source", hash_name(name)) for name in names]
-    asked += [("identity", identity and hash_name(identity)), ("licence", licence)]
-    if not any(value for _, value in asked):
+    names = {*sources, *([source] if source else [])}
+    asked: list[tuple[str, str | None]] = [("identity", identity and hash_name(identity)), ("licence", licence)]
+    if not names and not any(value for _, value in asked):
         raise UserError("nothing to forget: give --source, --identity, --licence or --photo")
     Removals.read(work)  # nothing is added to a damaged file
+    asked += [("source", hash_name(name)) for name in sorted(names | _shown_by_others(work, names, identity, licence))]
     _record(work, [{"kind": kind, "value": value} for kind, value in asked if value])
     return apply_removals(work)
+
+
+def _shown_by_others(work: str, names: set[str], identity: str | None, licence: str | None) -> set[str]:
+    """Sources with the content of what is to be removed, or that show its clip: they would come in its place."""
+    versions = versions_of(work, views=False)
+    declared = Removals(frozenset(), frozenset({hash_name(identity)} if identity else ()), frozenset({licence} if licence else ()))
+    given = names | find_removed(work, declared, read_worklist(join(work, "worklist.parquet")), versions)
+    found = set(given)
+    while more := (duplicates_of(work, found) | copies_of(versions, found)) - found:
+        found |= more
+    return found - given
 
 
 def apply_removals(work: str) -> Forgotten:
@@ -103,7 +114,7 @@ def apply_removals(work: str) -> Forgotten:
         taken = shrink(folder, lost, bool(found or known))
         if taken:
             samples[folder.rsplit("/", 1)[-1]] = taken
-        tidy(folder, bool(found or known))
+        tidy(folder, lost, bool(found or known))
     for folder in versions_of(work, views=True):
         refresh_view(folder, bool(found or known))
     for folder in list_folders(join(work, "versions")):

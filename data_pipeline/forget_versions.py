@@ -6,6 +6,7 @@ import json
 
 from data_pipeline.candidates import read_candidates, read_candidates_table
 from data_pipeline.card import write_card
+from data_pipeline.copies import forget_copies
 from data_pipeline.pack import rewrite_shards, sweep
 from data_pipeline.published import beside, encode_table, licences_of, read_index, read_manifest, read_manifest_table, sources_of
 from data_pipeline.removals import Removals
@@ -79,8 +80,9 @@ def _shrink_candidates(folder: str, lost: set[str], revision: int) -> bool:
     return True
 
 
-def tidy(folder: str, removed: bool) -> None:
+def tidy(folder: str, removals: Removals, removed: bool) -> None:
     """Deletes what a version's index no longer names, and pages and lists that may name whom it showed."""
+    forget_copies(folder, removals)
     index = read_index(folder)
     if not (index.get("revision") or removed):
         return

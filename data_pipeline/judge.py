@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from data_pipeline.cells import over_quota
 from data_pipeline.identities import Asked, Vector, Vectors
 from data_pipeline.pairing import AXES, EXPRESSIONS, INTENSITIES, STORED_SCORES, VERIFIABLE
-from data_pipeline.rules import ACCEPTED, CODE, FIRST, LIMITS, VERDICTS, PairingConfig, Rules, Usage
+from data_pipeline.rules import ACCEPTED, CODE, FIRST, LIMITS, PASSED, VERDICTS, PairingConfig, Rules, Usage
 from data_pipeline.tables import end_numbers, on_each, read_pieces
 from lato.faces.quality import hash_distance
 
@@ -125,6 +125,9 @@ def _judge_piece(table: pa.Table, rules: Rules, used: Usage, asked: Asked) -> tu
         code[good & (code != CODE["no edit of ours"]) & ~_without_edit(table)] = ACCEPTED
         code[_among(table["key"], [key for key, label in rules.labels.items() if not label])] = CODE["labelled bad"]
     code[(code == ACCEPTED) & np.asarray(table["held_out"])] = CODE["held out"]
+    if rules.copies:
+        shown = _among(table["source_id"], list(rules.copies)) | _among(table["target_id"], list(rules.copies))
+        code[(code == ACCEPTED) & shown] = CODE["near-duplicate"]
     if rules.frozen:
         frozen = _among(table["key"], list(rules.frozen))
         code[frozen] = ACCEPTED
@@ -263,6 +266,18 @@ def count_verdicts(judged: list[Judged]) -> dict[str, int]:
 def row_verdicts(codes: npt.NDArray[np.int8]) -> pa.Array:
     """Codes as the names that are stored."""
     return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int8()), pa.array(VERDICTS)).cast(pa.string())
+
+
+def passed_sources(uri: str, judged: Judged) -> set[str]:
+    """Sources of the pairs of a score table that no filter refused."""
+    passed = np.isin(judged.codes, [CODE[name] for name in PASSED])
+    found: set[str] = set()
+    start = 0
+    for table in read_pieces(uri, ["source_id", "target_id"]):
+        mine = table.filter(pa.array(passed[start : start + len(table)]))
+        found |= {name for column in mine.columns for name in pc.unique(column).to_pylist()}
+        start += len(table)
+    return found
 
 
 def accepted_rows(uri: str, judged: Judged) -> list[dict[str, Any]]:

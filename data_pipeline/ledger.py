@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,10 +54,11 @@ class Ledger:
         """The rows whose observations go on: ok, and those failed of which something was seen before a tear, or in other segments."""
         return [row for row in self.rows if row["status"] == "ok" or (row.get("faces") and row.get("reason") not in _GONE)]
 
-    def counts(self) -> dict[str, int]:
-        """How many sources ended how: `ok`, `rejected: no face`, `failed: truncated` ..."""
-        names = (row["status"] if not row.get("reason") else f"{row['status']}: {row['reason']}" for row in self.rows)
-        return dict(sorted(Counter(names).items()))
+    def counts(self, copies: Collection[str] = ()) -> dict[str, int]:
+        """How many sources ended how: `ok`, `rejected: no face`, `failed: truncated` ...; `copies` are told as near-duplicates, whatever else they are."""
+        names = (row["status"] if not row.get("reason") else f"{row['status']}: {row['reason']}" for row in self.rows if row["source_id"] not in copies)
+        counts = Counter(names) + Counter({"rejected: near-duplicate": len(copies)})
+        return dict(sorted(counts.items()))
 
     def total(self, column: str) -> int:
         """Sum of a count over all sources."""

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from data_pipeline.candidates import write_candidates
 from data_pipeline.card import write_card
 from data_pipeline.config import DataConfig
-from data_pipeline.divide import Division, divide
+from data_pipeline.copies import Copy, find_copies, write_copies
+from data_pipeline.divide import Division, Tied, divide, tie
 from data_pipeline.extend import Base
-from data_pipeline.judge import Judged, accepted_rows, count_verdicts, judge
+from data_pipeline.judge import Judged, accepted_rows, count_verdicts, judge, passed_sources
 from data_pipeline.ledger import Ledger
 from data_pipeline.models_used import Model
 from data_pipeline.near_duplicates import find_across_sources
 from data_pipeline.observe import Observed
-from data_pipeline.pack import pack, withdraw
+from data_pipeline.pack import pack, sources_of, withdraw
 from data_pipeline.render import render_crops
 from data_pipeline.rewrite import Rewriter
 from data_pipeline.rules import CODE, SETTINGS, Rules, Usage
@@ -74,53 +76,84 @@ def publish(plan: Plan, until: Literal["pair", "render"] | None) -> DatasetVersi
         Stopped: At `until`.
         UserError: No pair is left, or the sources cannot be divided.
     """
-    ledger = plan.observed.ledger
-    tables, judged = _judge(plan)
+    found = _judge(plan)
     if until == "pair":
-        raise Stopped(_funnel(ledger, judged, Counter()))
-    accepted = [(number, row) for number, uri in enumerate(tables) for row in accepted_rows(uri, judged[number])]
-    fresh = [(number, row) for number, row in accepted if not (plan.base and row["key"] in plan.base.keys)]
-    centroids = {track: face for found in judged for track, face in found.people.items()}
-    division = divide([row for _, row in fresh], plan.observed.items, centroids, plan.base, plan.config.split)
+        raise Stopped(_funnel(plan, found, Counter()))
+    division = divide([row for _, row in found.fresh], plan.observed.items, found.tied, plan.base, plan.config.split)
     if plan.base:
-        plan.base.check_found([row["key"] for _, row in accepted])
-    fresh = _refuse(plan, division, fresh, accepted, judged)
-    rows = _render(plan, fresh, judged)
+        plan.base.check_found([row["key"] for _, row in found.accepted])
+    rows = _render(plan, _refuse(plan, division, found), found.judged)
     if until == "render":
-        raise Stopped(_funnel(ledger, judged, Counter()))
+        raise Stopped(_funnel(plan, found, Counter()))
     if not rows and not plan.base:
-        print_funnel(_funnel(ledger, judged, Counter()))
-        raise UserError(_say_nothing(ledger))
-    return _write(plan, tables, judged, division, rows)
+        print_funnel(_funnel(plan, found, Counter()))
+        raise UserError(_say_nothing(plan.observed.ledger))
+    return _write(plan, found, division, rows)
 
 
-def _judge(plan: Plan) -> tuple[list[str], list[Judged]]:
+@dataclass(frozen=True)
+class _Found:
     """Score tables of all people, and the verdicts on their rows."""
+
+    tables: list[str]
+    judged: list[Judged]
+    accepted: list[Numbered]
+    fresh: list[Numbered]
+    """Those accepted that the version that is extended does not have."""
+    tied: Tied
+    copies: dict[str, Copy]
+
+
+def _judge(plan: Plan) -> _Found:
+    """Scores and judges; again without copies where there are any, so that quotas and the split count what is used, until no more are found."""
     observed, pairing, base = plan.observed, plan.config.pairing, plan.base
     given = ScoreInput(observed.columns, observed.identities, pairing.margin, pairing.same_person, observed.holdout)
     people = {name: item.identity for name, item in observed.items.items()}
     workers = plan.config.analyze.workers
     tables = score_pairs(observed.ledger.usable(), given, people, plan.work, workers)
-    rules = Rules(pairing, plan.labels, base.keys if base else frozenset(), base.usage if base else Usage(), observed.holdout.bars)
-    return tables, judge(tables, rules, observed.identities, workers)
+    usage, keys = (base.usage, base.keys) if base else (Usage(), frozenset[str]())
+    copies: dict[str, Copy] = {}
+    while True:
+        rules = Rules(pairing, plan.labels, keys, usage, observed.holdout.bars, frozenset(copies))
+        judged = judge(tables, rules, observed.identities, workers)
+        accepted = [(number, row) for number, uri in enumerate(tables) for row in accepted_rows(uri, judged[number])]
+        fresh = [(number, row) for number, row in accepted if row["key"] not in keys]
+        centroids = {track: face for found in judged for track, face in found.people.items()}
+        tied = tie([row for _, row in fresh], observed.items, centroids, base, plan.config.split, copies)
+        more = _find_copies(plan, tables, judged, tied, copies)
+        if not more:
+            return _Found(tables, judged, accepted, fresh, tied, copies)
+        copies |= more
 
 
-def _refuse(plan: Plan, division: Division, fresh: list[Numbered], accepted: list[Numbered], judged: list[Judged]) -> list[Numbered]:
+def _find_copies(plan: Plan, tables: list[str], judged: list[Judged], tied: Tied, known: Mapping[str, Copy]) -> dict[str, Copy]:
+    """Copies among the tied videos of which no filter refused every pair, beyond those that are known."""
+    items, of = plan.observed.items, tied.components.of_source
+    sizes = Counter(of[name] for name, item in items.items() if item.kind == "video" and name in of and name not in known)
+    if plan.config.pairing.near_duplicate_bits < 0 or max(sizes.values(), default=0) < 2:
+        return {}
+    passed = {name for uri, found in zip(tables, judged, strict=True) for name in passed_sources(uri, found)} - known.keys()
+    parts = {row["source_id"]: row["parts"] for row in plan.observed.ledger.usable() if row["source_id"] in passed}
+    published = {name for row in plan.base.rows for name in sources_of(row)} if plan.base else set[str]()
+    return find_copies(of, items, parts, published, plan.config.analyze.fps, plan.work)
+
+
+def _refuse(plan: Plan, division: Division, found: _Found) -> list[Numbered]:
     """New accepted pairs that may go on; of the others, in conflict with the split or seen in another source, it changes the verdict."""
-    refused = {row["key"]: verdict for _, row in fresh if (verdict := division.verdict(row))}
+    refused = {row["key"]: verdict for _, row in found.fresh if (verdict := division.verdict(row))}
     items, published = plan.observed.items, plan.base.keys if plan.base else frozenset[str]()
     again = find_across_sources(
-        [row for _, row in accepted if row["key"] not in refused],
+        [row for _, row in found.accepted if row["key"] not in refused],
         lambda row: division.components.of_source[row["source_id"]],
         {name: item.identity for name, item in items.items()},
         published | {key for key, good in plan.labels.items() if good},
         plan.config.pairing.near_duplicate_bits,
     )
     refused |= dict.fromkeys(again, "near-duplicate")
-    for number, row in fresh:
+    for number, row in found.fresh:
         if row["key"] in refused:
-            judged[number].codes[row["number"]] = CODE[refused[row["key"]]]
-    return [(number, row) for number, row in fresh if row["key"] not in refused]
+            found.judged[number].codes[row["number"]] = CODE[refused[row["key"]]]
+    return [(number, row) for number, row in found.fresh if row["key"] not in refused]
 
 
 def _render(plan: Plan, fresh: list[Numbered], judged: list[Judged]) -> list[dict[str, Any]]:
@@ -144,19 +177,20 @@ def _render(plan: Plan, fresh: list[Numbered], judged: list[Judged]) -> list[dic
     return left
 
 
-def _write(plan: Plan, tables: list[str], judged: list[Judged], division: Division, rows: list[dict[str, Any]]) -> DatasetVersion:
+def _write(plan: Plan, found: _Found, division: Division, rows: list[dict[str, Any]]) -> DatasetVersion:
     """Writes the version; its index, last, publishes it."""
     config, observed, base, folder = plan.config, plan.observed, plan.base, plan.folder
     rewriter = Rewriter(config.instructions, plan.work)
     planned, rendered = plan_samples(rows, division, observed.items, observed.models_of(), rewriter, plan.work, config.render.seeker)
     splits = {sample.key: sample.split for sample in planned} | (base.splits if base else {})
-    funnel = _funnel(observed.ledger, judged, Counter(splits.values())) + rewriter.counts()
+    funnel = _funnel(plan, found, Counter(splits.values())) + rewriter.counts()
     withdraw(folder)
     commit_changed(join(folder, "funnel.json"), json.dumps(funnel, indent=1).encode())
     commit_changed(join(folder, SETTINGS), json.dumps({"pairing": config.pairing.model_dump(mode="json")}, indent=1).encode())
     rendered |= base.rendered if base else {}
     licences = {name: item.licence for name, item in observed.items.items()}
-    write_candidates(tables, judged, dict(splits), licences, rendered, folder)
+    write_candidates(found.tables, found.judged, dict(splits), licences, rendered, folder)
+    write_copies(found.copies, folder)
     division.write(folder, plan.work)
     digest = pack(planned, config.pack, folder, config.name, plan.created_from, base, plan.models)
     write_card(folder)
@@ -176,10 +210,10 @@ def _say_nothing(ledger: Ledger) -> str:
     return f"no pair was accepted.{told} {mend}"
 
 
-def _funnel(ledger: Ledger, judged: list[Judged], samples: Counter[str]) -> list[dict[str, Any]]:
-    verdicts = count_verdicts(judged)
+def _funnel(plan: Plan, found: _Found, samples: Counter[str]) -> list[dict[str, Any]]:
+    ledger, verdicts = plan.observed.ledger, count_verdicts(found.judged)
     steps: list[tuple[str, str, int]] = [("sources", "in", len(ledger.rows))]
-    steps += [("sources", name, count) for name, count in ledger.counts().items()]
+    steps += [("sources", name, count) for name, count in ledger.counts(found.copies).items()]
     steps += [("frames", "looked at", ledger.total("frames")), ("faces", "found", ledger.total("faces"))]
     steps += [("faces", "representatives", ledger.total("representatives")), ("candidate pairs", "in", sum(verdicts.values()))]
     steps += [("candidate pairs", f"rejected: {name}", count) for name, count in verdicts.items() if name != "accepted"]

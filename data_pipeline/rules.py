@@ -37,7 +37,8 @@ class PairingConfig(Config):
     """Share of the face chip that looks like burnt-in text."""
     near_duplicate_bits: int = 10
     """Of 256: a pair whose source and target are both this near to those of an accepted pair of the same edit, of the same person or
-    of another source that the split ties to its own, is its near-duplicate. Below 0 none is."""
+    of another source that the split ties to its own, is its near-duplicate. Below 0 none is, and no source is compared with others by how faces move
+    (`copies`)."""
     max_upscale: float = 1.5
     """How much a crop may be enlarged to 512 px."""
     max_padding: float = 0.02
@@ -110,8 +111,8 @@ VERDICTS = (
 CODE = {name: code for code, name in enumerate(VERDICTS)}
 ACCEPTED = 0
 PASSED = ("accepted", "quota", "cell quota", "near-duplicate")
-"""Verdicts of pairs that no filter refused; those over a quota and near-duplicates within a person were not asked for identity, those over a cell's and
-near-duplicates of another source were."""
+"""Verdicts of pairs that no filter refused; those over a quota, of a copy, and near-duplicates within a person were not asked for identity, those over a
+cell's and near-duplicates of a pair of another source were."""
 
 
 @dataclass
@@ -142,3 +143,5 @@ class Rules:
     usage: Usage = field(default_factory=Usage)
     bars: Callable[[Vector], bool] = nobody
     """Whether a real face's vector is that of somebody who is held out."""
+    copies: frozenset[str] = frozenset()
+    """Sources that show what another shows: what no filter refuses of theirs is a near-duplicate."""

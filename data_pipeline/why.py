@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from data_pipeline.candidates import explain, read_candidates_table
+from data_pipeline.copies import read_copies
 from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import read_part
 from data_pipeline.published import home_of, read_manifest_table, read_members
@@ -60,6 +61,12 @@ def why(what: str, work: str, version: str = "v1") -> list[str]:
             f"{what}: neither a sample's key nor a source of this build. {len(ledger)} sources, {len(table)} candidates are known."
         )
     lines = _explain_source(ledger[source_id])
+    copy = read_copies(home_of(folder)).get(source_id)
+    if copy:
+        lines.append(
+            f"not used (near-duplicate): it shows the clip of {copy.of}: faces move alike in {copy.moments} of {copy.out_of} moments of the shorter one, "
+            f"{abs(copy.offset):.1f} s {'later' if copy.offset >= 0 else 'earlier'} here"
+        )
     mine = table.filter(pc.or_(pc.equal(table["source_id"], source_id), pc.equal(table["target_id"], source_id))).to_pylist()
     if second:
         faces = _faces_at(ledger[source_id], _seconds(second), work)

@@ -52,7 +52,7 @@ VERDICTS_SAID = {
     "labelled bad": "a person said so in the audit",
     "split conflict": "would tie people of different splits of the extended version",
     "bridge": "its track alone would join two large groups of people",
-    "near-duplicate": "looks like a pair that is accepted",
+    "near-duplicate": "looks like a pair that is accepted, or is of a source that shows what another shows",
     "quota": "good, but the person, source or edit has its share",
     "cell quota": "good, but its cell of the whole dataset is full",
     "render failed": "its crop could not be cut",

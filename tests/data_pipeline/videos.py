@@ -91,3 +91,41 @@ def packed_anew(path, target):
 def encoded_anew(path, target, crf):
     """The video compressed once more: what it shows is nearly the same."""
     return _compress(path, target, {"crf": str(crf), "threads": "1"})
+
+
+def altered(path, target, start=0.0, seconds=None, crf=18, scale=1.0, crop=0.0, mirror=False, still=False):
+    """A piece of a video as somebody uploads it again.
+
+    Args:
+        path: The video.
+        target: Where the piece goes.
+        start: Where it begins, in seconds; its own time begins at 0.
+        seconds: Its length; None to the end.
+        crf: How much x264 may lose.
+        scale: Of both sides.
+        crop: Share that is cut off each side, before scaling.
+        mirror: Left becomes right.
+        still: Its first picture, all the time.
+    """
+    with av.open(path) as given, av.open(str(target), "w") as made:
+        video = given.streams.video[0]
+        left, top = (int(side * crop) for side in (video.width, video.height))
+        size = [int(round((side - 2 * cut) * scale / 2)) * 2 for side, cut in ((video.width, left), (video.height, top))]
+        stream = made.add_stream("libx264", rate=video.average_rate, options={"crf": str(crf), "threads": "1", "preset": "fast"})
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 12800)
+        first = None
+        for frame in given.decode(video=0):
+            if frame.time < start or (seconds is not None and frame.time >= start + seconds):
+                continue
+            image = frame.to_ndarray(format="rgb24") if first is None or not still else first
+            first = image if first is None else first
+            shown = image[top : image.shape[0] - top, left : image.shape[1] - left]
+            shown = np.ascontiguousarray(shown[:, ::-1] if mirror else shown)
+            fresh = av.VideoFrame.from_ndarray(shown, format="rgb24").reformat(*size, format="yuv420p", interpolation="BICUBIC")
+            fresh.pts, fresh.time_base = round((frame.time - start) * 12800), Fraction(1, 12800)
+            for packet in stream.encode(fresh):
+                made.mux(packet)
+        for packet in stream.encode():
+            made.mux(packet)
+    return str(target)

@@ -1,0 +1,149 @@
+"""Sources that show another's clip once more: compressed again, scaled, cropped, cut. One of them is used, the others give no sample.
+
+Faces are compared by how they move (`motion`), within what declarations or faces tie alone. Which one stays depends on names, and on what a version that
+is extended has: not on workers, nor on the order of the work list.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from data_pipeline.motion import READ, Clock, compare_tracks, tracks_of
+from data_pipeline.observations import read_columns
+from data_pipeline.removals import Removals
+from data_pipeline.worklist import WorkItem
+from infra.state import PUBLISHED, read_json
+from infra.storage import commit_changed, delete, exists, join
+
+FILE = "copies.json"
+"""In a version's folder."""
+SHARE = 0.5
+"""Of the moments of the shorter of two sources: so many agree at one offset where one shows the other's clip."""
+_NEAR = 1
+"""Half steps by which tracks of one copy may lie apart."""
+
+
+class Copy(NamedTuple):
+    """What a source that is not used shows."""
+
+    of: str
+    """The source that is used in its place."""
+    moments: int
+    """How many agree."""
+    out_of: int
+    """Of how many of the shorter of the two."""
+    offset: float
+    """Seconds that they lie later here."""
+
+
+def find_copies(
+    components: Mapping[str, str],
+    items: Mapping[str, WorkItem],
+    parts: Mapping[str, list[str]],
+    published: Collection[str],
+    fps: float,
+    work: str,
+) -> dict[str, Copy]:
+    """Finds videos that show what another shows.
+
+    Args:
+        components: Source id -> component; only within one are sources compared.
+        items: All sources. Two of people who are both declared, and not as one, are not compared.
+        parts: Source id -> its parts, of the sources that may be used; others play no part.
+        published: Sources with samples in a version that is extended: they stay.
+        fps: Frames a second that were looked at.
+        work: The build's folder.
+
+    Returns:
+        Source id -> the first by name, published ones first, that it is a copy of and that is none itself.
+    """
+    tied: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(parts):
+        if name in components and items[name].kind == "video":
+            tied[components[name]].append(name)
+    found: dict[str, Copy] = {}
+    for _, names in sorted(tied.items()):
+        if len(names) > 1:
+            names.sort(key=lambda name: (name not in published, name))
+            found |= _find_in_one(names, items, parts, published, Clock(fps), work)
+    return found
+
+
+def _find_in_one(
+    names: list[str],
+    items: Mapping[str, WorkItem],
+    parts: Mapping[str, list[str]],
+    published: Collection[str],
+    clock: Clock,
+    work: str,
+) -> dict[str, Copy]:
+    """The same in one component, whose sources are in the order in which they stay."""
+    tracks = [
+        track
+        for number, name in enumerate(names)
+        for part in parts[name]
+        for track in tracks_of(read_columns(work, part, list(READ)), number, clock)
+    ]
+    votes: dict[tuple[int, int], Counter[int]] = defaultdict(Counter)
+    for first, second, offset, moments in compare_tracks(tracks):
+        a, b = tracks[first].source, tracks[second].source
+        votes[min(a, b), max(a, b)][offset if a < b else -offset] += moments
+    length = Counter[int]()
+    for track in tracks:
+        length[track.source] += len(track.changes[0])
+    found: dict[str, Copy] = {}
+    for earlier, later in sorted(votes):
+        first, second = names[earlier], names[later]
+        people = {items[name].identity for name in (first, second)} - {None}
+        if first in found or second in found or second in published or len(people) > 1:
+            continue
+        cast = votes[earlier, later]
+        gathered = {offset: sum(cast[offset + near] for near in range(-_NEAR, _NEAR + 1)) for offset in cast}
+        offset = max(gathered, key=lambda offset: (gathered[offset], -abs(offset), offset))
+        out_of = min(length[earlier], length[later])
+        if gathered[offset] >= SHARE * out_of:
+            found[second] = Copy(first, min(gathered[offset], out_of), out_of, round(offset * clock.step / 2, 3))
+    return found
+
+
+def write_copies(copies: Mapping[str, Copy], folder: str) -> None:
+    """Writes them beside a version, or takes away what an earlier one left."""
+    uri = join(folder, FILE)
+    if copies:
+        rows = {name: copy._asdict() for name, copy in copies.items()}
+        commit_changed(uri, json.dumps(rows, indent=1, sort_keys=True).encode())
+    elif exists(uri):
+        delete(uri)
+
+
+def read_copies(folder: str) -> dict[str, Copy]:
+    """Those of a version."""
+    uri = join(folder, FILE)
+    rows: dict[str, dict[str, Any]] = read_json(uri, mend=PUBLISHED) if exists(uri) else {}
+    return {name: Copy(**row) for name, row in rows.items()}
+
+
+def forget_copies(folder: str, removals: Removals) -> None:
+    """Takes what was removed out of a version's."""
+    copies = read_copies(folder)
+    kept = {name: copy for name, copy in copies.items() if not any(removals.covers(one, None, None) for one in (name, copy.of))}
+    if kept != copies:
+        write_copies(kept, folder)
+
+
+def copies_of(folders: Iterable[str], names: Iterable[str]) -> set[str]:
+    """Sources that are copies of some in a version, or of which these are; without these themselves."""
+    alike: dict[str, set[str]] = defaultdict(set)
+    for folder in folders:
+        for name, copy in read_copies(folder).items():
+            alike[name].add(copy.of)
+            alike[copy.of].add(name)
+    found, todo = set(names), list(names)
+    while todo:
+        fresh = alike[todo.pop()] - found
+        found |= fresh
+        todo += fresh
+    return found - set(names)

@@ -1,0 +1,132 @@
+"""A clip that comes again, compressed once more, scaled, cropped or cut, is one source; other moments of the same person are not."""
+
+import json
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline.build import Stopped, build_dataset
+from data_pipeline.candidates import read_candidates
+from data_pipeline.config import DataConfig
+from data_pipeline.copies import FILE, Copy, copies_of, find_copies, read_copies, write_copies
+from data_pipeline.forget import forget
+from data_pipeline.motion import Track, compare_tracks
+from data_pipeline.observations import SCHEMA, commit_part
+from data_pipeline.pack import read_manifest
+from data_pipeline.report import write_data_report
+from data_pipeline.rules import PairingConfig
+from data_pipeline.segments import AnalyzeConfig
+from data_pipeline.verify import verify_version
+from data_pipeline.why import why
+from data_pipeline.worklist import WorkItem, item_for
+from tests.data_pipeline.videos import altered
+
+PAIRING = PairingConfig(max_upscale=9.0, min_sharpness=3.0)
+CONFIG = DataConfig(analyze=AnalyzeConfig(workers=0), pairing=PAIRING)
+
+
+def walk(seed, seconds=20.0, fps=5.0, noise=0.0, start=0.0, still=False):
+    """Observed rows of a face that moves at random, smoothly: (times, landmarks, blendshapes). Its own time begins at 0."""
+    drawn = np.random.default_rng(seed)
+    knots = np.arange(0, 61, 0.5)
+    mean = drawn.normal(size=136) + 40 * np.tile(np.array([np.cos(np.arange(68)), np.sin(np.arange(68))]).T, 1).reshape(-1)
+    turns, gain = drawn.normal(size=(len(knots), 6)), drawn.normal(size=(6, 188)) * np.r_[np.full(136, 1.0), np.full(52, 0.06)]
+    times = np.arange(0, seconds, 1 / fps)
+    moved = np.stack([np.interp(times + start, knots, turns[:, n]) for n in range(6)], axis=1) @ gain * (0 if still else 1)
+    shaken = np.random.default_rng((seed, 1, int(1000 * start))).normal(size=moved.shape) * noise * np.r_[np.ones(136), np.full(52, 0.06)]
+    both = moved + shaken
+    return times, mean + both[:, :136], 0.3 + both[:, 136:]
+
+
+def observe_rows(work, name, *tracks):
+    rows = []
+    for number, (times, points, shapes) in enumerate(tracks):
+        rows += [
+            {"source_id": name, "track": number, "pts": float(t), "landmarks": p.tolist(), "blendshapes": b.tolist(), "representative": False}
+            for t, p, b in zip(times, points, shapes, strict=True)
+        ]
+    commit_part(str(work), name, rows, {"source_id": name}, {})
+
+
+def find(work, sources, published=(), identities=None, components=None, fps=5.0):
+    """Copies among sources given as tracks; the same in every order of the list."""
+    for name, tracks in sources.items():
+        observe_rows(work, name, *tracks)
+    answers = []
+    for seed in range(3):
+        names = sorted(sources)
+        random.Random(seed).shuffle(names)
+        items = {n: WorkItem(source_id=n, uri=n, kind="video", identity=(identities or {}).get(n)) for n in names}
+        of = {n: (components or {}).get(n, "one") for n in names}
+        answers.append(find_copies(of, items, {n: [n] for n in names}, published, fps, str(work)))
+    assert all(answer == answers[0] for answer in answers)
+    return {name: copy.of for name, copy in answers[0].items()}, answers[0]
+
+
+def test_a_trimmed_noisy_copy_is_found_at_its_offset_and_other_moments_are_not(tmp_path):
+    found, copies = find(tmp_path, {"a": [walk(0)], "b": [walk(0, 14, noise=0.15, start=3.13)], "c": [walk(0, start=25)], "d": [walk(1)]})
+    assert found == {"b": "a"}
+    assert copies["b"].out_of == 64 or copies["b"].out_of == 65
+    assert copies["b"].moments > 0.8 * copies["b"].out_of and copies["b"].offset == pytest.approx(-3.1, abs=0.11)
+
+
+def test_landmarks_may_be_scaled_and_shifted(tmp_path):
+    times, points, shapes = walk(0)
+    assert find(tmp_path, {"a": [walk(0)], "b": [(times, 0.4 * points + 17, shapes)]})[0] == {"b": "a"}
+
+
+def test_a_face_that_does_not_move_says_nothing(tmp_path):
+    assert find(tmp_path, {name: [walk(0, noise=0.1, start=n, still=True)] for n, name in enumerate("abc")})[0] == {}
+
+
+def test_too_short_says_nothing_and_half_of_the_shorter_is_asked_for(tmp_path):
+    assert find(tmp_path / "short", {"a": [walk(0, 1.9)], "b": [walk(0, 1.9)]})[0] == {}
+    overlapping = {"a": [walk(0, 20)], "b": [walk(0, 20, start=7)], "c": [walk(0, 20, start=15)]}
+    assert find(tmp_path / "part", overlapping)[0] == {"b": "a"}  # what b alone would join with a is not joined over it
+
+
+def test_which_stays_depends_on_names_and_on_what_is_published(tmp_path):
+    same = {name: [walk(0, noise=0.02, start=0)] for name in "abc"}
+    assert find(tmp_path / "1", same)[0] == {"b": "a", "c": "a"}
+    assert find(tmp_path / "2", same, published={"b"})[0] == {"a": "b", "c": "b"}
+    assert find(tmp_path / "3", same, published={"b", "c"})[0] == {"a": "b"}
+    assert find(tmp_path / "4", same, identities={"a": "p", "b": "q"})[0] == {"c": "a"}  # a and b: a recognizer alone may tie them
+    assert find(tmp_path / "5", same, components={"a": "two"})[0] == {"c": "b"}
+
+
+def test_of_two_people_in_a_clip_both_count(tmp_path):
+    """Tracks of one source are added at one offset; one that shows half of the other's people is the shorter."""
+    both = [walk(0), walk(1)]
+    assert find(tmp_path / "1", {"a": both, "b": both[::-1]})[1]["b"].out_of == 2 * 94 + 2
+    assert find(tmp_path / "2", {"a": both, "b": [walk(1)], "c": [walk(2), walk(3), walk(1)]})[0] == {"b": "a"}
+
+
+def test_few_frames_a_second_are_enough_where_the_copy_begins_at_a_frame(tmp_path):
+    assert find(tmp_path, {"a": [walk(0, 50, 1.0)], "b": [walk(0, 40, 1.0, start=5)]}, fps=1.0)[0] == {"b": "a"}
+
+
+def test_blocks_of_every_length_find_what_pairs_alone_find():
+    """One that lies in many blocks, of tracks from 6 to 400 moments: each is found in the longest, at its place."""
+    drawn = np.random.default_rng(0)
+    whole = drawn.normal(size=(400, 188)).astype(np.float16)
+    cuts = [(int(drawn.integers(0, 300)), int(drawn.integers(6, 100))) for _ in range(300)]
+    tracks = [Track(0, (0, 0), (whole, whole))]
+    tracks += [Track(n, (0, 0), (whole[at : at + long], whole[at : at + long])) for n, (at, long) in enumerate(cuts, 1)]
+    found = {(tracks[one.first].source or tracks[one.second].source): one for one in compare_tracks(tracks) if 0 in (tracks[one.first].source, tracks[one.second].source)}
+    assert found.keys() == {n for n, _ in enumerate(cuts, 1)}
+    for n, (at, long) in enumerate(cuts, 1):
+        sign = 1 if tracks[found[n].second].source == 0 else -1
+        assert abs(sign * found[n].offset - 2 * at) <= 1 and found[n].moments == long
+
+
+def test_copies_of_copies_are_forgotten_together(tmp_path):
+    write_copies({"b": Copy("a", 9, 10, 0.0), "c": Copy("a", 9, 10, 0.0)}, str(tmp_path / "v1"))
+    write_copies({"d": Copy("c", 9, 10, 0.0)}, str(tmp_path / "v2"))
+    folders = [str(tmp_path / name) for name in ("v1", "v2", "v3")]
+    assert copies_of(folders, ["d"]) == {"a", "b", "c"} and copies_of(folders, ["x"]) == set()
+    write_copies({}, folders[0])
+    assert not (tmp_path / "v1" / FILE).exists() and copies_of(folders, ["a"]) == set()
