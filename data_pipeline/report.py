@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from data_pipeline.audit import summarize, wilson
 from data_pipeline.candidates import read_candidates_table
+from data_pipeline.copies import read_copies
 from data_pipeline.extend import COMPONENTS
 from data_pipeline.ledger import read_ledger
 from data_pipeline.pairing import AXES, SCORES
@@ -89,6 +90,7 @@ def write_data_report(work: str, version: str = "v1") -> str:
         accepted=accepted_pairs(folder, manifest),
         rejected=rejected_pairs(folder, work, config),
         said=VERDICTS_SAID,
+        copies=sorted(read_copies(folder).items()),
         failures=Counter(f"{row['status']}: {row['reason']}" for row in ledger if row.get("reason")).most_common(),
         failed=failed,
         warned=[row for row in ledger if row.get("warnings")],

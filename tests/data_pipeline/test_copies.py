@@ -1,6 +1,5 @@
 """A clip that comes again, compressed once more, scaled, cropped or cut, is one source; other moments of the same person are not."""
 
-import json
 import random
 import shutil
 from collections import Counter
@@ -9,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.build import Stopped, build_dataset
+from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
 from data_pipeline.copies import FILE, Copy, copies_of, find_copies, read_copies, write_copies
+from data_pipeline.diff import diff_versions
 from data_pipeline.forget import forget
 from data_pipeline.motion import Track, compare_tracks
-from data_pipeline.observations import SCHEMA, commit_part
+from data_pipeline.observations import commit_part
 from data_pipeline.pack import read_manifest
 from data_pipeline.report import write_data_report
 from data_pipeline.rules import PairingConfig
@@ -84,7 +84,7 @@ def test_a_face_that_does_not_move_says_nothing(tmp_path):
 
 
 def test_too_short_says_nothing_and_half_of_the_shorter_is_asked_for(tmp_path):
-    assert find(tmp_path / "short", {"a": [walk(0, 1.9)], "b": [walk(0, 1.9)]})[0] == {}
+    assert find(tmp_path / "short", {"a": [walk(0, 1.7)], "b": [walk(0, 1.7)]})[0] == {}
     overlapping = {"a": [walk(0, 20)], "b": [walk(0, 20, start=7)], "c": [walk(0, 20, start=15)]}
     assert find(tmp_path / "part", overlapping)[0] == {"b": "a"}  # what b alone would join with a is not joined over it
 
@@ -99,10 +99,10 @@ def test_which_stays_depends_on_names_and_on_what_is_published(tmp_path):
 
 
 def test_of_two_people_in_a_clip_both_count(tmp_path):
-    """Tracks of one source are added at one offset; one that shows half of the other's people is the shorter."""
+    """Tracks of one source are added at one offset; one person of two is half of the moments."""
     both = [walk(0), walk(1)]
     assert find(tmp_path / "1", {"a": both, "b": both[::-1]})[1]["b"].out_of == 2 * 94 + 2
-    assert find(tmp_path / "2", {"a": both, "b": [walk(1)], "c": [walk(2), walk(3), walk(1)]})[0] == {"b": "a"}
+    assert find(tmp_path / "2", {"a": both, "b": [walk(1)], "c": [walk(2), walk(3), walk(1)]})[0] == {"b": "a", "c": "a"}
 
 
 def test_few_frames_a_second_are_enough_where_the_copy_begins_at_a_frame(tmp_path):
@@ -113,7 +113,7 @@ def test_blocks_of_every_length_find_what_pairs_alone_find():
     """One that lies in many blocks, of tracks from 6 to 400 moments: each is found in the longest, at its place."""
     drawn = np.random.default_rng(0)
     whole = drawn.normal(size=(400, 188)).astype(np.float16)
-    cuts = [(int(drawn.integers(0, 300)), int(drawn.integers(6, 100))) for _ in range(300)]
+    cuts = [(int(drawn.integers(0, 300)), int(drawn.integers(6, 100))) for _ in range(100)]
     tracks = [Track(0, (0, 0), (whole, whole))]
     tracks += [Track(n, (0, 0), (whole[at : at + long], whole[at : at + long])) for n, (at, long) in enumerate(cuts, 1)]
     found = {(tracks[one.first].source or tracks[one.second].source): one for one in compare_tracks(tracks) if 0 in (tracks[one.first].source, tracks[one.second].source)}
@@ -130,3 +130,92 @@ def test_copies_of_copies_are_forgotten_together(tmp_path):
     assert copies_of(folders, ["d"]) == {"a", "b", "c"} and copies_of(folders, ["x"]) == set()
     write_copies({}, folders[0])
     assert not (tmp_path / "v1" / FILE).exists() and copies_of(folders, ["a"]) == set()
+
+
+NAMES = ("first", "second")
+
+
+@pytest.fixture(scope="module")
+def twice(models, clip, tmp_path_factory):
+    """A clip, it once more as somebody else has it, and another clip; a version of them."""
+    folder = tmp_path_factory.mktemp("again")
+    shutil.copyfile(clip("single_face"), folder / "first.mp4")
+    altered(clip("single_face"), folder / "second.mp4", crf=23, scale=0.9, crop=0.04)
+    shutil.copyfile(clip("carphone"), folder / "third.mp4")
+    items = [item_for(str(folder / f"{name}.mp4"), licence="test", identity="p" if name == "first" else None) for name in (*NAMES, "third")]
+    return folder / "w", items, build_dataset(CONFIG, str(folder / "w"), models, items)
+
+
+def verdicts(uri):
+    found = {name: Counter() for name in (*NAMES, "third")}
+    for row in read_candidates(uri):
+        found[row["source_id"]][row["verdict"]] += 1
+    return found
+
+
+def samples(uri):
+    return {row["key"]: (row["split"], row["source_id"]) for row in read_manifest(uri)}
+
+
+def test_a_copy_gives_no_sample_and_quotas_and_split_count_without_it(twice, models, tmp_path):
+    work, items, version = twice
+    assert {name: copy.of for name, copy in read_copies(version.uri).items()} == {"second": "first"}
+    found = verdicts(version.uri)
+    assert found["second"]["near-duplicate"] and not found["second"].keys() & {"accepted", "quota", "render failed"}
+    alone = build_dataset(CONFIG, str(tmp_path / "w"), models, [items[0], items[2]])
+    assert samples(version.uri) == samples(alone.uri) and "first" in {source for _, source in samples(version.uri).values()}
+    assert verify_version(version.uri) == []
+    backwards = build_dataset(CONFIG, str(tmp_path / "backwards"), models, items[::-1])
+    assert backwards.digest == version.digest
+    assert (Path(backwards.uri) / FILE).read_bytes() == (Path(version.uri) / FILE).read_bytes()
+
+
+def test_why_report_and_funnel_tell_of_it(twice):
+    work, _, version = twice
+    said = why("second", str(work))
+    assert said[0] == "source second: ok" and any("it shows the clip of first: faces move alike in 7 of 7 moments" in line for line in said)
+    assert not any("it shows the clip" in line for line in why("first", str(work)))
+    assert {"step": "sources", "name": "rejected: near-duplicate", "count": 1} in version.funnel
+    counts = {(row["step"], row["name"]): row["count"] for row in version.funnel}
+    assert sum(count for (step, name), count in counts.items() if step == "sources" and name != "in") == counts["sources", "in"] == 3
+    page = Path(write_data_report(str(work))).read_text()
+    assert "second" in page and "shows the clip of first" in page
+
+
+def test_without_near_duplicates_both_are_used_and_diff_says_why_one_went(twice, models, tmp_path):
+    work, items, version = str(shutil.copytree(twice[0], tmp_path / "w")), twice[1], twice[2]
+    apart = CONFIG.model_copy(update={"name": "apart", "pairing": PAIRING.model_copy(update={"near_duplicate_bits": -1})})
+    both = build_dataset(apart, work, models, items)
+    assert verdicts(both.uri)["second"]["accepted"] and read_copies(both.uri) == {}
+    again = build_dataset(CONFIG, work, models, items)
+    assert again.digest == version.digest
+    done = diff_versions(both.uri, again.uri)
+    assert set(done["removed_because"]) == {"near-duplicate"} and not done["added"]
+
+
+@pytest.mark.parametrize("given", [0, 1])
+def test_what_is_published_stays_and_its_copy_adds_nothing(twice, models, tmp_path, given):
+    work, items = str(shutil.copytree(twice[0], tmp_path / "w")), twice[1]
+    base = build_dataset(CONFIG.model_copy(update={"name": "base"}), work, models, [items[given]])
+    extended = build_dataset(CONFIG.model_copy(update={"name": "more", "extends": "base"}), work, models, items[:2])
+    assert samples(base.uri) == samples(extended.uri) != {}
+    assert {name: copy.of for name, copy in read_copies(extended.uri).items()} == {NAMES[1 - given]: NAMES[given]}
+
+
+@pytest.mark.parametrize("asked", [{"source": "first"}, {"source": "second"}, {"identity": "p"}])
+def test_with_one_the_other_is_forgotten(twice, models, tmp_path, asked):
+    """By whatever option: the same pictures would come in its place. What is left of the list of copies names neither."""
+    work, items = str(shutil.copytree(twice[0], tmp_path / "w")), twice[1]
+    done = forget(work, **asked)
+    assert done.sources == 2 and done.samples["v1"] > 0
+    assert not any(b'"second"' in path.read_bytes() or b'"first"' in path.read_bytes() for path in Path(work).rglob("*.json*"))
+    again = build_dataset(CONFIG, work, models, items)
+    assert {source for _, source in samples(again.uri).values()} == {"third"} and not (Path(again.uri) / FILE).exists()
+
+
+def test_a_pin_of_a_copy_holds_for_what_stays(twice, models, tmp_path):
+    """What is declared of a source that is not used is not lost."""
+    pinned = [twice[1][0], twice[1][1].model_copy(update={"split": "test"}), twice[1][2]]
+    work = str(shutil.copytree(twice[0], tmp_path / "w"))
+    version = build_dataset(CONFIG.model_copy(update={"name": "pinned"}), work, models, pinned)
+    assert {split for split, source in samples(version.uri).values() if source == "first"} == {"test"}

@@ -84,7 +84,7 @@ def test_what_is_published_or_called_good_stays_and_the_sharper_goes():
     assert find(*rows, kept={"x", "y"}) == set()
 
 
-CONFIG = DataConfig(analyze=AnalyzeConfig(workers=0), pairing=PairingConfig(max_upscale=6.0))
+CONFIG = DataConfig(analyze=AnalyzeConfig(workers=0, fps=2.5), pairing=PairingConfig(max_upscale=6.0))
 NAMES = ("first", "second")
 
 
