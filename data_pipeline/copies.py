@@ -88,24 +88,23 @@ def _find_in_one(
         for track in tracks_of(read_columns(work, part, list(READ)), number, clock)
     ]
     votes: dict[tuple[int, int], Counter[int]] = defaultdict(Counter)
-    for first, second, offset, moments in compare_tracks(tracks):
+    for first, second, agreed in compare_tracks(tracks):
         a, b = tracks[first].source, tracks[second].source
-        votes[min(a, b), max(a, b)][offset if a < b else -offset] += moments
+        votes[min(a, b), max(a, b)][agreed.offset if a < b else -agreed.offset] += agreed.moments
     length = Counter[int]()
     for track in tracks:
         length[track.source] += len(track.changes[0])
     found: dict[str, Copy] = {}
-    for earlier, later in sorted(votes):
-        first, second = names[earlier], names[later]
-        people = {items[name].identity for name in (first, second)} - {None}
-        if first in found or second in found or second in published or len(people) > 1:
+    for (earlier, later), cast in sorted(votes.items()):
+        stays, goes = names[earlier], names[later]
+        people = {items[name].identity for name in (stays, goes)} - {None}
+        if stays in found or goes in found or goes in published or len(people) > 1:
             continue
-        cast = votes[earlier, later]
         gathered = {offset: sum(cast[offset + near] for near in range(-_NEAR, _NEAR + 1)) for offset in cast}
         offset = max(gathered, key=lambda offset: (gathered[offset], -abs(offset), offset))
         out_of = min(length[earlier], length[later])
         if gathered[offset] >= SHARE * out_of:
-            found[second] = Copy(first, min(gathered[offset], out_of), out_of, round(offset * clock.step / 2, 3))
+            found[goes] = Copy(stays, min(gathered[offset], out_of), out_of, round(offset * clock.step / 2, 3))
     return found
 
 

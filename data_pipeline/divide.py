@@ -83,7 +83,7 @@ def tie(
     centroids: dict[str, npt.NDArray[np.float32]],
     base: Base | None,
     config: SplitConfig,
-    copies: Mapping[str, Copy] = {},
+    copies: Mapping[str, Copy],
 ) -> Tied:
     """Ties sources by what is declared of them, by faces, and copies to what they are copies of.
 

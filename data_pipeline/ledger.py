@@ -56,7 +56,11 @@ class Ledger:
 
     def counts(self, copies: Collection[str] = ()) -> dict[str, int]:
         """How many sources ended how: `ok`, `rejected: no face`, `failed: truncated` ...; `copies` are told as near-duplicates, whatever else they are."""
-        names = (row["status"] if not row.get("reason") else f"{row['status']}: {row['reason']}" for row in self.rows if row["source_id"] not in copies)
+        names = (
+            row["status"] if not row.get("reason") else f"{row['status']}: {row['reason']}"
+            for row in self.rows
+            if row["source_id"] not in copies
+        )
         counts = Counter(names) + Counter({"rejected: near-duplicate": len(copies)})
         return dict(sorted(counts.items()))
 

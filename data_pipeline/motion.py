@@ -54,10 +54,11 @@ class Track(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """Two tracks that move alike."""
+    """How alike two tracks move at the offset of which the evidence is largest."""
 
-    first: int
-    second: int
+    evidence: float
+    like: float
+    """r."""
     offset: int
     """Time of the second less that of the first, in half steps."""
     moments: int
@@ -116,8 +117,8 @@ def _changes(times: npt.NDArray[np.float64], shown: Array, phase: float, clock: 
     return int(first), (there[clock.lag :] - there[: -clock.lag]).astype(np.float16)
 
 
-def compare_tracks(tracks: Sequence[Track]) -> Iterator[Agreement]:
-    """Pairs of tracks of different sources that move alike, each at its best offset.
+def compare_tracks(tracks: Sequence[Track]) -> Iterator[tuple[int, int, Agreement]]:
+    """Numbers of two tracks of different sources that move alike.
 
     All offsets of a block's pairs are scored at once by Fourier transforms in single precision; what comes near is computed again, exactly. Time grows
     with the square of the tracks and with their length; memory is that of the tracks and of a block.
@@ -133,9 +134,9 @@ def compare_tracks(tracks: Sequence[Track]) -> Iterator[Agreement]:
             for a, b in np.argwhere(near).tolist():
                 first, second = mine[a], others[b]
                 if tracks[first].source != tracks[second].source and (others is not mine or a < b):
-                    agreed = _best_offset(tracks[first], tracks[second])
-                    if agreed:
-                        yield Agreement(first, second, *agreed)
+                    found = agreement(tracks[first], tracks[second])
+                    if found.evidence >= EVIDENCE and found.like >= LIKENESS:
+                        yield first, second, found
 
 
 def _blocks(order: Sequence[int], tracks: Sequence[Track]) -> Iterator[list[int]]:
@@ -166,8 +167,7 @@ def _come_near(first: Sequence[npt.NDArray[np.float16]], second: Sequence[npt.ND
     # below a share of all movement, single precision says nothing
     np.maximum(whole, 1e-4 * np.add.outer(a.energy, b.energy) + 1e-12, out=whole)
     whole *= needed[count]
-    near: npt.NDArray[np.bool_] = (2 * seen >= whole).any(axis=0)
-    return near
+    return np.asarray((2 * seen >= whole).any(axis=0))
 
 
 def _back(product: npt.NDArray[np.complex64], size: int) -> Array:
@@ -193,26 +193,26 @@ def _spectrum(moves: Sequence[npt.NDArray[np.float16]], size: int) -> _Spectrum:
         padded[: len(mine), n] = mine
         there[: len(mine), n] = 1
     squares = np.einsum("tnd,tnd->tn", padded, padded)
-    return _Spectrum(*(scipy.fft.rfft(values, axis=0) for values in (padded, squares, there)), squares.sum(axis=0))
+    moves_of, squares_of, there_of = (scipy.fft.rfft(values, axis=0) for values in (padded, squares, there))
+    return _Spectrum(moves_of, squares_of, there_of, squares.sum(axis=0))
 
 
-def _best_offset(first: Track, second: Track) -> tuple[int, int] | None:
-    """Offset (half steps) with the most evidence, and moments that agree there; None where it is not enough."""
-    best: tuple[float, int, int] | None = None
+def agreement(first: Track, second: Track) -> Agreement:
+    """Of two tracks, whatever it is; of overlaps under `_LEAST` moments nothing is said."""
+    best = Agreement(0.0, 0.0, 0, 0)
     a = first.changes[0].astype(np.float64)
     for phase, start, changes in zip(_PHASES, second.start, second.changes, strict=True):
         b = changes.astype(np.float64)
         product = a @ b.T
         squares = np.add.outer((a**2).sum(axis=1), (b**2).sum(axis=1))
-        shift = np.subtract.outer(-np.arange(len(a)), -np.arange(len(b))) + len(a) - 1
-        seen, whole, count = (np.bincount(shift.ravel(), of.ravel()) for of in (product, squares, np.ones_like(product)))
+        place = np.subtract.outer(-np.arange(len(a)), -np.arange(len(b))) + len(a) - 1
+        seen, whole, count = (np.bincount(place.ravel(), values.ravel()) for values in (product, squares, np.ones_like(product)))
         like = np.where(count >= _LEAST, 2 * seen / np.maximum(whole, 1e-12), 0.0)
-        sure = np.where(like >= LIKENESS, np.arctanh(np.clip(like, 0, 0.9999)) * np.sqrt(count), 0.0)
-        n = int(sure.argmax())
-        if sure[n] >= EVIDENCE and (best is None or sure[n] > best[0]):
+        evidence = np.arctanh(np.clip(like, 0, 0.9999)) * np.sqrt(count)
+        n = int(evidence.argmax())
+        if evidence[n] > best.evidence:
             later = n - len(a) + 1
             apart = np.diagonal(squares, later) - 2 * np.diagonal(product, later)
-            agree = apart <= (1 - LIKENESS) * whole[n] / count[n]
-            offset = 2 * (start + later - first.start[0]) + round(2 * phase)
-            best = (float(sure[n]), offset, int(agree.sum()))
-    return best and best[1:]
+            agree = int((apart <= (1 - LIKENESS) * whole[n] / count[n]).sum())
+            best = Agreement(float(evidence[n]), float(like[n]), 2 * (start + later - first.start[0]) + round(2 * phase), agree)
+    return best

@@ -7,9 +7,13 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from data_pipeline.divide import divide
+from data_pipeline.divide import divide, tie
 from data_pipeline.split import SplitConfig, find_components
 from tests.data_pipeline.links import base_of, pair, source
+
+
+def divided(accepted, items, centroids, base, config):
+    return divide(accepted, items, tie(accepted, items, centroids, base, config, {}), base, config)
 
 
 def face(*numbers):
@@ -21,7 +25,7 @@ def face(*numbers):
 def test_a_track_that_links_two_splits_is_a_conflict():
     items = {name: source(name) for name in ("a", "b", "c", "d")}
     centroids = {"a/0": face(0), "b/0": face(1), "c/0": face(0, 1), "d/0": face(0, 2)}
-    division = divide([pair("c"), pair("d")], items, centroids, base_of({"a": "train", "b": "test"}), SplitConfig(link_similarity=0.6))
+    division = divided([pair("c"), pair("d")], items, centroids, base_of({"a": "train", "b": "test"}), SplitConfig(link_similarity=0.6))
     assert division.tracks == {"c/0": ["a", "b"]}
     assert division.conflicts == {}
     assert division.verdict(pair("c")) == "split conflict"
@@ -36,7 +40,7 @@ def test_only_the_tracks_that_link_are_left_out(tmp_path):
     centroids |= {"f/0": face(0), "f/1": face(1)}  # declared to be of a's group: the track that is like b goes
     items |= {"a": source("a", group="g"), "f": source("f", group="g")}
     tracks = [pair("c") | {"from_track": n, "to_track": n} for n in range(3)]
-    division = divide(
+    division = divided(
         [*tracks, pair("e"), pair("f")], items, centroids, base_of({"a": "train", "b": "test"}), SplitConfig(link_similarity=0.6)
     )
     assert [division.verdict(row) for row in tracks] == ["split conflict", "split conflict", None]
@@ -55,7 +59,7 @@ def test_a_new_track_of_a_published_source_may_link_too():
     """It was left out of what is extended, or is seen only now: it goes, and ties nobody."""
     base = replace(base_of({"a": "train", "b": "test"}), tracks=frozenset({"a/0", "b/0"}))
     centroids = {"a/0": face(0), "a/1": face(1), "b/0": face(1), "new/0": face(0)}
-    division = divide([pair("new")], {name: source(name) for name in ("a", "b", "new")}, centroids, base, SplitConfig(link_similarity=0.6))
+    division = divided([pair("new")], {name: source(name) for name in ("a", "b", "new")}, centroids, base, SplitConfig(link_similarity=0.6))
     assert (division.tracks, division.conflicts) == ({"a/1": ["a", "b"]}, {})
     assert division.split_of["new"] == "train"
 
@@ -68,7 +72,7 @@ def test_a_conflict_of_declared_people_is_found_too():
         "b2": source("b2", group="g"),
     }
     base = base_of({"a": "train", "b": "test", "b2": "test"})
-    assert list(divide([pair("c")], items, {}, base, SplitConfig()).conflicts) == ["c"]
+    assert list(divided([pair("c")], items, {}, base, SplitConfig()).conflicts) == ["c"]
 
 
 def test_what_was_published_never_changes_sides():
@@ -76,12 +80,12 @@ def test_what_was_published_never_changes_sides():
     items = {name: source(name) for name in ("a", "b", "new")}
     centroids = {"a/0": face(0), "b/0": face(0, 1), "new/0": face(1)}
     accepted = [*map(pair, items), pair("a") | {"target_id": "b"}]
-    division = divide(accepted, items, centroids, base_of({"a": "train", "b": "test"}), SplitConfig(link_similarity=0.6))
+    division = divided(accepted, items, centroids, base_of({"a": "train", "b": "test"}), SplitConfig(link_similarity=0.6))
     assert division.tracks == {"new/0": ["a", "b"]}
     assert {name: division.split_of[name] for name in ("a", "b")} == {"a": "train", "b": "test"}
     assert [division.verdict(row) for row in accepted] == [None, None, "split conflict", "split conflict"]
     same = {"a": source("a", identity="x"), "b": source("b", identity="x"), "new": source("new", identity="x")}
-    assert divide(accepted, same, {}, base_of({"a": "train", "b": "test"}), SplitConfig()).conflicts == {"new": ["a", "b"]}
+    assert divided(accepted, same, {}, base_of({"a": "train", "b": "test"}), SplitConfig()).conflicts == {"new": ["a", "b"]}
 
 
 def test_links_that_appear_without_a_conflict_are_looked_at_too():
@@ -91,7 +95,7 @@ def test_links_that_appear_without_a_conflict_are_looked_at_too():
     centroids |= {"c/0": face(1, 2), "c/1": face(5), "c/2": face(6), "e/0": face(0), "e/1": face(1, 2, 3)}
     names = ("a", "a2", "b", "b2", "c", "e")
     config = SplitConfig(link_similarity=0.5, link_nearest=1, small_dataset=1, max_component=1.0)
-    division = divide([pair("c"), pair("e")], {name: source(name) for name in names}, centroids, base, config)
+    division = divided([pair("c"), pair("e")], {name: source(name) for name in names}, centroids, base, config)
     assert sorted(division.conflicts) == ["c", "e"]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.analyze import analyze
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
@@ -46,7 +47,14 @@ def observe_rows(work, name, *tracks):
     rows = []
     for number, (times, points, shapes) in enumerate(tracks):
         rows += [
-            {"source_id": name, "track": number, "pts": float(t), "landmarks": p.tolist(), "blendshapes": b.tolist(), "representative": False}
+            {
+                "source_id": name,
+                "track": number,
+                "pts": float(t),
+                "landmarks": p.tolist(),
+                "blendshapes": b.tolist(),
+                "representative": False,
+            }
             for t, p, b in zip(times, points, shapes, strict=True)
         ]
     commit_part(str(work), name, rows, {"source_id": name}, {})
@@ -116,11 +124,11 @@ def test_blocks_of_every_length_find_what_pairs_alone_find():
     cuts = [(int(drawn.integers(0, 300)), int(drawn.integers(6, 100))) for _ in range(100)]
     tracks = [Track(0, (0, 0), (whole, whole))]
     tracks += [Track(n, (0, 0), (whole[at : at + long], whole[at : at + long])) for n, (at, long) in enumerate(cuts, 1)]
-    found = {(tracks[one.first].source or tracks[one.second].source): one for one in compare_tracks(tracks) if 0 in (tracks[one.first].source, tracks[one.second].source)}
+    found = {a or b: (one, -1 if a else 1) for a, b, one in compare_tracks(tracks) if 0 in (a, b)}
     assert found.keys() == {n for n, _ in enumerate(cuts, 1)}
     for n, (at, long) in enumerate(cuts, 1):
-        sign = 1 if tracks[found[n].second].source == 0 else -1
-        assert abs(sign * found[n].offset - 2 * at) <= 1 and found[n].moments == long
+        one, sign = found[n]
+        assert abs(sign * one.offset + 2 * at) <= 1 and one.moments == long
 
 
 def test_copies_of_copies_are_forgotten_together(tmp_path):
@@ -219,3 +227,20 @@ def test_a_pin_of_a_copy_holds_for_what_stays(twice, models, tmp_path):
     work = str(shutil.copytree(twice[0], tmp_path / "w"))
     version = build_dataset(CONFIG.model_copy(update={"name": "pinned"}), work, models, pinned)
     assert {split for split, source in samples(version.uri).values() if source == "first"} == {"test"}
+
+
+def test_other_moments_of_one_man_and_his_mirror_image_are_no_copies(models, clip, tmp_path):
+    pieces = {
+        "early": {"seconds": 2.0},
+        "late": {"start": 2.0},
+        "mirrored": {"mirror": True},
+        "still": {"still": True},
+        "frozen": {"start": 1.0, "still": True},
+    }
+    items = []
+    for name, how in pieces.items():
+        items.append(item_for(altered(clip("carphone"), tmp_path / f"{name}.mp4", **how), licence="test", group="g"))
+    ledger = analyze(items, CONFIG.analyze, models, str(tmp_path / "w"))
+    parts = {row["source_id"]: row["parts"] for row in ledger.rows if row["status"] == "ok"}
+    assert parts.keys() == pieces.keys()
+    assert find_copies(dict.fromkeys(pieces, "g"), {item.source_id: item for item in items}, parts, (), 5.0, str(tmp_path / "w")) == {}

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from data_pipeline.build import build_dataset
-from data_pipeline.divide import divide
+from data_pipeline.divide import divide, tie
 from data_pipeline.extend import merge, merged_away, read_base
 from data_pipeline.published import read_index, read_manifest
 from data_pipeline.split import SplitConfig
@@ -21,6 +21,10 @@ from tests.data_pipeline.small import config
 def first(models, tmp_path_factory):
     work = tmp_path_factory.mktemp("extend")
     return work, build_dataset(config(8), str(work), models)
+
+
+def divided(accepted, items, centroids, base, config):
+    return divide(accepted, items, tie(accepted, items, centroids, base, config, {}), base, config)
 
 
 def test_an_extension_changes_nothing_that_was_published(first, models):
@@ -78,12 +82,12 @@ def test_an_extension_lists_what_it_extends(first, models):
         build_dataset(config(4, name="less", extends="v1"), str(work), models)
     base = base_of({"old": "test"})
     with pytest.raises(UserError, match=r"not in the work list \(old\)"):
-        divide([pair("new")], {"new": source("new", identity="alice")}, {}, base, SplitConfig())
+        divided([pair("new")], {"new": source("new", identity="alice")}, {}, base, SplitConfig())
     linked = replace(base, components={"old": "mid", "mid": "mid", "broken": "broken"})
     with pytest.raises(
         UserError, match=r"not in the work list \(mid\)"
     ):  # gave no sample, but it may be what ties a new source to the old one
-        divide([pair("new")], {name: source(name) for name in ("old", "new")}, {}, linked, SplitConfig())
+        divided([pair("new")], {name: source(name) for name in ("old", "new")}, {}, linked, SplitConfig())
 
 
 def test_an_extension_finds_the_people_it_extends():

@@ -110,7 +110,7 @@ def altered(path, target, start=0.0, seconds=None, crf=18, scale=1.0, crop=0.0, 
     with av.open(path) as given, av.open(str(target), "w") as made:
         video = given.streams.video[0]
         left, top = (int(side * crop) for side in (video.width, video.height))
-        size = [int(round((side - 2 * cut) * scale / 2)) * 2 for side, cut in ((video.width, left), (video.height, top))]
+        size = [round((side - 2 * cut) * scale / 2) * 2 for side, cut in ((video.width, left), (video.height, top))]
         stream = made.add_stream("libx264", rate=video.average_rate, options={"crf": str(crf), "threads": "1", "preset": "fast"})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 12800)
