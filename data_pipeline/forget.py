@@ -89,11 +89,12 @@ def forget(
 
 def _shown_by_others(work: str, names: set[str], identity: str | None, licence: str | None) -> set[str]:
     """Sources with the content of what is to be removed, or that show its clip: they would come in its place."""
-    versions = versions_of(work, views=False)
     declared = Removals(frozenset(), frozenset({hash_name(identity)} if identity else ()), frozenset({licence} if licence else ()))
-    given = names | find_removed(work, declared, read_worklist(join(work, "worklist.parquet")), versions)
-    found = set(given)
-    while more := (duplicates_of(work, found) | copies_of(versions, found)) - found:
+    given = set(names)
+    if identity or licence:
+        given |= find_removed(work, declared, read_worklist(join(work, "worklist.parquet")), versions_of(work, views=False))
+    found, folders = set(given), list_folders(join(work, "versions"))
+    while more := (duplicates_of(work, found) | copies_of(folders, found)) - found:
         found |= more
     return found - given
 

@@ -38,8 +38,8 @@ _LEAST = 5
 """Moments, under which an overlap is not looked at."""
 _NEAR = 0.97
 """Share of what is asked for, from which single precision's answer is computed again."""
-_BLOCK = 2**14
-"""Moments of a block of tracks that are compared at once."""
+_MOST, _BLOCK = 128, 2**16
+"""Tracks, and moments, of a block that is compared with another at once: a few hundred MB."""
 Array = npt.NDArray[np.float32]
 
 
@@ -80,6 +80,11 @@ class Clock:
     def lag(self) -> int:
         """Steps over which a change is taken."""
         return max(1, round(_SECONDS / self.step))
+
+    @property
+    def least(self) -> int:
+        """Frames, under which nothing can be said of a source."""
+        return self.lag + _LEAST
 
 
 def tracks_of(observed: pa.Table, source: int, clock: Clock) -> list[Track]:
@@ -127,22 +132,30 @@ def compare_tracks(tracks: Sequence[Track]) -> Iterator[tuple[int, int, Agreemen
     blocks = list(_blocks(order, tracks))
     for number, mine in enumerate(blocks):
         for others in blocks[number:]:
-            near = np.zeros((len(mine), len(others)), bool)
-            with threadpool_limits(1):  # many small products: threads would wait for each other
-                for phase in range(len(_PHASES)):
-                    near |= _come_near([tracks[n].changes[0] for n in mine], [tracks[n].changes[phase] for n in others])
-            for a, b in np.argwhere(near).tolist():
-                first, second = mine[a], others[b]
-                if tracks[first].source != tracks[second].source and (others is not mine or a < b):
-                    found = agreement(tracks[first], tracks[second])
-                    if found.evidence >= EVIDENCE and found.like >= LIKENESS:
-                        yield first, second, found
+            with threadpool_limits(1):  # of many small products threads would wait for each other
+                found = _compare(mine, others, tracks)
+            yield from found
+
+
+def _compare(mine: Sequence[int], others: Sequence[int], tracks: Sequence[Track]) -> list[tuple[int, int, Agreement]]:
+    """Those of two blocks, or of one with itself."""
+    near = np.zeros((len(mine), len(others)), bool)
+    for phase in range(len(_PHASES)):
+        near |= _come_near([tracks[n].changes[0] for n in mine], [tracks[n].changes[phase] for n in others])
+    found = []
+    for a, b in np.argwhere(near).tolist():
+        first, second = mine[a], others[b]
+        if tracks[first].source != tracks[second].source and (others is not mine or a < b):
+            agreed = agreement(tracks[first], tracks[second])
+            if agreed.evidence >= EVIDENCE and agreed.like >= LIKENESS:
+                found.append((first, second, agreed))
+    return found
 
 
 def _blocks(order: Sequence[int], tracks: Sequence[Track]) -> Iterator[list[int]]:
     block: list[int] = []
     for n in order:
-        if block and (len(block) + 1) * _size(2 * len(tracks[n].changes[0])) > _BLOCK:
+        if block and (len(block) == _MOST or (len(block) + 1) * _size(2 * len(tracks[n].changes[0])) > _BLOCK):
             yield block
             block = []
         block.append(n)

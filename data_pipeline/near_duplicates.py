@@ -1,4 +1,5 @@
-"""Accepted pairs that show again what one of another source shows: a clip of somebody who is not declared, in two files.
+"""Accepted pairs that show again what one of another source shows, where the sources are no copies: clips under two seconds, or that hardly move, or of
+which less than half is the same (`copies` takes out the others whole).
 
 Within a person near-duplicates are refused while pairs are judged (`judge`). Which sources may show one person is known when the split's components are:
 the accepted pairs of a component are then compared, sharpest first as within a person, so that neither workers nor the order of sources play a part.

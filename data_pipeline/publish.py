@@ -17,9 +17,11 @@ from data_pipeline.extend import Base
 from data_pipeline.judge import Judged, accepted_rows, count_verdicts, judge, passed_sources
 from data_pipeline.ledger import Ledger
 from data_pipeline.models_used import Model
+from data_pipeline.motion import Clock
 from data_pipeline.near_duplicates import find_across_sources
 from data_pipeline.observe import Observed
-from data_pipeline.pack import pack, sources_of, withdraw
+from data_pipeline.pack import pack, withdraw
+from data_pipeline.published import sources_of
 from data_pipeline.render import render_crops
 from data_pipeline.rewrite import Rewriter
 from data_pipeline.rules import CODE, SETTINGS, Rules, Usage
@@ -133,7 +135,9 @@ def _find_copies(plan: Plan, tables: list[str], judged: list[Judged], tied: Tied
     if plan.config.pairing.near_duplicate_bits < 0 or max(sizes.values(), default=0) < 2:
         return {}
     passed = {name for uri, found in zip(tables, judged, strict=True) for name in passed_sources(uri, found)} - known.keys()
-    parts = {row["source_id"]: row["parts"] for row in plan.observed.ledger.usable() if row["source_id"] in passed}
+    least = Clock(plan.config.analyze.fps).least
+    seen = [row for row in plan.observed.ledger.usable() if row["source_id"] in passed and row["frames"] >= least]
+    parts = {row["source_id"]: row["parts"] for row in seen}
     published = {name for row in plan.base.rows for name in sources_of(row)} if plan.base else set[str]()
     return find_copies(of, items, parts, published, plan.config.analyze.fps, plan.work)
 
