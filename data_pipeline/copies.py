@@ -46,6 +46,7 @@ def find_copies(
     published: Collection[str],
     fps: float,
     work: str,
+    compared: list[set[str]],
 ) -> dict[str, Copy]:
     """Finds videos that show what another shows.
 
@@ -56,6 +57,7 @@ def find_copies(
         published: Sources with samples in a version that is extended: they stay.
         fps: Frames a second that were looked at.
         work: The build's folder.
+        compared: Sources that were compared with each other before, with what was found: among them is nothing new. Those compared now are added.
 
     Returns:
         Source id -> the first by name, published ones first, that it is a copy of and that is none itself.
@@ -66,7 +68,8 @@ def find_copies(
             tied[components[name]].append(name)
     found: dict[str, Copy] = {}
     for _, names in sorted(tied.items()):
-        if len(names) > 1:
+        if len(names) > 1 and not any(known.issuperset(names) for known in compared):
+            compared.append(set(names))
             names.sort(key=lambda name: (name not in published, name))
             found |= _find_in_one(names, items, parts, published, Clock(fps), work)
     return found

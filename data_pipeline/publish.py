@@ -115,6 +115,7 @@ def _judge(plan: Plan) -> _Found:
     tables = score_pairs(observed.ledger.usable(), given, people, plan.work, workers)
     usage, keys = (base.usage, base.keys) if base else (Usage(), frozenset[str]())
     copies: dict[str, Copy] = {}
+    compared: list[set[str]] = []
     while True:
         rules = Rules(pairing, plan.labels, keys, usage, observed.holdout.bars, frozenset(copies))
         judged = judge(tables, rules, observed.identities, workers)
@@ -122,13 +123,15 @@ def _judge(plan: Plan) -> _Found:
         fresh = [(number, row) for number, row in accepted if row["key"] not in keys]
         centroids = {track: face for found in judged for track, face in found.people.items()}
         tied = tie([row for _, row in fresh], observed.items, centroids, base, plan.config.split, copies)
-        more = _find_copies(plan, tables, judged, tied, copies)
+        more = _find_copies(plan, tables, judged, tied, copies, compared)
         if not more:
             return _Found(tables, judged, accepted, fresh, tied, copies)
         copies |= more
 
 
-def _find_copies(plan: Plan, tables: list[str], judged: list[Judged], tied: Tied, known: Mapping[str, Copy]) -> dict[str, Copy]:
+def _find_copies(
+    plan: Plan, tables: list[str], judged: list[Judged], tied: Tied, known: Mapping[str, Copy], compared: list[set[str]]
+) -> dict[str, Copy]:
     """Copies among the tied videos of which no filter refused every pair, beyond those that are known."""
     items, of = plan.observed.items, tied.components.of_source
     sizes = Counter(of[name] for name, item in items.items() if item.kind == "video" and name in of and name not in known)
@@ -139,7 +142,7 @@ def _find_copies(plan: Plan, tables: list[str], judged: list[Judged], tied: Tied
     seen = [row for row in plan.observed.ledger.usable() if row["source_id"] in passed and row["frames"] >= least]
     parts = {row["source_id"]: row["parts"] for row in seen}
     published = {name for row in plan.base.rows for name in sources_of(row)} if plan.base else set[str]()
-    return find_copies(of, items, parts, published, plan.config.analyze.fps, plan.work)
+    return find_copies(of, items, parts, published, plan.config.analyze.fps, plan.work, compared)
 
 
 def _refuse(plan: Plan, division: Division, found: _Found) -> list[Numbered]:

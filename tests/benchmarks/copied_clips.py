@@ -119,7 +119,7 @@ def whole_copies(tracks: dict[str, list[Track]], items: dict[str, WorkItem], par
             yield f"| {clip} and {name} | {found.like:.2f} | {found.evidence:.1f} | {found.moments} of {out_of} |"
     shown = {name: item for name, item in items.items() if not name.startswith("whole")}
     names = {item.source_id: name for name, item in shown.items()}
-    found_all = find_copies(dict.fromkeys(names, "one"), {item.source_id: item for item in shown.values()}, parts, (), FPS, work)
+    found_all = find_copies(dict.fromkeys(names, "one"), {item.source_id: item for item in shown.values()}, parts, (), FPS, work, [])
     said = {names[copy]: names[of.of] for copy, of in found_all.items()}
     right = {f"{clip}, {name}": clip for clip in CLIPS for name in COPIES}
     wrong = {name: of for name, of in said.items() if right.get(name) != of}
