@@ -15,7 +15,7 @@ from data_pipeline.motion import READ, Clock, compare_tracks, tracks_of
 from data_pipeline.observations import read_columns
 from data_pipeline.removals import Removals
 from data_pipeline.worklist import WorkItem
-from infra.state import PUBLISHED, read_json
+from infra.state import PUBLISHED, read_json, reading
 from infra.storage import commit_changed, delete, exists, join
 
 FILE = "copies.json"
@@ -125,7 +125,8 @@ def read_copies(folder: str) -> dict[str, Copy]:
     """Those of a version."""
     uri = join(folder, FILE)
     rows: dict[str, dict[str, Any]] = read_json(uri, mend=PUBLISHED) if exists(uri) else {}
-    return {name: Copy(**row) for name, row in rows.items()}
+    with reading(uri, PUBLISHED):
+        return {name: Copy(**row) for name, row in rows.items()}
 
 
 def forget_copies(folder: str, removals: Removals) -> None:

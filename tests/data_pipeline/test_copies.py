@@ -24,6 +24,7 @@ from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.verify import verify_version
 from data_pipeline.why import why
 from data_pipeline.worklist import WorkItem, item_for
+from infra.errors import UserError
 from tests.data_pipeline.videos import altered
 
 PAIRING = PairingConfig(max_upscale=9.0, min_sharpness=3.0)
@@ -145,6 +146,11 @@ def test_copies_of_copies_are_forgotten_together(tmp_path):
     write_copies({"d": Copy("c", 9, 10, 0.0)}, str(tmp_path / "v2"))
     folders = [str(tmp_path / name) for name in ("v1", "v2", "v3")]
     assert copies_of(folders, ["d"]) == {"a", "b", "c"} and copies_of(folders, ["x"]) == set()
+    for damaged in ("{", '{"b": {"of": "a"}}'):
+        (tmp_path / "v2" / FILE).write_text(damaged)
+        with pytest.raises(UserError, match="is damaged"):
+            read_copies(folders[1])
+    (tmp_path / "v2" / FILE).unlink()
     write_copies({}, folders[0])
     assert not (tmp_path / "v1" / FILE).exists() and copies_of(folders, ["a"]) == set()
 
