@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.split import Link
+from data_pipeline.people import Link, source_of
 from lato.pairs import Split
 
 Reach = dict[Split, str]
@@ -45,7 +45,7 @@ def find_conflicts(
     """
     tracks: dict[str, list[str]] = defaultdict(list)
     for track in sorted(faces):
-        tracks[_source(track)].append(track)
+        tracks[source_of(track)].append(track)
     linked: dict[str, list[str]] = defaultdict(list)
     for _, a, b in links:
         linked[a].append(b)
@@ -53,12 +53,12 @@ def find_conflicts(
     people = _People(known)
     present = {track for name in known for track in tracks[name] if not published or track in published}
     for name in sorted(known):
-        people.join([name, *ties.get(name, []), *(_source(b) for a in tracks[name] if a in present for b in linked[a] if b in present)])
+        people.join([name, *ties.get(name, []), *(source_of(b) for a in tracks[name] if a in present for b in linked[a] if b in present)])
     found = Conflicts({}, {})
     for name in [*sorted(known), *sorted(set(sources) - known.keys())]:
         fresh = [track for track in tracks[name] if track not in present]
         own: Reach = {known[name]: name} if name in known else people.reach(ties.get(name, []))
-        touched = {track: [_source(other) for other in linked[track] if other in present] for track in fresh}
+        touched = {track: [source_of(other) for other in linked[track] if other in present] for track in fresh}
         reached = {track: people.reach(touched[track]) for track in fresh}
         linking = {track for track in fresh if len(own | reached[track]) > 1}
         out = {track: other for track in fresh if (other := _first_alike(track, linking, faces, threshold))}
@@ -72,10 +72,6 @@ def find_conflicts(
         people.join([name, *ties.get(name, []), *others])
         present.update(rest)
     return found
-
-
-def _source(track: str) -> str:
-    return track.rsplit("/", 1)[0]
 
 
 def _first_alike(track: str, linking: set[str], faces: dict[str, npt.NDArray[np.float32]], threshold: float) -> str | None:

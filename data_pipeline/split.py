@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import networkx
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from data_pipeline.nearest import mutual_nearest
+from data_pipeline.people import Link, find_families, find_people, source_of
 from infra.config import Config
 from infra.errors import UserError
 from infra.storage import sha256_bytes
@@ -31,19 +30,11 @@ class SplitConfig(Config):
     link_similarity: float = 0.45
     """Cosine from which two tracks of real people count as one person; where it is not given, the recognizer's own (0.50 for buffalo_l)."""
     link_nearest: int = Field(default=10, ge=1)
-    """Only tracks that are among each other's this many nearest are linked."""
+    """Tracks, then groups of tracks, are linked where they are among each other's this many nearest, until nothing is left to link."""
     max_component: float = Field(default=0.05, gt=0, le=1)
     """Share of the samples that one component may have."""
     small_dataset: int = 2000
     """Below this many samples the limit on a component is not applied: one clip is then more than its share."""
-
-
-class Link(NamedTuple):
-    """Two tracks that a recognizer takes for one person."""
-
-    similarity: float
-    first: str
-    second: str
 
 
 @dataclass(frozen=True)
@@ -55,6 +46,10 @@ class Components:
     """By which tracks (`source/track`) of different sources."""
     bridges: frozenset[str]
     """Tracks that alone joined two large ones, and were left out."""
+    person_of: dict[str, str] = field(default_factory=dict)
+    """Track of a real person -> the first track of theirs, by faces alone."""
+    families: dict[str, str] = field(default_factory=dict)
+    """Component -> the first of those that look like it in single tracks and go to one side with it."""
 
 
 def find_components(
@@ -74,28 +69,36 @@ def find_components(
         samples: Source id -> samples, by which a component is large.
     """
     names = sorted(sources)
-    links = find_links(centroids, config.link_similarity, config.link_nearest)
-    total, bridges = sum(samples.values()), frozenset[str]()
-    of_source = _tie(names, ties, links)
-    if total >= config.small_dataset:
-        sizes = Counter[str]()
-        for name, count in samples.items():
-            sizes[of_source[name]] += count
-        large = {component for component, count in sizes.items() if count > config.max_component * total}
-        bridges = _find_bridges(links, samples, of_source, large, 0.2 * config.max_component * total)
-        links = [link for link in links if link.first not in bridges and link.second not in bridges]
-        of_source = _tie(names, ties, links)
-    return Components(of_source, links, bridges)
+    left, bridges = dict(centroids), frozenset[str]()
+    while True:
+        people = find_people(left, config.link_similarity, config.link_nearest)
+        of_source = _tie(names, ties, people.links)
+        found = _find_bridges_of_large(people.links, samples, of_source, config)
+        if not found:
+            families = find_families(left, people, of_source, config.link_similarity)
+            return Components(of_source, people.links, bridges, people.of_track, families)
+        bridges |= found  # without them others are nearest to each other
+        left = {track: face for track, face in left.items() if track not in bridges}
 
 
-def assign(samples: Counter[str], pins: dict[str, Split], config: SplitConfig, links: list[Link] | None = None) -> dict[str, Split]:
-    """Component -> split, by hash order until each share is full.
+def assign(
+    samples: Counter[str],
+    pins: dict[str, Split],
+    config: SplitConfig,
+    links: list[Link] | None = None,
+    families: Mapping[str, str] | None = None,
+) -> dict[str, Split]:
+    """Component -> split: a family at a time, by hash order until each share is full.
+
+    A family that is pinned in part follows, to train also where its pins contradict each other, and to val or test only where it is no larger than a
+    component may be.
 
     Args:
         samples: Component -> number of samples.
         pins: Component -> split it must go to.
         config: Shares and seed.
         links: To name the weakest where a component is too large.
+        families: Component -> its family; who is not in it is one alone.
 
     Raises:
         UserError: One component holds too much of the data.
@@ -111,29 +114,25 @@ def assign(samples: Counter[str], pins: dict[str, Split], config: SplitConfig, l
             )
     division: dict[str, Split] = dict(pins)
     filled = Counter({side: sum(samples[c] for c, s in pins.items() if s == side) for side in ("val", "test")})
-    for name in sorted(samples, key=lambda name: sha256_bytes(f"{config.seed}/{name}".encode())):
-        if name in division:
-            continue
+    families = families or {}
+    free, sides = defaultdict[str, list[str]](list), defaultdict[str, set[Split]](set)
+    for name in samples.keys() - pins.keys():
+        free[families.get(name, name)].append(name)
+    for name, pin in pins.items():
+        sides[families.get(name, name)].add(pin)
+    for family in sorted(free, key=lambda name: sha256_bytes(f"{config.seed}/{name}".encode())):
+        count = sum(samples[name] for name in free[family])
         side: Split = "train"
-        if filled["test"] + samples[name] <= config.test * total:
+        if family in sides:
+            if "train" not in sides[family] and (total < config.small_dataset or count <= config.max_component * total):
+                side = max(sides[family], key=lambda one: (one == "test", one))
+        elif filled["test"] + count <= config.test * total:
             side = "test"
-        elif filled["val"] + samples[name] <= config.val * total:
+        elif filled["val"] + count <= config.val * total:
             side = "val"
-        filled[side] += samples[name]
-        division[name] = side
+        filled[side] += count
+        division |= dict.fromkeys(free[family], side)
     return division
-
-
-def find_links(centroids: dict[str, npt.NDArray[np.float32]], threshold: float, nearest: int) -> list[Link]:
-    """Tracks of different sources that are among each other's `nearest` in other sources and at least `threshold` alike. Time grows with their number
-    squared, memory with their number."""
-    names = sorted(centroids)
-    if len(names) < 2:
-        return []
-    numbers: dict[str, int] = {}
-    owners = np.array([numbers.setdefault(name.rsplit("/", 1)[0], len(numbers)) for name in names])
-    found = mutual_nearest(np.stack([centroids[name] for name in names]), owners, threshold, nearest)
-    return [Link(round(float(similar), 6), names[a], names[b]) for a, b, similar in zip(*found, strict=True)]
 
 
 def _tie(names: list[str], ties: dict[str, list[str]], links: list[Link]) -> dict[str, str]:
@@ -141,12 +140,24 @@ def _tie(names: list[str], ties: dict[str, list[str]], links: list[Link]) -> dic
     graph = networkx.Graph()
     graph.add_nodes_from(f"source:{name}" for name in names)
     graph.add_edges_from((f"source:{name}", tie) for name, shared in ties.items() for tie in shared)
-    graph.add_edges_from((f"source:{a.rsplit('/', 1)[0]}", f"source:{b.rsplit('/', 1)[0]}") for _, a, b in links)
+    graph.add_edges_from((f"source:{source_of(a)}", f"source:{source_of(b)}") for _, a, b in links)
     of_source = {}
     for found in networkx.connected_components(graph):
         mine = sorted(node for node in found if node.startswith("source:"))
         of_source.update({node.removeprefix("source:"): mine[0] for node in mine})
     return of_source
+
+
+def _find_bridges_of_large(links: list[Link], samples: Counter[str], of_source: dict[str, str], config: SplitConfig) -> frozenset[str]:
+    """Of components over the limit; none in a small dataset."""
+    total = sum(samples.values())
+    if total < config.small_dataset:
+        return frozenset()
+    sizes = Counter[str]()
+    for name, count in samples.items():
+        sizes[of_source[name]] += count
+    large = {component for component, count in sizes.items() if count > config.max_component * total}
+    return _find_bridges(links, samples, of_source, large, 0.2 * config.max_component * total)
 
 
 def _find_bridges(links: list[Link], samples: Counter[str], of_source: dict[str, str], large: set[str], least: float) -> frozenset[str]:
@@ -155,10 +166,10 @@ def _find_bridges(links: list[Link], samples: Counter[str], of_source: dict[str,
     for component in sorted(large):
         graph = networkx.Graph()
         for _, a, b in links:
-            if of_source[a.rsplit("/", 1)[0]] == component:
+            if of_source[source_of(a)] == component:
                 graph.add_edge(a, b)
         for track in list(graph):  # tracks of one source stand for each other but for the one in question
-            graph.add_edge(track, f"source:{track.rsplit('/', 1)[0]}")
+            graph.add_edge(track, f"source:{source_of(track)}")
         for track in sorted(set(networkx.articulation_points(graph)) - {node for node in graph if node.startswith("source:")}):
             rest = graph.copy()
             rest.remove_node(track)
