@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,59 +14,24 @@ import numpy.typing as npt
 from data_pipeline.conflicts import Conflicts, find_conflicts
 from data_pipeline.copies import Copy
 from data_pipeline.extend import COMPONENTS, Base, read_merges
+from data_pipeline.people import nearest_in_train, source_of
 from data_pipeline.split import Components, SplitConfig, assign, find_components
 from data_pipeline.worklist import WorkItem
+from infra.console import say
 from infra.errors import UserError
 from infra.storage import commit_changed, delete, exists, join
 from lato.pairs import Split
 
 CONFLICTS = "conflicts.json"
+_LISTED = 10
+"""Held-out tracks that are listed by name, those most like one in train first; more where more are over the threshold."""
+Faces = dict[str, npt.NDArray[np.float32]]
+"""Track (`source/track`) -> mean face."""
 
 
-@dataclass(frozen=True)
-class Division:
-    """Splits of sources, and sources that may not go on."""
-
-    split_of: dict[str, Split]
-    """Source id -> split."""
-    components: Components
-    conflicts: dict[str, list[str]] = field(default_factory=dict)
-    """New source -> sources of different splits that it would tie."""
-    tracks: dict[str, list[str]] = field(default_factory=dict)
-    """New track (`source/track`) that links people of different splits -> their sources. The others of its source go on."""
-
-    def verdict(self, row: dict[str, Any]) -> str | None:
-        """Why an accepted pair may not go on; None if it may."""
-        if row["source_id"] in self.conflicts or row["target_id"] in self.conflicts:
-            return "split conflict"
-        if self.split_of[row["source_id"]] != self.split_of[row["target_id"]]:  # both were published, as two people
-            return "split conflict"
-        tracks = {f"{row['source_id']}/{row['from_track']}", f"{row['target_id']}/{row['to_track']}"}
-        if tracks & self.tracks.keys():
-            return "split conflict"
-        return "bridge" if tracks & self.components.bridges else None
-
-    def write(self, folder: str, work: str) -> None:
-        """Writes what ties sources, and the conflicts with their contact sheet, beside the version."""
-        sizes = Counter(self.components.of_source.values())
-        found: dict[str, Any] = {
-            "components": self.components.of_source,
-            "sizes": sizes.most_common(20),
-            "bridges": sorted(self.components.bridges),
-        }
-        found |= {"links": [link._asdict() for link in self.components.links]}
-        commit_changed(join(folder, COMPONENTS), json.dumps(found, indent=1, sort_keys=True).encode())
-        if self.conflicts or self.tracks:
-            from data_pipeline.sheet import draw_conflicts
-
-            listed = {"sources": self.conflicts, "tracks": self.tracks}
-            shown = {track.rsplit("/", 1)[0]: others for track, others in self.tracks.items()} | self.conflicts
-            commit_changed(join(folder, CONFLICTS), json.dumps(listed, indent=1, sort_keys=True).encode())
-            commit_changed(join(folder, "conflicts.jpg"), draw_conflicts(shown, self.split_of, work))
-        else:
-            for uri in (join(folder, CONFLICTS), join(folder, "conflicts.jpg")):
-                if exists(uri):
-                    delete(uri)
+def tracks_of(row: dict[str, Any]) -> list[str]:
+    """The tracks of a scored pair's two faces."""
+    return [f"{row['source_id']}/{row['from_track']}", f"{row['target_id']}/{row['to_track']}"]
 
 
 @dataclass(frozen=True)
@@ -76,11 +41,81 @@ class Tied:
     components: Components
     conflicts: Conflicts
 
+    def verdict(self, row: dict[str, Any]) -> str | None:
+        """Why an accepted pair may not go on, whatever the sides; None if it may."""
+        if row["source_id"] in self.conflicts.sources or row["target_id"] in self.conflicts.sources:
+            return "split conflict"
+        tracks = set(tracks_of(row))
+        if tracks & self.conflicts.tracks.keys():
+            return "split conflict"
+        return "bridge" if tracks & self.components.bridges else None
+
+
+@dataclass(frozen=True)
+class Division:
+    """Splits of sources, and what ties them."""
+
+    split_of: dict[str, Split]
+    """Source id -> split."""
+    tied: Tied
+
+    def verdict(self, row: dict[str, Any]) -> str | None:
+        """Why an accepted pair may not go on; None if it may."""
+        if found := self.tied.verdict(row):
+            return found
+        apart = self.split_of[row["source_id"]] != self.split_of[row["target_id"]]  # both were published, as two people
+        return "split conflict" if apart else None
+
+    def write(self, samples: Iterable[dict[str, Any]], centroids: Faces, threshold: float, folder: str, work: str) -> None:
+        """Writes what ties sources, what held-out faces of the samples are most like in train, and the conflicts with their contact sheet, beside the version.
+
+        Args:
+            samples: Score rows of all samples.
+            centroids: Track -> mean face.
+            threshold: Likeness from which two tracks count as one person.
+            folder: The version's.
+            work: The build's.
+        """
+        components, conflicts = self.tied.components, self.tied.conflicts
+        families = Counter(components.families.values())
+        found: dict[str, Any] = {
+            "components": components.of_source,
+            "sizes": Counter(components.of_source.values()).most_common(20),
+            "bridges": sorted(components.bridges),
+            "links": [link._asdict() for link in components.links],
+            "families": {name: family for name, family in components.families.items() if families[family] > 1},
+            "held_out": self._compare(samples, centroids, threshold),
+        }
+        commit_changed(join(folder, COMPONENTS), json.dumps(found, indent=1, sort_keys=True).encode())
+        if conflicts.sources or conflicts.tracks:
+            from data_pipeline.sheet import draw_conflicts
+
+            listed = conflicts._asdict()
+            shown = {source_of(track): others for track, others in conflicts.tracks.items()} | conflicts.sources
+            commit_changed(join(folder, CONFLICTS), json.dumps(listed, indent=1, sort_keys=True).encode())
+            commit_changed(join(folder, "conflicts.jpg"), draw_conflicts(shown, self.split_of, work))
+        else:
+            for uri in (join(folder, CONFLICTS), join(folder, "conflicts.jpg")):
+                if exists(uri):
+                    delete(uri)
+
+    def _compare(self, samples: Iterable[dict[str, Any]], centroids: Faces, threshold: float) -> dict[str, Any]:
+        """What tells whether somebody is held out and trained on: of the tracks outside train, how like the nearest in train is."""
+        sides: dict[bool, Faces] = {True: {}, False: {}}
+        for row in samples:
+            for track in tracks_of(row):
+                if track in centroids:  # drawn people have none: they are declared
+                    sides[self.split_of[source_of(track)] == "train"][track] = centroids[track]
+        found = nearest_in_train(sides[False], sides[True])
+        over = sum(one.similarity >= threshold for one in found)
+        listed = [one._asdict() for one in found[: max(_LISTED, over)]]
+        return {"tracks": len(sides[False]), "over": over, "threshold": threshold, "most_alike": listed}
+
 
 def tie(
     accepted: list[dict[str, Any]],
     items: dict[str, WorkItem],
-    centroids: dict[str, npt.NDArray[np.float32]],
+    centroids: Faces,
     base: Base | None,
     config: SplitConfig,
     copies: Mapping[str, Copy],
@@ -107,9 +142,7 @@ def tie(
     while True:  # without a track or source in conflict others are nearest to each other
         free = [name for name in dict.fromkeys([*items, *known]) if name not in conflicts.sources]
         left = {
-            track: face
-            for track, face in centroids.items()
-            if track not in conflicts.tracks and track.rsplit("/", 1)[0] not in conflicts.sources
+            track: face for track, face in centroids.items() if track not in conflicts.tracks and source_of(track) not in conflicts.sources
         }
         shared = {name: names for name, names in ties.items() if name not in conflicts.sources}
         components = find_components(free, shared, left, config, Counter({name: counts[name] for name in free}))
@@ -131,26 +164,32 @@ def divide(accepted: list[dict[str, Any]], items: dict[str, WorkItem], tied: Tie
         config: Shares, seed, thresholds.
 
     Raises:
-        UserError: Pins contradict each other, or one component is too large.
+        UserError: Pins contradict each other and no merge is the reason, or one component is too large.
     """
-    components, conflicts = tied.components, tied.conflicts
+    components = tied.components
     known = base.split_of_source if base else {}
     of = components.of_source
     pins: dict[str, Split] = {}
+    merged = {of[one]: pair for pair in (read_merges(base.work) if base else ()) for one in pair if one in of}
     for name, side in known.items():
         pins.setdefault(of[name], side)
     for name in of:
         pin = items[name].split if name in items else None
-        if pin and pins.setdefault(of[name], pin) != pin and name not in known:
-            raise UserError(f"source {name} is pinned to {pin}, but it is tied to a source that is in {pins[of[name]]} ({of[name]})")
+        if not pin or pins.setdefault(of[name], pin) == pin or name in known:
+            continue
+        told = f"source {name} is pinned to {pin}, but it is tied to a source that is in {pins[of[name]]} ({of[name]})"
+        if of[name] not in merged:
+            raise UserError(f"{told}. Take one of the pins away, or give both sources the same")
+        say(f"  {told}: the merge of {' and '.join(merged[of[name]])} counts, not the pin")
     counted = Counter[str]()
     for row in accepted:
-        if row["source_id"] not in conflicts.sources:
+        if row["source_id"] in of:  # it is not in conflict
             counted[of[row["source_id"]]] += 1
     largest = counted.most_common(1)[0][0] if counted else ""
-    division = assign(counted, pins, config, [link for link in components.links if of[link.first.rsplit("/", 1)[0]] == largest])
+    links = [link for link in components.links if of[source_of(link.first)] == largest]
+    division = assign(counted, pins, config, links, components.families)
     split_of = {name: division[component] for name, component in of.items() if component in division} | known
-    return Division(split_of, components, conflicts.sources, conflicts.tracks)
+    return Division(split_of, tied)
 
 
 def _find_ties(items: dict[str, WorkItem], base: Base | None, copies: Mapping[str, Copy]) -> dict[str, list[str]]:

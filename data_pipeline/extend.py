@@ -120,7 +120,7 @@ def read_base(folder: str, work: str) -> Base:
         raise UserError(f"{folder} is a view; extend the version it is of: {index['view_of']}")
     check_judged(folder)
     rows = read_manifest(folder)
-    components = _read_components(folder)
+    components = (read_components(folder) or {}).get("components", {})
     gone = merged_away(rows, read_merges(work), components)
     kept = [row for row in rows if row["key"] not in gone]
     table = read_candidates_table(folder, NEEDED)
@@ -150,9 +150,10 @@ def read_base(folder: str, work: str) -> Base:
     )
 
 
-def _read_components(folder: str) -> dict[str, str]:
+def read_components(folder: str) -> dict[str, Any] | None:
+    """What ties the sources of a version (`divide`); None for a view, and where something was forgotten since."""
     uri = join(folder, COMPONENTS)
-    return read_json(uri, ("components", "links", "bridges"), PUBLISHED)["components"] if exists(uri) else {}
+    return read_json(uri, ("components", "links", "bridges"), PUBLISHED) if exists(uri) else None
 
 
 def _some(names: list[str]) -> str:
@@ -186,7 +187,7 @@ def merge(work: str, version: str, first: str, second: str) -> dict[str, Any]:
         known.append((first, second))
         lines = [json.dumps({"first": a, "second": b}, sort_keys=True) for a, b in known]
         commit(join(work, MERGES), "".join(f"{line}\n" for line in lines).encode())
-    gone = merged_away(rows, known, _read_components(folder))
+    gone = merged_away(rows, known, (read_components(folder) or {}).get("components", {}))
     return {"splits": (splits[first], splits[second]), "dropped": len(gone)}
 
 

@@ -1,14 +1,16 @@
-"""Accepted pairs that show again what one of another source shows, where the sources are no copies: clips under two seconds, or that hardly move, or of
-which less than half is the same (`copies` takes out the others whole).
+"""What is refused when the split's components are known: accepted pairs that show again what one of another source shows, where the sources are no copies
+(clips under two seconds, or that hardly move, or of which less than half is the same: `copies` takes out the others whole), and those beyond the quotas of
+somebody who is not declared and has several tracks.
 
-Within a person near-duplicates are refused while pairs are judged (`judge`). Which sources may show one person is known when the split's components are:
-the accepted pairs of a component are then compared, sharpest first as within a person, so that neither workers nor the order of sources play a part.
+
+Within a declared person or a track both are refused while pairs are judged (`judge`). Here too the sharpest come first, so that neither workers nor the
+order of sources play a part.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import pyarrow as pa
 
 from data_pipeline.judge import edit_texts
 from data_pipeline.pairing import AXES
+from data_pipeline.rules import PairingConfig
 
 Row = dict[str, Any]
 Twin = frozenset[tuple[str, int]]
@@ -53,17 +56,8 @@ def find_across_sources(
 
 def _find_in_one(rows: list[Row], identities: dict[str, str | None], kept: Collection[str], bits: int) -> set[str]:
     """The same in one component."""
-    twins: dict[Twin, list[int]] = defaultdict(list)
-    for n, row in enumerate(rows):
-        twins[frozenset([(row["from_part"], row["from_row"]), (row["to_part"], row["to_row"])])].append(n)
-    stays = {twin: any(rows[n]["key"] in kept for n in numbers) for twin, numbers in twins.items()}
-
-    def rank(twin: Twin) -> tuple[bool, float, str, str]:
-        mine = [rows[n] for n in twins[twin]]
-        first = min((row["source_id"], row["key"]) for row in mine)  # of equal pictures in two files all of one file stay
-        return not stays[twin], -min(row["sharpness"] for row in mine), *first
-
-    edits = edit_texts(pa.table({name: [row[name] for row in rows] for name in _EDIT}))[0]
+    twins, stays = _twins(rows, kept)
+    edits = _edits(rows)
     alike = {edit: np.flatnonzero(edits == edit) for edit in np.unique(edits).tolist()}
     hashes = np.stack([_words([row[name] for row in rows]) for name in ("phash_source", "phash_target")], axis=1)
     sources = _numbers([row["source_id"] for row in rows])
@@ -79,12 +73,74 @@ def _find_in_one(rows: list[Row], identities: dict[str, str | None], kept: Colle
         return bool((apart <= bits).all(axis=1).any())
 
     found: set[str] = set()
-    for twin in sorted(twins, key=rank):
+    for twin in twins:
         if not stays[twin] and any(shown_elsewhere(n) for n in twins[twin]):
             found |= {rows[n]["key"] for n in twins[twin]}
         else:
             chosen[twins[twin]] = True
     return found
+
+
+def over_quota_of_people(
+    rows: Sequence[Row], person_of: Mapping[str, str], identities: Mapping[str, str | None], kept: Collection[str], config: PairingConfig
+) -> set[str]:
+    """Finds what is beyond the quotas of people who are not declared: while pairs are judged, each of their tracks counts as a person.
+
+    Args:
+        rows: Accepted rows of score tables; of other verdicts none.
+        person_of: Track (`source/track`) -> its person, by faces.
+        identities: Source id -> declared person.
+        kept: Keys that stay and are counted first: samples of the version that is extended.
+        config: Quotas of a person, and of a person and edit.
+
+    Returns:
+        Keys. A pair and its reverse are in it together.
+    """
+    gathered: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if not identities.get(row["source_id"]):
+            track = f"{row['source_id']}/{row['from_track']}"
+            gathered[person_of.get(track, track)].append(row)
+    found: set[str] = set()
+    for mine in gathered.values():
+        if len({(row["source_id"], row["from_track"]) for row in mine}) > 1:  # others were held to their quotas
+            found |= _over_quota_of_one(mine, kept, config)
+    return found
+
+
+def _over_quota_of_one(rows: list[Row], kept: Collection[str], config: PairingConfig) -> set[str]:
+    """The same of one person."""
+    twins, stays = _twins(rows, kept)
+    edits = _edits(rows).tolist()
+    count, cells, found = 0, Counter[int](), set[str]()
+    for twin, numbers in twins.items():
+        mine = [edits[n] for n in numbers]
+        if stays[twin] or (count < config.per_identity and all(cells[edit] < config.per_cell for edit in mine)):
+            count += 1
+            cells.update(mine)
+        else:
+            found |= {rows[n]["key"] for n in numbers}
+    return found
+
+
+def _twins(rows: list[Row], kept: Collection[str]) -> tuple[dict[Twin, list[int]], dict[Twin, bool]]:
+    """Numbers of the rows of each pair and its reverse, those that stay first, then the sharpest; and which stay."""
+    twins: dict[Twin, list[int]] = defaultdict(list)
+    for n, row in enumerate(rows):
+        twins[frozenset([(row["from_part"], row["from_row"]), (row["to_part"], row["to_row"])])].append(n)
+    stays = {twin: any(rows[n]["key"] in kept for n in numbers) for twin, numbers in twins.items()}
+
+    def rank(twin: Twin) -> tuple[bool, float, str, str]:
+        mine = [rows[n] for n in twins[twin]]
+        first = min((row["source_id"], row["key"]) for row in mine)  # of equal pictures in two files all of one file stay
+        return not stays[twin], -min(row["sharpness"] for row in mine), *first
+
+    return {twin: twins[twin] for twin in sorted(twins, key=rank)}, stays
+
+
+def _edits(rows: list[Row]) -> npt.NDArray[np.int64]:
+    """The edit of each as a number."""
+    return edit_texts(pa.table({name: [row[name] for row in rows] for name in _EDIT}))[0]
 
 
 def _words(hashes: list[bytes]) -> npt.NDArray[np.uint64]:

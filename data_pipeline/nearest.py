@@ -1,4 +1,5 @@
-"""Mutual nearest neighbours among many vectors, exactly, and which groups of them touch: by blocks of a float32 product, so that memory does not grow with the square of their number.
+"""Mutual nearest neighbours among many vectors, exactly, and which groups of them touch: by blocks of a float32 product, so that memory does not grow with
+the square of their number.
 
 Each pair is computed once. Most are below the threshold and are gone at once; of the rest a row keeps its best, and what cannot be among them any more is
 not gathered. The work grows with the square of the number, at the speed of the matrix product.

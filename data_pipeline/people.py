@@ -78,7 +78,9 @@ def find_people(centroids: dict[str, npt.NDArray[np.float32]], threshold: float,
         person, open_ = join(person, order[a], order[b]), touched
 
 
-def find_families(centroids: dict[str, npt.NDArray[np.float32]], people: People, of_source: dict[str, str], threshold: float) -> dict[str, str]:
+def find_families(
+    centroids: dict[str, npt.NDArray[np.float32]], people: People, of_source: dict[str, str], threshold: float
+) -> dict[str, str]:
     """Components that look like each other in single tracks, and are not tied for all that: component -> the first of its family.
 
     Two people of a likeness, or one who looks like two: nobody knows, and so they are kept on one side.

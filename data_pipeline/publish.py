@@ -12,13 +12,13 @@ from data_pipeline.candidates import write_candidates
 from data_pipeline.card import write_card
 from data_pipeline.config import DataConfig
 from data_pipeline.copies import Copy, find_copies, write_copies
-from data_pipeline.divide import Division, Tied, divide, tie
+from data_pipeline.divide import Division, Faces, Tied, divide, tie
 from data_pipeline.extend import Base
 from data_pipeline.judge import Judged, accepted_rows, count_verdicts, judge, passed_sources
 from data_pipeline.ledger import Ledger
 from data_pipeline.models_used import Model
 from data_pipeline.motion import Clock
-from data_pipeline.near_duplicates import find_across_sources
+from data_pipeline.near_duplicates import find_across_sources, over_quota_of_people
 from data_pipeline.observe import Observed
 from data_pipeline.pack import pack, withdraw
 from data_pipeline.published import sources_of
@@ -81,10 +81,12 @@ def publish(plan: Plan, until: Literal["pair", "render"] | None) -> DatasetVersi
     found = _judge(plan)
     if until == "pair":
         raise Stopped(_funnel(plan, found, Counter()))
-    division = divide([row for _, row in found.fresh], plan.observed.items, found.tied, plan.base, plan.config.split)
     if plan.base:
         plan.base.check_found([row["key"] for _, row in found.accepted])
-    rows = _render(plan, _refuse(plan, division, found), found.judged)
+    fresh = _refuse(plan, found)
+    division = divide([row for _, row in fresh], plan.observed.items, found.tied, plan.base, plan.config.split)
+    apart = {row["key"]: verdict for _, row in fresh if (verdict := division.verdict(row))}
+    rows = _render(plan, _without(fresh, apart, found.judged), found.judged)
     if until == "render":
         raise Stopped(_funnel(plan, found, Counter()))
     if not rows and not plan.base:
@@ -102,6 +104,7 @@ class _Found:
     accepted: list[Numbered]
     fresh: list[Numbered]
     """Those accepted that the version that is extended does not have."""
+    centroids: Faces
     tied: Tied
     copies: dict[str, Copy]
 
@@ -125,7 +128,7 @@ def _judge(plan: Plan) -> _Found:
         tied = tie([row for _, row in fresh], observed.items, centroids, base, plan.config.split, copies)
         more = _find_copies(plan, tables, judged, tied, copies, compared)
         if not more:
-            return _Found(tables, judged, accepted, fresh, tied, copies)
+            return _Found(tables, judged, accepted, fresh, centroids, tied, copies)
         copies |= more
 
 
@@ -145,22 +148,35 @@ def _find_copies(
     return find_copies(of, items, parts, published, plan.config.analyze.fps, plan.work, compared)
 
 
-def _refuse(plan: Plan, division: Division, found: _Found) -> list[Numbered]:
-    """New accepted pairs that may go on; of the others, in conflict with the split or seen in another source, it changes the verdict."""
-    refused = {row["key"]: verdict for _, row in found.fresh if (verdict := division.verdict(row))}
-    items, published = plan.observed.items, plan.base.keys if plan.base else frozenset[str]()
+def _refuse(plan: Plan, found: _Found) -> list[Numbered]:
+    """New accepted pairs that may go on; of the others, in conflict with the split, seen in another source, or beyond the quotas of somebody whom faces alone
+    tell, it changes the verdict."""
+    refused = {row["key"]: verdict for _, row in found.fresh if (verdict := found.tied.verdict(row))}
+    identities = {name: item.identity for name, item in plan.observed.items.items()}
+    published = plan.base.keys if plan.base else frozenset[str]()
+
+    def left() -> list[dict[str, Any]]:
+        return [row for _, row in found.accepted if row["key"] not in refused]
+
     again = find_across_sources(
-        [row for _, row in found.accepted if row["key"] not in refused],
-        lambda row: division.components.of_source[row["source_id"]],
-        {name: item.identity for name, item in items.items()},
+        left(),
+        lambda row: found.tied.components.of_source[row["source_id"]],
+        identities,
         published | {key for key, good in plan.labels.items() if good},
         plan.config.pairing.near_duplicate_bits,
     )
     refused |= dict.fromkeys(again, "near-duplicate")
-    for number, row in found.fresh:
+    beyond = over_quota_of_people(left(), found.tied.components.person_of, identities, published, plan.config.pairing)
+    refused |= dict.fromkeys(beyond, "quota")
+    return _without(found.fresh, refused, found.judged)
+
+
+def _without(rows: list[Numbered], refused: Mapping[str, str], judged: list[Judged]) -> list[Numbered]:
+    """The rows that are not refused; of the others it changes the verdict."""
+    for number, row in rows:
         if row["key"] in refused:
-            found.judged[number].codes[row["number"]] = CODE[refused[row["key"]]]
-    return [(number, row) for number, row in found.fresh if row["key"] not in refused]
+            judged[number].codes[row["number"]] = CODE[refused[row["key"]]]
+    return [(number, row) for number, row in rows if row["key"] not in refused]
 
 
 def _render(plan: Plan, fresh: list[Numbered], judged: list[Judged]) -> list[dict[str, Any]]:
@@ -198,7 +214,8 @@ def _write(plan: Plan, found: _Found, division: Division, rows: list[dict[str, A
     licences = {name: item.licence for name, item in observed.items.items()}
     write_candidates(found.tables, found.judged, dict(splits), licences, rendered, folder)
     write_copies(found.copies, folder)
-    division.write(folder, plan.work)
+    shown = [row for _, row in found.accepted if row["key"] in splits]
+    division.write(shown, found.centroids, config.split.link_similarity, folder, plan.work)
     digest = pack(planned, config.pack, folder, config.name, plan.created_from, base, plan.models)
     write_card(folder)
     return DatasetVersion(folder, digest, dict(Counter(splits.values())), funnel)

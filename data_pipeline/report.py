@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from data_pipeline.audit import summarize, wilson
 from data_pipeline.candidates import read_candidates_table
 from data_pipeline.copies import read_copies
-from data_pipeline.extend import COMPONENTS
+from data_pipeline.extend import read_components
 from data_pipeline.ledger import read_ledger
 from data_pipeline.pairing import AXES, SCORES
 from data_pipeline.published import licence_text, read_index, read_manifest
@@ -29,7 +29,7 @@ from data_pipeline.why import pairing_config
 from data_pipeline.words import VERDICTS_SAID
 from data_pipeline.worklist import WorkItem, read_worklist
 from infra.state import PUBLISHED, read_json
-from infra.storage import commit, exists, join
+from infra.storage import commit, join
 from lato.edits import POSE_STEP, Expression
 
 _COVERAGE_GOAL = 50
@@ -189,12 +189,21 @@ def _pose(row: dict[str, Any]) -> str:
 
 def _components(folder: str, manifest: list[dict[str, Any]]) -> dict[str, Any] | None:
     """What is never split: the largest components by samples with their sources, how many there are of each size, and tracks left out; None for a view."""
-    if not exists(join(folder, COMPONENTS)):
+    found = read_components(folder)
+    if found is None:
         return None
-    found = read_json(join(folder, COMPONENTS), ("components", "links", "bridges"), PUBLISHED)
     of_source: dict[str, str] = found["components"]
     samples = Counter(of_source.get(row["source_id"], row["source_id"]) for row in manifest)
     sources, total = Counter(of_source.values()), max(1, len(manifest))
     largest = [(name.removeprefix("source:"), sources[name], count, count / total) for name, count in samples.most_common(10)]
     sizes = sorted(Counter(sources[name] for name in samples).items())
-    return {"largest": largest, "count": len(samples), "sizes": sizes, "links": len(found["links"]), "bridges": found["bridges"]}
+    families = Counter(found.get("families", {}).values())
+    return {
+        "largest": largest,
+        "count": len(samples),
+        "sizes": sizes,
+        "links": len(found["links"]),
+        "bridges": found["bridges"],
+        "families": (families.total(), len(families)),
+        "held_out": found.get("held_out"),
+    }
