@@ -2,7 +2,6 @@
 (clips under two seconds, or that hardly move, or of which less than half is the same: `copies` takes out the others whole), and those beyond the quotas of
 somebody who is not declared and has several tracks.
 
-
 Within a declared person or a track both are refused while pairs are judged (`judge`). Here too the sharpest come first, so that neither workers nor the
 order of sources play a part.
 """

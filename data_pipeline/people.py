@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
 
 from data_pipeline.nearest import Labels, join, most_alike, mutual_nearest, touching
 
@@ -126,8 +127,7 @@ def nearest_in_train(held_out: dict[str, npt.NDArray[np.float32]], train: dict[s
 def _means(faces: Faces, person: Labels, open_: npt.NDArray[np.bool_]) -> tuple[Labels, Faces]:
     """People, those with open tracks first, and the mean of each one's tracks: products of them are mean products of their tracks."""
     count = int(person.max()) + 1
-    sums = np.zeros((count, faces.shape[1]), np.float64)
-    np.add.at(sums, person, faces)
+    sums = coo_array((np.ones(len(person)), (person, np.arange(len(person)))), shape=(count, len(person))).tocsr() @ faces
     means = (sums / np.bincount(person, minlength=count)[:, None]).astype(np.float32)
     first = np.zeros(count, bool)
     first[person[open_]] = True

@@ -54,9 +54,9 @@ class PairingConfig(Config):
     margin: float = Field(default=2.1, ge=1)
     """Side of the crop in units of the larger extent of both faces' landmarks."""
     per_cell: int = Field(default=2, ge=1)
-    """Pairs of one person kept for one edit."""
+    """Pairs of one person kept for one edit; who is not declared is told by faces (`split`)."""
     per_identity: int = Field(default=12, ge=1)
-    """Pairs of one person in all; both directions of a pair count once."""
+    """Pairs of one person in all, likewise; both directions of a pair count once."""
     per_source: int = Field(default=60, ge=1)
     """Pairs of one source in all, likewise."""
     cell_quota: int | None = Field(default=None, ge=1)

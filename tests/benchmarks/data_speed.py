@@ -26,10 +26,11 @@ from data_pipeline.config import DataConfig
 from data_pipeline.judge import count_verdicts, judge
 from data_pipeline.pack import PackConfig, Planned, pack
 from data_pipeline.pairing import SCORE_SCHEMA, Person, score_person
+from data_pipeline.people import find_people
 from data_pipeline.published import read_manifest, read_members
 from data_pipeline.rules import PairingConfig, Rules
 from data_pipeline.segments import AnalyzeConfig
-from data_pipeline.split import SplitConfig, find_links
+from data_pipeline.split import SplitConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig
 from data_pipeline.worklist import WorkItem
@@ -207,7 +208,7 @@ def clustering() -> list[Row]:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         names = {f"s{number}/0": vector for number, vector in enumerate(vectors)}
         started = time.monotonic()
-        find_links(names, SplitConfig().link_similarity, SplitConfig().link_nearest)
+        find_people(names, SplitConfig().link_similarity, SplitConfig().link_nearest)
         took = time.monotonic() - started
         rows.append((f"links among {count:,} tracks", f"{took:.1f} s" + (f" ({took / last:.0f} x the time of a tenth)" if last else "")))
         last = took

@@ -66,10 +66,11 @@ def run_builds(works: Iterable[Path], models: Path, items: Path, nodes: int, peo
     from tests.data_pipeline.crash_chain import CONFIG
 
     drawn = CONFIG.synthetic.model_copy(update={"anny": AnnyConfig(people=people, images=5 if people > 4 else 3)})
-    split = (
-        CONFIG.split.model_copy(update={"max_component": 1.0}) if people > 4 else CONFIG.split
-    )  # the soak's windows are of six clips, each a group
-    config = CONFIG.model_copy(update={"analyze": CONFIG.analyze.model_copy(update={"workers": 2}), "synthetic": drawn, "split": split})
+    changes = {"analyze": CONFIG.analyze.model_copy(update={"workers": 2}), "synthetic": drawn}
+    if people > 4:  # the soak's windows are of six clips, each a group and few people
+        changes["split"] = CONFIG.split.model_copy(update={"max_component": 1.0})
+        changes["pairing"] = CONFIG.pairing.model_copy(update={"per_identity": 1000, "per_cell": 100})
+    config = CONFIG.model_copy(update=changes)
     sources = [WorkItem(**row) for row in json.loads(items.read_text())]
     pids = {}
     try:
