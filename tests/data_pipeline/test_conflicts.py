@@ -26,8 +26,8 @@ def test_a_track_that_links_two_splits_is_a_conflict():
     items = {name: source(name) for name in ("a", "b", "c", "d")}
     centroids = {"a/0": face(0), "b/0": face(1), "c/0": face(0, 1), "d/0": face(0, 2)}
     division = divided([pair("c"), pair("d")], items, centroids, base_of({"a": "train", "b": "test"}), SplitConfig(link_similarity=0.6))
-    assert division.tracks == {"c/0": ["a", "b"]}
-    assert division.conflicts == {}
+    assert division.tied.conflicts.tracks == {"c/0": ["a", "b"]}
+    assert division.tied.conflicts.sources == {}
     assert division.verdict(pair("c")) == "split conflict"
     assert division.split_of["d"] == "train"  # goes with the one it looks like
     assert division.verdict(pair("d")) is None
@@ -44,14 +44,14 @@ def test_only_the_tracks_that_link_are_left_out(tmp_path):
         [*tracks, pair("e"), pair("f")], items, centroids, base_of({"a": "train", "b": "test"}), SplitConfig(link_similarity=0.6)
     )
     assert [division.verdict(row) for row in tracks] == ["split conflict", "split conflict", None]
-    assert division.conflicts == {"e": ["a", "b"]}
-    assert division.tracks == {"c/0": ["a", "b"], "c/1": ["a", "b"], "f/1": ["a", "b"]}
+    assert division.tied.conflicts.sources == {"e": ["a", "b"]}
+    assert division.tied.conflicts.tracks == {"c/0": ["a", "b"], "c/1": ["a", "b"], "f/1": ["a", "b"]}
     assert division.split_of["f"] == "train"
     assert division.verdict(pair("f")) is None
     assert division.verdict(pair("f") | {"to_track": 1}) == "split conflict"
     (tmp_path / "ledger.jsonl").write_text("")
-    division.write(str(tmp_path), str(tmp_path))
-    assert json.loads((tmp_path / "conflicts.json").read_text()) == {"sources": division.conflicts, "tracks": division.tracks}
+    division.write([], centroids, 0.6, str(tmp_path), str(tmp_path))
+    assert json.loads((tmp_path / "conflicts.json").read_text()) == division.tied.conflicts._asdict()
     assert cv2.imread(str(tmp_path / "conflicts.jpg")).shape == (3 * 256, 6 * 256, 3)  # a row for each source
 
 
@@ -60,7 +60,7 @@ def test_a_new_track_of_a_published_source_may_link_too():
     base = replace(base_of({"a": "train", "b": "test"}), tracks=frozenset({"a/0", "b/0"}))
     centroids = {"a/0": face(0), "a/1": face(1), "b/0": face(1), "new/0": face(0)}
     division = divided([pair("new")], {name: source(name) for name in ("a", "b", "new")}, centroids, base, SplitConfig(link_similarity=0.6))
-    assert (division.tracks, division.conflicts) == ({"a/1": ["a", "b"]}, {})
+    assert (division.tied.conflicts.tracks, division.tied.conflicts.sources) == ({"a/1": ["a", "b"]}, {})
     assert division.split_of["new"] == "train"
 
 
@@ -72,7 +72,7 @@ def test_a_conflict_of_declared_people_is_found_too():
         "b2": source("b2", group="g"),
     }
     base = base_of({"a": "train", "b": "test", "b2": "test"})
-    assert list(divided([pair("c")], items, {}, base, SplitConfig()).conflicts) == ["c"]
+    assert list(divided([pair("c")], items, {}, base, SplitConfig()).tied.conflicts.sources) == ["c"]
 
 
 def test_what_was_published_never_changes_sides():
@@ -81,11 +81,11 @@ def test_what_was_published_never_changes_sides():
     centroids = {"a/0": face(0), "b/0": face(0, 1), "new/0": face(1)}
     accepted = [*map(pair, items), pair("a") | {"target_id": "b"}]
     division = divided(accepted, items, centroids, base_of({"a": "train", "b": "test"}), SplitConfig(link_similarity=0.6))
-    assert division.tracks == {"new/0": ["a", "b"]}
+    assert division.tied.conflicts.tracks == {"new/0": ["a", "b"]}
     assert {name: division.split_of[name] for name in ("a", "b")} == {"a": "train", "b": "test"}
     assert [division.verdict(row) for row in accepted] == [None, None, "split conflict", "split conflict"]
     same = {"a": source("a", identity="x"), "b": source("b", identity="x"), "new": source("new", identity="x")}
-    assert divided(accepted, same, {}, base_of({"a": "train", "b": "test"}), SplitConfig()).conflicts == {"new": ["a", "b"]}
+    assert divided(accepted, same, {}, base_of({"a": "train", "b": "test"}), SplitConfig()).tied.conflicts.sources == {"new": ["a", "b"]}
 
 
 def test_links_that_appear_without_a_conflict_are_looked_at_too():
@@ -96,7 +96,7 @@ def test_links_that_appear_without_a_conflict_are_looked_at_too():
     names = ("a", "a2", "b", "b2", "c", "e")
     config = SplitConfig(link_similarity=0.5, link_nearest=1, small_dataset=1, max_component=1.0)
     division = divided([pair("c"), pair("e")], {name: source(name) for name in names}, centroids, base, config)
-    assert sorted(division.conflicts) == ["c", "e"]
+    assert sorted(division.tied.conflicts.sources) == ["c", "e"]
 
 
 def test_a_bridge_is_left_out_and_only_it():

@@ -16,7 +16,7 @@ from data_pipeline.people import find_people, source_of
 from data_pipeline.rules import PairingConfig
 from data_pipeline.split import SplitConfig, assign, find_components
 from infra.errors import UserError
-from tests.data_pipeline.test_extend import base_of, divided, face, pair, source
+from tests.data_pipeline.links import base_of, divided, face, pair, source
 
 CONFIG = SplitConfig(val=0.1, test=0.1)
 
