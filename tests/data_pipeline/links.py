@@ -1,5 +1,8 @@
 """Sources, pairs and extended versions as the split sees them, with nothing behind them."""
 
+import numpy as np
+
+from data_pipeline.divide import divide, tie
 from data_pipeline.extend import Base
 from data_pipeline.rules import Usage
 from data_pipeline.worklist import WorkItem
@@ -16,3 +19,13 @@ def pair(name):
 def base_of(splits):
     rows = [{"key": f"p_{name}", "source_id": name, "split": side} for name, side in splits.items()]
     return Base("/nowhere", "/nowhere", {"digest": "x", "name": "v1", "shards": []}, rows, frozenset(), Usage(), {})
+
+
+def face(*numbers):
+    vector = np.zeros(16, np.float32)
+    vector[list(numbers)] = 1.0
+    return vector / np.linalg.norm(vector)
+
+
+def divided(accepted, items, centroids, base, config):
+    return divide(accepted, items, tie(accepted, items, centroids, base, config, {}), base, config)

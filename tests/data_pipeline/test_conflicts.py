@@ -5,21 +5,9 @@ from collections import Counter
 from dataclasses import replace
 
 import cv2
-import numpy as np
 
-from data_pipeline.divide import divide, tie
 from data_pipeline.split import SplitConfig, find_components
-from tests.data_pipeline.links import base_of, pair, source
-
-
-def divided(accepted, items, centroids, base, config):
-    return divide(accepted, items, tie(accepted, items, centroids, base, config, {}), base, config)
-
-
-def face(*numbers):
-    vector = np.zeros(16, np.float32)
-    vector[list(numbers)] = 1.0
-    return vector / np.linalg.norm(vector)
+from tests.data_pipeline.links import base_of, divided, face, pair, source
 
 
 def test_a_track_that_links_two_splits_is_a_conflict():

@@ -7,13 +7,12 @@ from dataclasses import replace
 import pytest
 
 from data_pipeline.build import build_dataset
-from data_pipeline.divide import divide, tie
 from data_pipeline.extend import merge, merged_away, read_base
 from data_pipeline.published import read_index, read_manifest
 from data_pipeline.split import SplitConfig
 from data_pipeline.verify import verify_version
 from infra.errors import UserError
-from tests.data_pipeline.links import base_of, pair, source
+from tests.data_pipeline.links import base_of, divided, pair, source
 from tests.data_pipeline.small import config
 
 
@@ -21,10 +20,6 @@ from tests.data_pipeline.small import config
 def first(models, tmp_path_factory):
     work = tmp_path_factory.mktemp("extend")
     return work, build_dataset(config(8), str(work), models)
-
-
-def divided(accepted, items, centroids, base, config):
-    return divide(accepted, items, tie(accepted, items, centroids, base, config, {}), base, config)
 
 
 def test_an_extension_changes_nothing_that_was_published(first, models):
