@@ -91,9 +91,8 @@ def _components(tied: dict[str, Any] | None, sources: set[str]) -> str:
     if tied is None:
         return ""
     of_source = tied["components"]
-    return (
-        f" in {len({of_source.get(name, name) for name in sources}):,} components (sources that share a declared person, a group or a face)"
-    )
+    count = len({of_source.get(name, name) for name in sources})
+    return f" in {count:,} component{'s' if count != 1 else ''} (sources that share a declared person, a group or a face)"
 
 
 def _sides(tied: dict[str, Any] | None) -> str:
