@@ -84,7 +84,8 @@ def test_what_is_published_or_called_good_stays_and_the_sharper_goes():
     assert find(*rows, kept={"x", "y"}) == set()
 
 
-CONFIG = DataConfig(analyze=AnalyzeConfig(workers=0, fps=2.5), pairing=PairingConfig(max_upscale=6.0))
+PAIRING = PairingConfig(max_upscale=6.0, per_identity=99, per_cell=99)  # the quotas of one person would leave out as many
+CONFIG = DataConfig(analyze=AnalyzeConfig(workers=0, fps=2.5), pairing=PAIRING)
 NAMES = ("first", "second")
 
 
@@ -118,7 +119,7 @@ def test_two_files_give_samples_of_one(twice, models):
     total = sum(counts["near-duplicate"] for counts in found.values())
     assert {"step": "candidate pairs", "name": "rejected: near-duplicate", "count": total} in version.funnel
     assert verify_version(version.uri) == []
-    apart = CONFIG.model_copy(update={"name": "apart", "pairing": PairingConfig(max_upscale=6.0, near_duplicate_bits=-1)})
+    apart = CONFIG.model_copy(update={"name": "apart", "pairing": PAIRING.model_copy(update={"near_duplicate_bits": -1})})
     assert all(counts["accepted"] for counts in verdicts(build_dataset(apart, str(work), models, items).uri).values())
 
 
@@ -150,7 +151,7 @@ def test_compressed_once_more_what_is_left_of_both_is_apart(models, clip, tmp_pa
     items = [item_for(str(tmp_path / f"{name}.mp4"), licence="test") for name in NAMES]
     work = str(tmp_path / "w")
     left = {row["key"]: row for row in read_candidates(build_dataset(CONFIG, work, models, items).uri) if row["verdict"] == "accepted"}
-    apart = CONFIG.model_copy(update={"name": "apart", "pairing": PairingConfig(max_upscale=6.0, near_duplicate_bits=-1)})
+    apart = CONFIG.model_copy(update={"name": "apart", "pairing": PAIRING.model_copy(update={"near_duplicate_bits": -1})})
     assert 0 < len(left) < sum(build_dataset(apart, work, models, items).samples.values())
     scored = [row for uri in list_files(f"{work}/pairs") for piece in read_pieces(uri) for row in piece.to_pylist() if row["key"] in left]
     shown = [(left[row["key"]]["edit"], row["source_id"], row["phash_source"], row["phash_target"]) for row in scored]
