@@ -234,7 +234,8 @@ def test_a_source_that_changes_or_goes_before_it_is_cut_loses_its_pairs_and_is_n
     monkeypatch.setattr(module, "divide", meanwhile)
     items = [item_for(str(tmp_path / f"{name}.mp4"), licence="test", box=box) for name, box in boxes.items()]
     given = crash_chain.CONFIG
-    apart = given.model_copy(update={"pairing": given.pairing.model_copy(update={"near_duplicate_bits": -1})})  # they show the same
+    roomy = {"near_duplicate_bits": -1, "per_identity": 99, "per_cell": 99}  # they show the same, of one person
+    apart = given.model_copy(update={"pairing": given.pairing.model_copy(update=roomy)})
     version = build_dataset(apart, str(tmp_path / "w"), models, items)
     lost = [row["source_id"] for row in read_candidates(version.uri) if row["verdict"] == "render failed"]
     assert set(lost) == {"changes", "goes"}
