@@ -113,7 +113,7 @@ def test_a_version_whose_name_yaml_would_read_as_something_else_is_still_a_text(
     import yaml
 
     _, version = built
-    card = _card(read_index(version.uri) | {"name": name}, read_manifest(version.uri))
+    card = _card(read_index(version.uri) | {"name": name}, read_manifest(version.uri), None)
     assert yaml.safe_load(card.split("---")[1])["pretty_name"] == name
 
 
