@@ -52,7 +52,8 @@ TYPES: Mapping[str, Mapping[str, pa.DataType]] = {
     PARTS: _typed(
         text="source_id source_sha256 kind identity image_uri expression declared",
         flag="representative",
-        int32="track frame width height",
+        int32="track width height",
+        int64="frame",
         float32="yaw pitch roll expression_intensity sharpness noise clipped blockiness letterbox face_px skin_ita",
         float64="pts",
         data="chip",

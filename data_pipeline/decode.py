@@ -67,8 +67,11 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
         length = _stated_length(container, stream)
         start = float((stream.start_time or 0) * tick)
         rate = float(stream.average_rate or 25)
-        if begin > 1.0:  # a piece of a long video: from the keyframe before it
-            container.seek(int((begin + start) / tick), stream=stream)
+        timed = stream.start_time is not None
+        if begin > 1.0 and timed:  # a piece of a long video: from the keyframe before it; frames without times are counted from the first
+            place = _place_before(path, int((begin + start) / tick), stream)
+            if place is not None:
+                container.seek(place, stream=stream)
         due, index, last, inside = -1.0, -1, 0.0, 0
         stated = _stated_frames(stream)
         shots, upright = _ShotCounter(rate), Upright()
@@ -77,6 +80,8 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
         for index, frame in enumerate(_frames_until_torn(container, stream, torn)):
             alive.tell()
             shots.see(frame)
+            if frame.pts is None and timed:  # it cannot be told from others, nor found again
+                continue
             pts = float(frame.pts * tick) - start if frame.pts is not None else index / rate
             last = pts + (float(frame.duration * tick) if frame.duration else 1 / rate)  # the last one is shown for a while too
             if end is not None and pts >= end:
@@ -84,7 +89,7 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
             inside += pts + 1e-6 >= begin
             if pts + 1e-6 >= max(due, begin):
                 due = pts + 1 / fps
-                number = index if begin <= 1.0 else round(pts * rate)
+                number = frame.pts - stream.start_time if timed else index
                 sender.send(("frame", Frame(number, pts, upright(frame), shots.shot)))
     if index < 0:
         raise DecodeError("decode", "not one frame could be decoded")
@@ -92,6 +97,23 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
         of = "" if length is None else f" of {length:.1f} s"
         raise DecodeError("truncated", f"ends at {last:.1f} s{of}" + "".join(f" ({why})" for why in torn))
     return FrameCount(stated, inside)
+
+
+def _place_before(path: str, wanted: int, stream: Any) -> int | None:
+    """Where to seek for the frame at a time, in ticks: some containers lead to a keyframe after it, and then farther ahead. None is the start."""
+    import av
+
+    for earlier in (0, 1, 10):
+        place = wanted - int(earlier / stream.time_base)
+        if place <= stream.start_time:
+            return None
+        with av.open(path) as probe:
+            same = probe.streams.video[0]
+            probe.seek(place, stream=same)
+            first = next((packet.pts for packet in probe.demux(same) if packet.is_keyframe and packet.pts is not None), None)
+        if first is not None and first <= wanted:
+            return place
+    return None
 
 
 def _stated_length(container: Any, stream: Any) -> float | None:

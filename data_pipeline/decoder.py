@@ -34,9 +34,11 @@ _PRELOADED = ["av", "scenedetect", "data_pipeline.decode", "data_pipeline.seek"]
 
 @dataclass(frozen=True)
 class Frame:
-    """One decoded frame: its number in decoding order (of sought ones: among them), presentation time in seconds, RGB `(H, W, 3)` uint8 upright, shot."""
+    """One decoded frame: its number, presentation time in seconds, RGB `(H, W, 3)` uint8 upright, shot."""
 
-    index: int
+    number: int
+    """What tells it from all others of its source, in whichever piece it is seen: its time in the stream's own ticks, from the stream's start; in a stream
+    without times, and in an image set, its place. Of sought ones: among those that were asked for."""
     pts: float
     image: npt.NDArray[np.uint8]
     shot: int = 0

@@ -26,7 +26,7 @@ SCHEMA = pa.schema(
         "kind": pa.string(),
         "identity": pa.string(),  # declared person, or null
         "track": pa.int32(),  # one face followed through one shot; an image set of one person is one track
-        "frame": pa.int32(),  # number in decoding order; in an image set the image's number
+        "frame": pa.int64(),  # `Frame.number`
         "pts": pa.float64(),  # seconds; in an image set the image's number
         "image_uri": pa.string(),  # image sets only
         "width": pa.int32(),

@@ -79,6 +79,7 @@ def pack(
     Returns:
         The version's digest.
     """
+    _check_keys([*(sample.key for sample in samples), *(row["key"] for row in (base.rows if base else ()))])
     progress = Progress("pack", len(samples), "samples")
     shards, manifest = _take_over(base, folder) if base else ([], [])
     first = Counter(shard["split"] for shard in base.index["shards"]) if base else Counter[str]()
@@ -112,6 +113,12 @@ def pack(
     commit(join(folder, "index.json"), json.dumps(index, indent=1, sort_keys=True).encode())
     sweep(folder)
     return index["digest"]
+
+
+def _check_keys(keys: list[str]) -> None:
+    """A shard with a key twice cannot be read, and one of the two would have the other's pictures: then there is no version."""
+    twice = [key for key, count in Counter(keys).items() if count > 1]
+    assert not twice, f"{len(twice)} keys are those of two samples each ({', '.join(twice[:3])}): a mistake in the code, nothing is published"
 
 
 def withdraw(folder: str) -> None:

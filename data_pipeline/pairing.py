@@ -171,7 +171,7 @@ SCORE_SCHEMA = pa.schema(
         *((name, pa.float32()) for name in STORED_SCORES), ("crop_source", pa.list_(pa.float64())), ("crop_target", pa.list_(pa.float64())),
         ("phash_source", pa.binary(32)), ("phash_target", pa.binary(32)),
         *(
-            (f"{side}_{name}", pa.string() if name in ("expression", "part") else pa.int32() if name in ("frame", "track", "row", "width") else pa.float64())
+            (f"{side}_{name}", pa.string() if name in ("expression", "part") else pa.int64() if name == "frame" else pa.int32() if name in ("track", "row", "width") else pa.float64())
             for side in ("from", "to") for name in _END
         ),
     ]

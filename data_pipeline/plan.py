@@ -155,7 +155,7 @@ def _probe(items: list[WorkItem], fps: float, models: Path) -> Probe:
     cost = time.process_time() - started + (after.ru_utime + after.ru_stime - spent.ru_utime - spent.ru_stime)
     buffer = io.BytesIO()
     pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in SCHEMA.names}, schema=SCHEMA), buffer, compression="zstd")
-    images = {frame.index: frame.image for frame in frames}
+    images = {frame.number: frame.image for frame in frames}
     crops = []
     for row in rows[:_PROBE_CROPS]:
         box = np.asarray(row["box"])

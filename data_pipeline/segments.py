@@ -24,7 +24,7 @@ _BUNDLES_A_WORKER = 16
 class AnalyzeConfig(Config):
     """How sources are looked at."""
 
-    fps: float = Field(default=5.0, gt=0)
+    fps: float = Field(default=5.0, gt=0, le=1000)
     """Frames a second that are looked at."""
     workers: int = Field(default=2, ge=0)
     """Ray actors, one CPU each; 0 works in this process, without Ray."""

@@ -147,7 +147,7 @@ def face_row(
     """An observation row, but for what only its track knows."""
     return {
         "track": track,
-        "frame": frame.index,
+        "frame": frame.number,
         "pts": frame.pts,
         "image_uri": uri,
         "width": frame.image.shape[1],

@@ -39,6 +39,7 @@ class FaceState(BaseModel):
     expression: Expression
     expression_intensity: float
     frame: int
+    """Its number in its source: of a video its time in the stream's own ticks, of a set its place."""
     pts: float
 
 

@@ -279,7 +279,7 @@ def test_no_track_goes_over_a_cut(reader, clip, face, tmp_path):
 
     path = write(tmp_path / "two.mp4", size=(320, 320), make=scene)
     frames = list(sample_frames(path, 5.0))
-    shots = {frame.index: frame.shot for frame in frames}
+    shots = {frame.number: frame.shot for frame in frames}
     rows, _ = watch_video(frames, reader)
     tracks = {shot: {row["track"] for row in rows if shots[row["frame"]] == shot} for shot in (0, 1)}
     assert all(tracks.values())

@@ -50,6 +50,25 @@ def test_sampled_frames_can_be_sought(tmp_path, kind):
     assert np.abs(frames[1].image.astype(int) - frames[4].image).mean() > 3
 
 
+BURST = [0.0, 1.2, 1.7, 1.75, 1.8, 1.85, 1.9, *(30.0 * n for n in range(1, 9))]
+"""Seconds: several frames within what one lasts at the average rate."""
+PIECES = KINDS | {"less than a frame a second": {"times": BURST, "count": len(BURST)}}
+
+
+@pytest.mark.parametrize("kind", PIECES)
+def test_a_frame_has_a_number_of_its_own_in_whichever_piece_it_is_seen(tmp_path, kind):
+    settings = dict(PIECES[kind])
+    path = write(tmp_path / f"x.{settings.pop('suffix', 'webm' if 'webm' in kind else 'mp4')}", **settings)
+    whole = list(sample_frames(path, 100.0))
+    numbers = {frame.pts: frame.number for frame in whole}
+    assert len(set(numbers.values())) == len(whole) == settings.get("count", 40)
+    assert [frame.number for frame in whole] == sorted(numbers.values())
+    piece = list(sample_frames(path, 100.0, 1.5))
+    assert [frame.pts for frame in piece] == [pts for pts in numbers if pts >= 1.5]
+    shown = {frame.number: frame.image for frame in whole}
+    assert all(frame.number == numbers[frame.pts] and np.array_equal(frame.image, shown[frame.number]) for frame in piece)
+
+
 @pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)])
 def test_a_turned_video_comes_upright_from_both_decoders(tmp_path, matrix):
     """As telephones write them: the picture lies on its side and the header says how to turn it."""

@@ -7,15 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.build import build_dataset
+from data_pipeline.candidates import read_candidates
 from data_pipeline.card import _card
+from data_pipeline.config import DataConfig
 from data_pipeline.diff import diff_versions
-from data_pipeline.pack import PackConfig
-from data_pipeline.published import read_index, read_manifest
+from data_pipeline.pack import PackConfig, Planned, pack, write_shard
+from data_pipeline.published import read_index, read_manifest, read_members
+from data_pipeline.rules import PairingConfig
+from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.subset import export, make_view
 from data_pipeline.verify import verify_version
+from data_pipeline.worklist import item_for
 from infra.errors import UserError
-from infra.storage import sha256_file
+from infra.storage import sha256_bytes, sha256_file
+from tests.data_pipeline.commands import put_manifest
 from tests.data_pipeline.small import build
+from tests.data_pipeline.videos import write
 from training.data import Dataset
 
 
@@ -37,6 +45,46 @@ def test_verify_asks_the_index_too(built, tmp_path):
     assert f"{index['shards'][0]['name']}: {index['shards'][0]['count']} samples in the manifest, but not in the index" in told
     (folder / "shards/train-000099.tar").write_bytes(b"")
     assert wrong() == "train-000099.tar: lies in shards, but is not in the index; readers of shards/*.tar would take it in"
+
+
+def test_two_samples_under_one_key_are_no_version(built, tmp_path):
+    """Readers of the shard fail, or give one sample the other's pictures: `pack` refuses them, and `verify` says it of a shard that others wrote."""
+    _, version = built
+    row = read_manifest(version.uri)[0]
+    twice = [Planned(row["key"], "train", {}, lambda: pytest.fail("no picture is read")) for _ in range(2)]
+    with pytest.raises(AssertionError, match=f"1 keys are those of two samples each .{row['key']}"):
+        pack(twice, PackConfig(), str(tmp_path / "v0"), "v0", "test")
+    assert not (tmp_path / "v0").exists()
+    data, rows = write_shard([(row, read_members(version.uri, row))] * 2, "train-000000.tar")
+    (tmp_path / "v1/shards").mkdir(parents=True)
+    (tmp_path / "v1/shards/train-000000.tar").write_bytes(data)
+    shard = {"name": "train-000000.tar", "split": "train", "count": 2, "bytes": len(data), "sha256": sha256_bytes(data)}
+    index = {"name": "v1", "samples": 2, "shards": [shard], "manifest": "manifest.parquet"}
+    (tmp_path / "v1/index.json").write_text(json.dumps(index | {"digest": ""}))
+    put_manifest(tmp_path / "v1", rows)
+    (told,) = verify_version(str(tmp_path / "v1"))
+    assert told.startswith("train-000000.tar: webdataset cannot read it") and "duplicate file name" in told
+
+
+def test_a_video_of_less_than_a_frame_a_second_gives_shards_that_can_be_read(models, person, tmp_path):
+    """Several of its frames lie within what one lasts at the average rate: each is one of its own all the same."""
+    times = [0.0, 1.2, 1.7, 1.75, 1.8, 1.85, 1.9, *(30.0 * n for n in range(1, 4))]
+    draw = person(3)
+    path = write(
+        tmp_path / "burst.mp4",
+        len(times),
+        (512, 512),
+        times=times,
+        make=lambda number, *_: draw("happy" if number % 3 else "neutral", "strongly", roll=30.0 * (number % 2)),
+        options={"crf": "10"},
+    )
+    loose = PairingConfig(max_upscale=9, max_padding=1, min_expression=0, per_cell=99, per_identity=999, min_similarity=-1)
+    config = DataConfig(analyze=AnalyzeConfig(workers=0, fps=30), pairing=loose)
+    version = build_dataset(config, str(tmp_path / "w"), models, [item_for(path, start=1.5)])
+    rows = read_candidates(version.uri)
+    assert len({row["from_frame"] for row in rows}) == len({row["from_pts"] for row in rows}) >= 6
+    assert len({row["key"] for row in rows}) == len(rows)
+    assert read_manifest(version.uri) and verify_version(version.uri) == []
 
 
 def test_shards_of_a_split_have_equally_many_samples_but_the_last(built, models):
