@@ -15,7 +15,7 @@ import numpy.typing as npt
 from data_pipeline.decoder import Frame
 from data_pipeline.tracks import Track, Unread
 from lato.faces import FaceReader
-from lato.faces.detect import Detection, face_box
+from lato.faces.detect import Box, Detection, face_box, within
 from lato.faces.mesh import MeshObservation
 
 _SAME_FACE_IOU = 0.3
@@ -29,8 +29,6 @@ EMPTY_EVERY = 5
 """While nobody is there, this many frames have one look. Who comes and goes between two looks is not seen; of who stays no frame is lost."""
 _WAITING_BYTES = 128 * 1024**2
 """Of frames that wait for such a look; where it is reached the look comes sooner (four pictures of 4K have 100 MB)."""
-Box = tuple[float, float, float, float]
-"""Shares of the picture within which the centre of a face must lie."""
 
 
 def watch_video(frames: Iterable[Frame], reader: FaceReader, box: Box | None = None) -> tuple[list[dict[str, Any]], int]:
@@ -61,12 +59,14 @@ def watch_video(frames: Iterable[Frame], reader: FaceReader, box: Box | None = N
     return [row for track in watch.tracks for row in track.describe()], count
 
 
-def watch_images(images: Iterable[tuple[Frame, str, str | None]], reader: FaceReader) -> tuple[list[dict[str, Any]], int]:
-    """Reads the largest face of every image of a set; the set is one track. Images come with their uri and what is declared of them."""
+def watch_images(
+    images: Iterable[tuple[Frame, str, str | None]], reader: FaceReader, box: Box | None = None
+) -> tuple[list[dict[str, Any]], int]:
+    """Reads the largest face (that the box allows) of every image of a set; the set is one track. Images come with their uri and what is declared of them."""
     track, count = Track(0, Unread()), 0
     for frame, uri, declared in images:
         count += 1
-        for detection in reader.detector.detect(frame.image)[:1]:
+        for detection in within(reader.detector.detect(frame.image), frame.image, box)[:1]:
             mesh = reader.mesh.settle(frame.image, detection)
             if mesh is not None:
                 track.see(frame, detection, mesh, detection.score, uri, declared)
@@ -114,11 +114,7 @@ class _Watch:
 
     def _find(self, frame: Frame) -> list[Detection]:
         """All faces that the source's box allows."""
-        return self._allowed(self._reader.detector.detect(frame.image), frame)
-
-    def _allowed(self, found: list[Detection], frame: Frame) -> list[Detection]:
-        box = self._box
-        return [one for one in found if box is None or _lies_in(one, frame.image, box)]
+        return within(self._reader.detector.detect(frame.image), frame.image, self._box)
 
     def _follow(self, frame: Frame) -> list[tuple[Track, MeshObservation]] | None:
         """The next mesh of every track where it was last; None if one is lost or two have met: then the detector must look."""
@@ -135,7 +131,7 @@ class _Watch:
 
     def _glance(self, frame: Frame, known: list[Detection]) -> list[Detection]:
         """The detections of a glance, in the order of the faces that are followed, by where those were last; none where it sees others, or fewer."""
-        found = self._allowed(self._reader.detector.glance(frame.image), frame)
+        found = within(self._reader.detector.glance(frame.image), frame.image, self._box)
         matched = [max(found, key=lambda one: _iou(one.box, last.box), default=last) for last in known]
         alike = all(_iou(one.box, last.box) >= _SAME_FACE_IOU for one, last in zip(matched, known, strict=True))
         return matched if alike and len(found) == len(known) == len({id(one) for one in matched}) else []
@@ -158,11 +154,6 @@ class _Watch:
             track.see(frame, detection, mesh, detection.score, None, None)
             continued.append(track)
         return continued
-
-
-def _lies_in(detection: Detection, image: npt.NDArray[np.uint8], box: tuple[float, float, float, float]) -> bool:
-    centre = (detection.box[:2] + detection.box[2:]) / 2 / [image.shape[1], image.shape[0]]
-    return bool(box[0] <= centre[0] <= box[2] and box[1] <= centre[1] <= box[3])
 
 
 def _iou(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:

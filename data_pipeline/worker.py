@@ -114,7 +114,7 @@ class Worker:
                 content = sha256_file(str(path))
                 frames = sample_frames(str(path), self._config.fps, segment.start, segment.end, self._decoder)
                 return *watch_video(limited(until_torn(frames, torn, counts), limit), self._reader, item.box), content
-        return *watch_images(limited(_read_images(item.uri, limit), limit), self._reader), content_sha256(item.uri)
+        return *watch_images(limited(_read_images(item.uri, limit), limit), self._reader, item.box), content_sha256(item.uri)
 
 
 def _read_images(uri: str, limit: float | None) -> Iterator[tuple[Frame, str, str | None]]:

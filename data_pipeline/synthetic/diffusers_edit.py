@@ -15,6 +15,7 @@ from infra.errors import UserError
 from infra.place import NO_ACTORS, RuntimeEnv
 from lato.edits import Edit, Expression, Intensity, instruction_for
 from lato.faces import FaceReader
+from lato.faces.detect import Box
 from lato.faces.mesh import MeshObservation
 
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95]
@@ -68,12 +69,12 @@ class DiffusersEditor:
             raise UserError(f"synthetic.diffusers.pipeline: cannot load {config.pipeline}: {error}") from error
         self._pipeline.set_progress_bar_config(disable=True)
 
-    def edit(self, photo: npt.NDArray[np.uint8], seed: int) -> list[tuple[bytes, Declared | None]]:
+    def edit(self, photo: npt.NDArray[np.uint8], seed: int, box: Box | None) -> list[tuple[bytes, Declared | None]]:
         """Edits of one photo; empty where no face is found in it. Whether they show what was asked is for verifier and discriminator to say."""
         import torch
         from PIL import Image
 
-        face = self._reader.read(photo)
+        face = self._reader.read(photo, box)
         if face is None:
             return []
         given = Image.fromarray(_fit(photo, self._config.size))

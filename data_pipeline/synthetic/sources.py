@@ -29,6 +29,7 @@ from infra.pool import run_all
 from infra.state import read_json
 from infra.storage import commit, exists, join, read_bytes, sha256_json
 from lato.faces import FaceReader
+from lato.faces.detect import Box
 from lato.pairs import decode_image
 
 EDITS_VERSION = 2
@@ -53,8 +54,8 @@ class SyntheticConfig(Config):
 class PhotoEditor(Protocol):
     """Makes edited pictures of one photo."""
 
-    def edit(self, photo: npt.NDArray[np.uint8], seed: int) -> list[tuple[bytes, Declared | None]]:
-        """RGB photo -> JPEGs and what each should show; empty where the photo has no face to edit."""
+    def edit(self, photo: npt.NDArray[np.uint8], seed: int, box: Box | None) -> list[tuple[bytes, Declared | None]]:
+        """RGB photo, of its largest face (that the box allows) -> JPEGs and what each should show; empty where the photo has no face to edit."""
 
 
 def synthetic_sources(config: SyntheticConfig, given: list[WorkItem], models: Path, work: str) -> list[WorkItem]:
@@ -114,12 +115,13 @@ def edit_photos(
             content = content_sha256(photo.uri)
         except OSError:
             continue  # the analysis says so of the photo itself
-        records[photo.source_id] = join(work, "synthetic", f"{name}_{sha256_json([EDITS_VERSION, settings, content])[:24]}.json")
+        made_of = [EDITS_VERSION, settings, content, *([photo.box] if photo.box else [])]
+        records[photo.source_id] = join(work, "synthetic", f"{name}_{sha256_json(made_of)[:24]}.json")
     first = {
         record: name for name, record in sorted(records.items(), reverse=True)
     }  # of equal photos one is edited: by name, not by who is quicker
     mine = [photo for photo in photos if first.get(records.get(photo.source_id, "")) == photo.source_id]
-    todo = [(photo.uri, photo.source_id, records[photo.source_id]) for photo in mine if not exists(records[photo.source_id])]
+    todo = [(photo, records[photo.source_id]) for photo in mine if not exists(records[photo.source_id])]
     progress = Progress(name, len(todo), "photos")
     for _done in run_all(functools.partial(_Worker, name, make, work, config.seed), todo, workers, place):
         progress.advance()
@@ -142,15 +144,15 @@ class _Worker:
     def __init__(self, name: str, make: Callable[[], PhotoEditor], work: str, seed: int) -> None:
         self._name, self._editor, self._work, self._seed = name, make(), work, seed
 
-    def run(self, job: tuple[str, str, str]) -> None:
+    def run(self, job: tuple[WorkItem, str]) -> None:
         """Edits one photo and records the set it gave, or that it gave none."""
-        uri, source_id, record = job
-        data = read_bytes(uri)
+        item, record = job
+        data = read_bytes(item.uri)
         try:
-            photo = decode_image(data, uri)
+            photo = decode_image(data, item.uri)
         except ValueError:  # the analysis says so of the photo itself
             commit(record, json.dumps({"set": None}).encode(), exclusive=True)
             return
-        edited = self._editor.edit(photo, int(sha256_json([self._seed, source_id])[:8], 16))
-        made = commit_set([(data, None), *edited], {"name": self._name, "of": source_id}, self._work) if edited else None
+        edited = self._editor.edit(photo, int(sha256_json([self._seed, item.source_id])[:8], 16), item.box)
+        made = commit_set([(data, None), *edited], {"name": self._name, "of": item.source_id}, self._work) if edited else None
         commit(record, json.dumps({"set": made, "with": describe_machine(_LIBRARIES)}).encode(), exclusive=True)

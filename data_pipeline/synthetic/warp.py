@@ -19,6 +19,7 @@ from data_pipeline.synthetic.rasterizer import project
 from infra.config import Config
 from lato.edits import Edit, Expression, Intensity
 from lato.faces import FaceReader
+from lato.faces.detect import Box
 from lato.landmarks import interocular_distance
 
 _GRID = 8
@@ -45,9 +46,9 @@ class Warper:
     def __init__(self, config: WarpConfig, reader: FaceReader) -> None:
         self._config, self._reader = config, reader
 
-    def edit(self, photo: npt.NDArray[np.uint8], seed: int) -> list[tuple[bytes, Declared | None]]:
+    def edit(self, photo: npt.NDArray[np.uint8], seed: int, box: Box | None) -> list[tuple[bytes, Declared | None]]:
         """The photo with each expression; empty where no face is found."""
-        face = self._reader.read(photo)
+        face = self._reader.read(photo, box)
         if face is None:
             return []
         pictures: list[tuple[bytes, Declared | None]] = []

@@ -32,6 +32,20 @@ class Detection:
         return float(max(self.box[2] - self.box[0], self.box[3] - self.box[1]))
 
 
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom as shares of a picture, within which the centre of a face must lie."""
+
+
+def within(found: list[Detection], image: npt.NDArray[np.uint8], box: Box | None) -> list[Detection]:
+    """The faces of an image `(H, W, 3)` that a box allows, in their order; None allows all."""
+    return [one for one in found if box is None or _lies_in(one, image, box)]
+
+
+def _lies_in(detection: Detection, image: npt.NDArray[np.uint8], box: Box) -> bool:
+    centre = (detection.box[:2] + detection.box[2:]) / 2 / [image.shape[1], image.shape[0]]
+    return bool(box[0] <= centre[0] <= box[2] and box[1] <= centre[1] <= box[3])
+
+
 def face_box(landmarks: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     """The box `(4,)` a detector would draw around landmarks `(68, 2)`: they stop at the brows, a face does not (0.3 of their height more, the median
     over the clips)."""

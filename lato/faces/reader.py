@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lato.faces.detect import Detection, FaceDetector
+from lato.faces.detect import Box, Detection, FaceDetector, within
 from lato.faces.identity import FaceEmbedder
 from lato.faces.mesh import FaceMesh, MeshObservation
 from lato.faces.quality import QualityScores, measure
@@ -83,9 +83,9 @@ class FaceReader:
         """Loads the three models from their files."""
         return cls(FaceDetector.from_file(detector), FaceMesh.from_file(mesh), FaceEmbedder.from_file(embedder))
 
-    def read(self, image: npt.NDArray[np.uint8]) -> FaceReading | None:
-        """RGB `(H, W, 3)` -> the largest face's reading, or None where no face, or no mesh in it, is found."""
-        for detection in self.detector.detect(image)[:1]:
+    def read(self, image: npt.NDArray[np.uint8], box: Box | None = None) -> FaceReading | None:
+        """RGB `(H, W, 3)` -> the reading of the largest face (that the box allows), or None where no face, or no mesh in it, is found."""
+        for detection in within(self.detector.detect(image), image, box)[:1]:
             observation = self.mesh.settle(image, detection)
             if observation is not None:
                 embedding = self.embedder.embed(image, detection.points5)

@@ -128,6 +128,22 @@ IMAGES = {
 }
 
 
+def test_a_box_says_whose_face_of_a_photo_is_meant(worker, face, clip, tmp_path):
+    both = Image.new("RGB", (1200, 600))
+    both.paste(face.resize((600, 600)), (0, 0))
+    both.paste(Image.open(clip("biden")).convert("RGB").resize((600, 600)), (600, 0))
+    path = tmp_path / "both.png"
+    both.save(path)
+    content, seen = content_sha256(str(path)), {}
+    for name, box in {"left": (0.0, 0.0, 0.5, 1.0), "right": (0.5, 0.0, 1.0, 1.0), "nobody": (0.0, 0.0, 0.1, 0.1)}.items():
+        item = item_for(str(path), source_id=name, licence="test", consent="given", box=box)
+        rows, outcome = worker._observe(Segment(item, 0.0, None, content, name))
+        seen[name] = [np.mean(row["landmarks"][::2]) for row in rows] or outcome["reason"]
+    assert seen["nobody"] == "no face"
+    (left,), (right,) = seen["left"], seen["right"]
+    assert left < 600 < right
+
+
 @pytest.mark.parametrize("kind", IMAGES)
 def test_images(worker, face, tmp_path, kind):
     name, make, expected = IMAGES[kind]

@@ -173,7 +173,7 @@ def test_a_damaged_record_of_an_edited_photo_is_told(tmp_path, clip, content):
 class NoFace:
     """An editor that finds none in any photo."""
 
-    def edit(self, photo, seed):
+    def edit(self, photo, seed, box):
         return []
 
 

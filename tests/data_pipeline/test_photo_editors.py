@@ -14,6 +14,7 @@ from PIL import Image
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
+from data_pipeline.image_set import read_image_set
 from data_pipeline.places import warps
 from data_pipeline.published import read_index, read_manifest, read_members
 from data_pipeline.rewrite import RewriteConfig
@@ -21,7 +22,7 @@ from data_pipeline.rules import PairingConfig
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.diffusers_edit import DiffusersConfig, choose_edits, declare
-from data_pipeline.synthetic.sources import SyntheticConfig, edit_photos
+from data_pipeline.synthetic.sources import SyntheticConfig, edit_photos, synthetic_sources
 from data_pipeline.synthetic.warp import WarpConfig, expression_shift, move_landmarks, warp
 from data_pipeline.synthetic.weights import keep_weights, read_weights, weights_of
 from data_pipeline.why import why
@@ -58,6 +59,19 @@ def test_a_warp_brings_the_landmarks_where_they_should_be(reader, clip):
     assert (warped[:20, :20] == corner).all()  # far from the face nothing moves
 
 
+def test_the_face_that_a_box_names_is_edited(models, clip, tmp_path):
+    """Two rows of one photo: each has edits of its own."""
+    photo = np.hstack([cv2.resize(cv2.imread(clip(name)), (600, 600)) for name in ("obama", "biden")])
+    cv2.imwrite(str(tmp_path / "both.png"), photo)
+    boxes = {"left": (0.0, 0.0, 0.5, 1.0), "right": (0.5, 0.0, 1.0, 1.0)}
+    photos = [item_for(str(tmp_path / "both.png"), source_id=name, box=box) for name, box in boxes.items()]
+    settings = WarpConfig(expressions=(Expression.HAPPY,), workers=0)
+    made = synthetic_sources(SyntheticConfig(warp=settings), photos, models, str(tmp_path))
+    assert {item.source_id: item.box for item in made} == {f"{name}_warp": box for name, box in boxes.items()}
+    left, right = (np.mean(read_image_set(item.uri).images[1].declared.landmarks, axis=0)[0] for item in made)
+    assert left < 600 < right
+
+
 def test_warped_photos_are_sources_tied_to_their_photo(models, clip, tmp_path):
     photos = [item_for(clip(name), licence="test") for name in ("obama", "biden")]
     version = build_dataset(config(warp=WarpConfig(intensity=Intensity.STRONGLY, workers=0)), str(tmp_path), models, photos)
@@ -92,7 +106,7 @@ class Drawer:
     def __init__(self, person, reader):
         self._person, self._reader = person, reader
 
-    def edit(self, photo, seed):
+    def edit(self, photo, seed, box):
         face = self._reader.read(photo)
         return [(jpeg_of(self._person(**made)), declare(face.mesh, edit)) for edit, made in ASKED.values()]
 
