@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -203,8 +204,20 @@ def _read(uri: str) -> bytes:
 
 
 def open_read(uri: str) -> IO[bytes]:
-    """A seekable binary file."""
+    """A seekable binary file.
+
+    Raises:
+        FileNotFoundError: There is none, or what is there is no regular file: a pipe would be waited for, a device has no end.
+    """
+    if is_local(uri):
+        _check_regular(_local(uri))
     return fsspec.open(uri, "rb").open()
+
+
+def _check_regular(path: Path) -> None:
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder its opening says what it is
+        raise FileNotFoundError(errno.ENOENT, "no regular file (a pipe, a socket or a device)", str(path))
 
 
 def exists(uri: str) -> bool:

@@ -12,11 +12,15 @@ import pytest
 from PIL import Image, ImageDraw
 
 from data_pipeline.analyze import analyze
+from data_pipeline.config import DataConfig
 from data_pipeline.decode import sample_frames
 from data_pipeline.image_set import content_sha256
 from data_pipeline.perceive import watch_video
+from data_pipeline.plan import plan_build
 from data_pipeline.segments import AnalyzeConfig, Segment
 from data_pipeline.sources import ContentHashes
+from data_pipeline.synthetic.sources import edit_photos
+from data_pipeline.synthetic.warp import WarpConfig
 from data_pipeline.worker import Worker
 from data_pipeline.worklist import WorkItem, item_for, items_from_folder
 from infra.errors import UserError
@@ -244,6 +248,27 @@ def test_files_that_cannot_be_read(tmp_path):
     folder.mkdir()
     for path in (loop, folder, tmp_path / "gone.jpg"):
         assert ContentHashes(str(tmp_path)).of(item_for(str(path))) is None, path
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["a pipe", "a device"])
+@pytest.mark.parametrize("name", ["pipe.mp4", "pipe.jpg", "pipe.json"])
+def test_what_is_no_regular_file_is_missing_and_is_not_waited_for(models, tmp_path, make, name):
+    """Opening a pipe ends when somebody writes to it: never."""
+    folder = tmp_path / "given"
+    folder.mkdir()
+    make(folder / name)
+    items = [item_for(str(folder / name))]
+    assert name.endswith(".json") or items_from_folder(str(folder)) == items
+    assert plan_build(items, DataConfig(), models).probe.seconds_per_frame == 0  # --dry-run does not wait either
+    (row,) = analyze(items, AnalyzeConfig(workers=0), models, str(tmp_path / "w")).rows
+    assert (row["status"], row["reason"]) == ("failed", "missing")
+    assert edit_photos("warp", WarpConfig(workers=0), lambda: pytest.fail("nothing to edit"), items, str(tmp_path), 0, 0.0) == []
+
+
+def test_a_set_that_names_a_pipe_is_missing_too(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "a.json").write_text('{"images": [{"uri": "pipe.jpg"}]}')
+    assert ContentHashes(str(tmp_path)).of(item_for(str(tmp_path / "a.json"))) is None
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
