@@ -77,20 +77,20 @@ def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] |
     return Observed({item.source_id: item for item in items}, ledger, digests, group_models(models, groups), identities, holdout)
 
 
-def read_sources(config: DataConfig, extra: list[WorkItem]) -> list[WorkItem]:
-    """The work items that a config names, and others; duplicates merged."""
+def read_sources(config: DataConfig, extra: list[WorkItem], work: str) -> list[WorkItem]:
+    """The work items that a config names, and others; duplicates merged. What lies in the build's own folder is none."""
     items = list(extra)
     if config.worklist:
         items += read_worklist(config.worklist)
     if config.folder:
-        items += items_from_folder(config.folder)
+        items += items_from_folder(config.folder, work)
     return check_items(items, "the sources")
 
 
 def _sources(config: DataConfig, work: str, models: Path, extra: list[WorkItem]) -> list[WorkItem]:
     """All sources, generated ones too, without what was removed; written as the build's work list."""
     removals = Removals.read(work)
-    named = read_sources(config, extra)
+    named = read_sources(config, extra, work)
     given = removals.keep(named)  # before anything is generated of them
     made = synthetic_sources(config.synthetic, given, models, work)
     items = given + removals.keep(made)

@@ -6,6 +6,7 @@ import csv
 import difflib
 import io
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -91,18 +92,27 @@ def _id_of(name: str) -> str:
     return plain if plain and name.isascii() else f"{plain}_{sha256_bytes(name.encode())[:8]}".lstrip("_")
 
 
-def items_from_folder(folder: str, **columns: Any) -> list[WorkItem]:
+def items_from_folder(folder: str, work: str | None = None, **columns: Any) -> list[WorkItem]:
     """Every video and image in a folder and below it, on disk or in an object store; ids are made from paths within it. Hidden and other
     files are passed over, and told.
 
+    Args:
+        folder: Which.
+        work: The build's own folder: where that lies in it, the pictures that builds made are no sources.
+        columns: The same of all.
+
     Raises:
-        UserError: There is no such folder, or nothing usable in it.
+        UserError: There is no such folder, or nothing usable in it; or it is the build's own.
     """
     folder = folder_uri(folder)
     filesystem, root = fsspec.core.url_to_fs(folder)
     if not filesystem.isdir(root):
         raise UserError(f"{folder}: there is no such folder. Give a folder with videos or images.")
     inside = sorted(str(path).removeprefix(root).lstrip("/") for path in filesystem.find(root))
+    own = _place_in(folder, work) if work else None
+    if own == ".":
+        raise UserError(f"{folder}: this is the build's own folder, and what builds make lies in it. Give a folder elsewhere: --work-dir")
+    inside = [name for name in inside if own is None or not name.startswith(f"{own}/")]
     shown = [name for name in inside if not any(part.startswith(".") for part in name.split("/"))]
     files = [name for name in shown if name.lower().endswith(VIDEO_SUFFIXES + IMAGE_SUFFIXES)]
     _tell_others(folder, sorted(set(shown) - set(files)), len(inside) - len(shown))
@@ -111,6 +121,14 @@ def items_from_folder(folder: str, **columns: Any) -> list[WorkItem]:
         raise UserError(f"{folder}: no videos or images in it. Looked for {known}.")
     named = [(join(folder, name), _id_of(name.rsplit(".", 1)[0])) for name in files]
     return check_items([item_for(uri, **({"source_id": source_id} | columns)) for uri, source_id in named], folder)
+
+
+def _place_in(folder: str, other: str) -> str | None:
+    """Where in a folder another lies, `.` where it is the same; None where it lies elsewhere."""
+    outer, inner = (os.path.realpath(uri) if is_local(uri) else uri for uri in (folder_uri(folder), folder_uri(other)))
+    if inner == outer:
+        return "."
+    return inner.removeprefix(f"{outer}/") if inner.startswith(f"{outer}/") else None
 
 
 def _tell_others(folder: str, others: list[str], hidden: int) -> None:

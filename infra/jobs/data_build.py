@@ -25,7 +25,7 @@ def build(
 
     yaml, overrides = _split(settings, config)
     if dry_run:
-        _print_plan(load_config(DataConfig, yaml, overrides))
+        _print_plan(load_config(DataConfig, yaml, overrides), work_dir)
         return
     with open_work(DataConfig, yaml, overrides, work_dir, "lato data build") as (build_config, work):
         models = perception_models()
@@ -129,14 +129,14 @@ def _build_until(stage: Literal["pair", "render"], settings: list[str] | None, w
         stop_ray()
 
 
-def _print_plan(settings: Any) -> None:
+def _print_plan(settings: Any, work_dir: str) -> None:
     """What a build would look at, and for how long."""
     from data_pipeline.observe import read_sources
     from data_pipeline.plan import plan_build
     from infra.console import duration, say
     from infra.jobs.common import perception_models
 
-    plan = plan_build(read_sources(settings, []), settings, perception_models())
+    plan = plan_build(read_sources(settings, [], work_dir), settings, perception_models())
     workers, probe = settings.analyze.workers, plan.probe
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(plan.sources.items())) or "none"
     say(f"sources: {kinds}; {plan.megabytes:,.1f} MB to read, {duration(plan.video_seconds)} of video")

@@ -81,7 +81,7 @@ def run_quickstart(config: QuickstartConfig, work: str) -> None:
 
     started = time.monotonic()
     models = perception_models()
-    sources = _sources(config)
+    sources = _sources(config, work)
     prepare_ray(config.runtime)
     uri = default_uri(work)
     parent_file = Path(work) / "mlflow_run"
@@ -135,7 +135,7 @@ def run_quickstart(config: QuickstartConfig, work: str) -> None:
         raise
 
 
-def _sources(config: QuickstartConfig) -> list[WorkItem]:
+def _sources(config: QuickstartConfig, work: str) -> list[WorkItem]:
     from data_pipeline.worklist import items_from_folder
 
     def licence(name: str) -> str:
@@ -147,7 +147,7 @@ def _sources(config: QuickstartConfig) -> list[WorkItem]:
         items.append(item_for(str(assets.path(name)), licence=licence(name), consent="public official", identity=person))
     # one real person is kept apart, so that an edit of a real held-out face is shown
     items = [item.model_copy(update={"split": "test"}) if item.source_id == "single_face" else item for item in items]
-    return items + (items_from_folder(config.folder) if config.folder else [])
+    return items + (items_from_folder(config.folder, work) if config.folder else [])
 
 
 def _encode(version: DatasetVersion, encoder: Path, folder: Path) -> Path:

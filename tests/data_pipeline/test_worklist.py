@@ -63,6 +63,32 @@ def test_a_folder_is_read_with_what_lies_below_it(tmp_path):
     assert len(set(ids.values())) == len(ids)
 
 
+@pytest.mark.parametrize("work", ["work", "more/work", "link"])
+def test_what_a_build_made_is_no_source_of_it(tmp_path, monkeypatch, work):
+    for name in ("a.jpg", "more/b.jpg", "workshop/c.jpg", "work/renders/x.jpg", "more/work/renders/y.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "link").symlink_to(tmp_path / "work")
+    monkeypatch.chdir(tmp_path)
+    another = "work_renders_x" if work == "more/work" else "more_work_renders_y"  # of a build that this one does not know
+    for folder in (".", str(tmp_path)):
+        assert {item.source_id for item in items_from_folder(folder, work)} == {"a", "more_b", "workshop_c", another}
+    with pytest.raises(UserError, match="the build's own folder"):
+        items_from_folder(str(tmp_path / work), work)
+    assert len(items_from_folder("more", "elsewhere")) == 2
+
+
+def test_the_work_folder_in_a_folder_of_an_object_store():
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    store.pipe({"/clips/a.mp4": b"a", "/clips/w/renders/b.jpg": b"b"})
+    try:
+        assert [item.source_id for item in items_from_folder("memory://clips", "memory://clips/w/")] == ["a"]
+    finally:
+        store.rm("/clips", recursive=True)
+
+
 def test_a_folder_of_an_object_store():
     import fsspec
 
