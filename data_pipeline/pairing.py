@@ -163,6 +163,9 @@ def score_person(person: Person, margin: float) -> dict[str, Any] | None:
     }
 
 
+_END_TYPES = {
+    "expression": pa.string(), "part": pa.string(), "frame": pa.int64(), "track": pa.int32(), "row": pa.int32(), "width": pa.int32(),
+}  # fmt: skip
 SCORE_SCHEMA = pa.schema(
     [
         ("key", pa.string()), ("source_id", pa.string()), ("target_id", pa.string()), ("kind", pa.string()), ("person", pa.string()),
@@ -171,8 +174,7 @@ SCORE_SCHEMA = pa.schema(
         *((name, pa.float32()) for name in STORED_SCORES), ("crop_source", pa.list_(pa.float64())), ("crop_target", pa.list_(pa.float64())),
         ("phash_source", pa.binary(32)), ("phash_target", pa.binary(32)),
         *(
-            (f"{side}_{name}", pa.string() if name in ("expression", "part") else pa.int64() if name == "frame" else pa.int32() if name in ("track", "row", "width") else pa.float64())
-            for side in ("from", "to") for name in _END
+            (f"{side}_{name}", _END_TYPES.get(name, pa.float64())) for side in ("from", "to") for name in _END
         ),
     ]
 )  # fmt: skip
