@@ -37,7 +37,7 @@ def write_candidates(
     licences: dict[str, str],
     rendered: dict[str, list[str]],
     folder: str,
-) -> None:
+) -> str:
     """Commits the table of a version, a piece at a time.
 
     Args:
@@ -47,6 +47,9 @@ def write_candidates(
         licences: Source id -> licence.
         rendered: Key -> names of its crops, of those that became samples.
         folder: The version's.
+
+    Returns:
+        Its sha256.
     """
     uri, writer = join(folder, CANDIDATES), None
     with scratch_for(uri) as scratch:
@@ -62,8 +65,10 @@ def write_candidates(
             pq.write_table(pa.table({"key": pa.array([], pa.string())}), scratch)
         else:
             writer.close()
-        if not exists(uri) or sha256_file(uri) != sha256_file(scratch):
+        digest = sha256_file(scratch)
+        if not exists(uri) or sha256_file(uri) != digest:
             commit_file(scratch, uri)
+    return digest
 
 
 def _describe(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from data_pipeline.extend import read_components
 from data_pipeline.published import licence_text, licences_of, read_index, read_manifest
-from infra.storage import commit_changed, join
+from infra.storage import commit, commit_changed, join, sha256_bytes
 
 CARD, CROISSANT = "README.md", "croissant.json"
 _CONTEXT = Path(__file__).with_name("croissant_context.json")
@@ -19,10 +22,29 @@ _TYPES = {str: "sc:Text", int: "sc:Integer", float: "sc:Float", bool: "sc:Boolea
 
 
 def write_card(folder: str) -> None:
-    """Writes both for a published version."""
-    index, manifest = read_index(folder), read_manifest(folder)
-    commit_changed(join(folder, CROISSANT), (json.dumps(_croissant(index, manifest), indent=1, sort_keys=True) + "\n").encode())
-    commit_changed(join(folder, CARD), _card(index, manifest, read_components(folder)).encode())  # last: it says that both are there
+    """Writes both for a published version. Where they are worded otherwise than the LaTo that published it did, its index learns their hashes."""
+    index = read_index(folder)
+    texts = _describe(index, read_manifest(folder), read_components(folder))
+    for name, text in texts.items():
+        commit_changed(join(folder, name), text)
+    files = index.get("files")
+    if files is not None and files | _hashes(texts) != files:
+        commit(join(folder, "index.json"), json.dumps(index | {"files": files | _hashes(texts)}, indent=1, sort_keys=True).encode())
+
+
+def card_hashes(index: dict[str, Any], manifest: bytes, tied: dict[str, Any] | None) -> dict[str, str]:
+    """sha256 by name of what `write_card` will write of a version, from its index, the bytes of its manifest and what ties its sources."""
+    return _hashes(_describe(index, pq.read_table(io.BytesIO(manifest)).to_pylist(), tied))
+
+
+def _hashes(texts: dict[str, bytes]) -> dict[str, str]:
+    return {name: sha256_bytes(text) for name, text in texts.items()}
+
+
+def _describe(index: dict[str, Any], manifest: list[dict[str, Any]], tied: dict[str, Any] | None) -> dict[str, bytes]:
+    """Both by name; the card last: it says that both are there."""
+    croissant = json.dumps(_croissant(index, manifest), indent=1, sort_keys=True) + "\n"
+    return {CROISSANT: croissant.encode(), CARD: _card(index, manifest, tied).encode()}
 
 
 def _card(index: dict[str, Any], manifest: list[dict[str, Any]], tied: dict[str, Any] | None) -> str:

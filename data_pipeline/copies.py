@@ -16,7 +16,7 @@ from data_pipeline.observations import read_columns
 from data_pipeline.removals import Removals
 from data_pipeline.worklist import WorkItem
 from infra.state import PUBLISHED, read_json, reading
-from infra.storage import commit_changed, delete, exists, join
+from infra.storage import commit_changed, delete, exists, join, sha256_bytes
 
 FILE = "copies.json"
 """In a version's folder."""
@@ -115,10 +115,18 @@ def write_copies(copies: Mapping[str, Copy], folder: str) -> None:
     """Writes them beside a version, or takes away what an earlier one left."""
     uri = join(folder, FILE)
     if copies:
-        rows = {name: copy._asdict() for name, copy in copies.items()}
-        commit_changed(uri, json.dumps(rows, indent=1, sort_keys=True).encode())
+        commit_changed(uri, _encode(copies))
     elif exists(uri):
         delete(uri)
+
+
+def hash_copies(copies: Mapping[str, Copy]) -> dict[str, str]:
+    """sha256 by name of what `write_copies` writes; empty where that is nothing."""
+    return {FILE: sha256_bytes(_encode(copies))} if copies else {}
+
+
+def _encode(copies: Mapping[str, Copy]) -> bytes:
+    return json.dumps({name: copy._asdict() for name, copy in copies.items()}, indent=1, sort_keys=True).encode()
 
 
 def read_copies(folder: str) -> dict[str, Copy]:
@@ -131,10 +139,15 @@ def read_copies(folder: str) -> dict[str, Copy]:
 
 def forget_copies(folder: str, removals: Removals) -> None:
     """Takes what was removed out of a version's."""
-    copies = read_copies(folder)
-    kept = {name: copy for name, copy in copies.items() if not any(removals.covers(one, None, None) for one in (name, copy.of))}
-    if kept != copies:
+    kept = keep_copies(folder, removals)
+    if kept != read_copies(folder):
         write_copies(kept, folder)
+
+
+def keep_copies(folder: str, removals: Removals) -> dict[str, Copy]:
+    """Those of a version without what was removed."""
+    copies = read_copies(folder)
+    return {name: copy for name, copy in copies.items() if not any(removals.covers(one, None, None) for one in (name, copy.of))}
 
 
 def copies_of(folders: Iterable[str], names: Iterable[str]) -> set[str]:

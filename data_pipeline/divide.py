@@ -19,10 +19,10 @@ from data_pipeline.split import Components, SplitConfig, assign, find_components
 from data_pipeline.worklist import WorkItem
 from infra.console import say
 from infra.errors import UserError
-from infra.storage import commit_changed, delete, exists, join
+from infra.storage import commit_changed, delete, exists, join, sha256_bytes
 from lato.pairs import Split
 
-CONFLICTS = "conflicts.json"
+CONFLICTS, SHEET = "conflicts.json", "conflicts.jpg"
 _LISTED = 10
 """Held-out tracks that are listed by name, those most like one in train first; more where more are over the threshold."""
 Faces = dict[str, npt.NDArray[np.float32]]
@@ -66,7 +66,7 @@ class Division:
         apart = self.split_of[row["source_id"]] != self.split_of[row["target_id"]]  # both were published, as two people
         return "split conflict" if apart else None
 
-    def write(self, samples: Iterable[dict[str, Any]], centroids: Faces, threshold: float, folder: str, work: str) -> None:
+    def write(self, samples: Iterable[dict[str, Any]], centroids: Faces, threshold: float, folder: str, work: str) -> dict[str, str]:
         """Writes what ties sources, what held-out faces of the samples are most like in train, and the conflicts with their contact sheet, beside the version.
 
         Args:
@@ -75,6 +75,9 @@ class Division:
             threshold: Likeness from which two tracks count as one person.
             folder: The version's.
             work: The build's.
+
+        Returns:
+            sha256 of each file by its name.
         """
         components, conflicts = self.tied.components, self.tied.conflicts
         families = Counter(components.families.values())
@@ -86,18 +89,21 @@ class Division:
             "families": {name: family for name, family in components.families.items() if families[family] > 1},
             "held_out": self._compare(samples, centroids, threshold),
         }
-        commit_changed(join(folder, COMPONENTS), json.dumps(found, indent=1, sort_keys=True).encode())
+        written = {COMPONENTS: json.dumps(found, indent=1, sort_keys=True).encode()}
         if conflicts.sources or conflicts.tracks:
             from data_pipeline.sheet import draw_conflicts
 
             listed = conflicts._asdict()
             shown = {source_of(track): others for track, others in conflicts.tracks.items()} | conflicts.sources
-            commit_changed(join(folder, CONFLICTS), json.dumps(listed, indent=1, sort_keys=True).encode())
-            commit_changed(join(folder, "conflicts.jpg"), draw_conflicts(shown, self.split_of, work))
+            written[CONFLICTS] = json.dumps(listed, indent=1, sort_keys=True).encode()
+            written[SHEET] = draw_conflicts(shown, self.split_of, work)
         else:
-            for uri in (join(folder, CONFLICTS), join(folder, "conflicts.jpg")):
+            for uri in (join(folder, CONFLICTS), join(folder, SHEET)):
                 if exists(uri):
                     delete(uri)
+        for name, data in written.items():
+            commit_changed(join(folder, name), data)
+        return {name: sha256_bytes(data) for name, data in written.items()}
 
     def _compare(self, samples: Iterable[dict[str, Any]], centroids: Faces, threshold: float) -> dict[str, Any]:
         """What tells whether somebody is held out and trained on: of the tracks outside train, how like the nearest in train is."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+from data_pipeline import copies
 from data_pipeline.candidates import read_candidates, read_candidates_table
-from data_pipeline.card import write_card
-from data_pipeline.copies import forget_copies
+from data_pipeline.card import card_hashes, write_card
+from data_pipeline.divide import CONFLICTS, SHEET
+from data_pipeline.extend import COMPONENTS
 from data_pipeline.pack import rewrite_shards, sweep
 from data_pipeline.published import beside, encode_table, licences_of, read_index, read_manifest, read_manifest_table, sources_of
 from data_pipeline.removals import Removals
@@ -25,6 +28,9 @@ from infra.storage import (
     sha256_json,
 )
 
+_PAGES = ("report.html", CONFLICTS, SHEET, COMPONENTS)
+"""Beside a version's shards; they may name whom it showed."""
+
 
 def shrink(folder: str, removals: Removals, removed: bool) -> int:
     """Publishes a version without what was removed; returns the number of samples taken out. `removed`: whether there was anything of it in the build."""
@@ -33,8 +39,10 @@ def shrink(folder: str, removals: Removals, removed: bool) -> int:
     revision = index.get("revision", 0) + 1
     if len(keep) == len(manifest):
         fresh = entomb(index) if removed else index
-        if _shrink_candidates(folder, lost, revision):  # refused pairs name people too; samples and digest stay
+        smaller = _shrink_candidates(folder, lost, revision)
+        if smaller:  # refused pairs name people too; samples and digest stay
             fresh = fresh | {"candidates": f"candidates.r{revision}.parquet", "revision": revision}
+        fresh = _with_files(fresh, index, folder, smaller, removals, removed)
         if fresh != index:
             commit(join(folder, "index.json"), json.dumps(fresh, indent=1, sort_keys=True).encode())
         return 0
@@ -44,7 +52,7 @@ def shrink(folder: str, removals: Removals, removed: bool) -> int:
     manifest_name = f"manifest.r{revision}.parquet"
     data = encode_table(sorted(rows, key=lambda row: (row["shard"], row["key"])), read_manifest_table(folder).schema)
     commit(join(folder, manifest_name), data)
-    has_candidates = _shrink_candidates(folder, lost, revision)
+    smaller = _shrink_candidates(folder, lost, revision)
     changed = {
         "shards": shards,
         "manifest": manifest_name,
@@ -52,10 +60,13 @@ def shrink(folder: str, removals: Removals, removed: bool) -> int:
         "samples": len(rows),
         "revision": revision,
     }
-    if has_candidates:
+    if smaller:
         changed["candidates"] = f"candidates.r{revision}.parquet"
     fresh = {name: value for name, value in index.items() if name != "replaced"} | changed | entomb(succeed(index, None))
     fresh["digest"] = sha256_json({"shards": shards, "manifest": fresh["manifest_sha256"]})
+    fresh = _with_files(fresh, index, folder, smaller, removals, removed)
+    if "files" in fresh:
+        fresh["files"] |= card_hashes(fresh, data, None)  # what tied its sources goes too
     commit(join(folder, "index.json"), json.dumps(fresh, indent=1, sort_keys=True).encode())
     return len(manifest) - len(keep)
 
@@ -70,25 +81,39 @@ def lost_keys(folder: str, removals: Removals) -> set[str]:
     return lost
 
 
-def _shrink_candidates(folder: str, lost: set[str], revision: int) -> bool:
-    """Writes the candidates without what was removed, where they hold any of it; whether they do."""
+def _with_files(
+    fresh: dict[str, Any], index: dict[str, Any], folder: str, smaller: str | None, removals: Removals, removed: bool
+) -> dict[str, Any]:
+    """An index whose list of files is that of what will lie there: smaller candidates in place of those before, and what `tidy` leaves."""
+    if "files" not in index:  # an earlier LaTo did not list them
+        return fresh
+    gone = {copies.FILE} | ({index["candidates"]} if smaller else set())
+    gone |= set(_PAGES) if removed or fresh.get("revision") else set()
+    files = {name: digest for name, digest in index["files"].items() if name not in gone}
+    files |= copies.hash_copies(copies.keep_copies(folder, removals))
+    return fresh | {"files": files | ({fresh["candidates"]: smaller} if smaller else {})}
+
+
+def _shrink_candidates(folder: str, lost: set[str], revision: int) -> str | None:
+    """Writes the candidates without what was removed, where they hold any of it, and gives their sha256; None where they do not."""
     table = read_candidates_table(folder)
     kept = [row for row in table.to_pylist() if row["key"] not in lost]
     if len(kept) == len(table):
-        return False
-    commit(join(folder, f"candidates.r{revision}.parquet"), encode_table(kept, table.schema))
-    return True
+        return None
+    data = encode_table(kept, table.schema)
+    commit(join(folder, f"candidates.r{revision}.parquet"), data)
+    return sha256_bytes(data)
 
 
 def tidy(folder: str, removals: Removals, removed: bool) -> None:
     """Deletes what a version's index no longer names, and pages and lists that may name whom it showed."""
-    forget_copies(folder, removals)
+    copies.forget_copies(folder, removals)
     index = read_index(folder)
     if not (index.get("revision") or removed):
         return
     sweep(folder)
     stale = [uri for uri in list_files(folder, ".parquet") if uri.rsplit("/", 1)[-1] not in (index["manifest"], index.get("candidates"))]
-    for uri in [*stale, *(join(folder, name) for name in ("report.html", "conflicts.json", "conflicts.jpg", "components.json"))]:
+    for uri in [*stale, *(join(folder, name) for name in _PAGES)]:
         delete(uri)
     write_card(folder)
 

@@ -6,12 +6,15 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any
 
 from pydantic import Field
 
+from data_pipeline.card import card_hashes
+from data_pipeline.extend import Base, read_components
 from data_pipeline.published import CANDIDATES, MANIFEST, encode_table, read_index, read_manifest, read_members
 from data_pipeline.succession import WITHDRAWN, read_withdrawn, succeed
 from infra.config import Config
@@ -30,9 +33,6 @@ from infra.storage import (
     sha256_json,
 )
 from lato.pairs import MEMBERS, FacePair, Split, encode_pair
-
-if TYPE_CHECKING:
-    from data_pipeline.extend import Base
 
 _BLOCK = tarfile.BLOCKSIZE
 
@@ -64,6 +64,7 @@ def pack(
     created_from: str,
     base: Base | None = None,
     models: Sequence[dict[str, Any]] = (),
+    files: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Writes shards, manifest and, last, the index that publishes the version.
 
@@ -75,6 +76,7 @@ def pack(
         created_from: Digest of the plan and config.
         base: A version that is extended: its shards come first, as they are.
         models: What had a part in the samples, with sha256 and licence (`models_used`); the index lists them.
+        files: What else was written beside the shards, name -> sha256; the index lists it, and the card that will be written.
 
     Returns:
         The version's digest.
@@ -109,6 +111,7 @@ def pack(
     if base:
         index["extends"] = {"name": base.index["name"], "digest": base.index["digest"], "samples": len(base.rows)}
     index["digest"] = sha256_json({"shards": shards, "manifest": index["manifest_sha256"]})
+    index["files"] = {**files, **card_hashes(index, table, read_components(folder))}
     index |= succeed(read_withdrawn(folder), index["digest"])
     commit(join(folder, "index.json"), json.dumps(index, indent=1, sort_keys=True).encode())
     sweep(folder)
@@ -118,7 +121,9 @@ def pack(
 def _check_keys(keys: list[str]) -> None:
     """A shard with a key twice cannot be read, and one of the two would have the other's pictures: then there is no version."""
     twice = [key for key, count in Counter(keys).items() if count > 1]
-    assert not twice, f"{len(twice)} keys are those of two samples each ({', '.join(twice[:3])}): a mistake in the code, nothing is published"
+    assert not twice, (
+        f"{len(twice)} keys are those of two samples each ({', '.join(twice[:3])}): a mistake in the code, nothing is published"
+    )
 
 
 def withdraw(folder: str) -> None:

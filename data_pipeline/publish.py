@@ -11,7 +11,7 @@ from typing import Any, Literal
 from data_pipeline.candidates import write_candidates
 from data_pipeline.card import write_card
 from data_pipeline.config import DataConfig
-from data_pipeline.copies import Copy, find_copies, write_copies
+from data_pipeline.copies import Copy, find_copies, hash_copies, write_copies
 from data_pipeline.divide import Division, Faces, Tied, divide, tie
 from data_pipeline.extend import Base
 from data_pipeline.judge import Judged, accepted_rows, count_verdicts, judge, passed_sources
@@ -21,7 +21,7 @@ from data_pipeline.motion import Clock
 from data_pipeline.near_duplicates import find_across_sources, over_quota_of_people
 from data_pipeline.observe import Observed
 from data_pipeline.pack import pack, withdraw
-from data_pipeline.published import sources_of
+from data_pipeline.published import CANDIDATES, sources_of
 from data_pipeline.render import render_crops
 from data_pipeline.rewrite import Rewriter
 from data_pipeline.rules import CODE, SETTINGS, Rules, Usage
@@ -29,7 +29,7 @@ from data_pipeline.samples import crops_to_render, plan_samples
 from data_pipeline.score import ScoreInput, score_pairs
 from infra.console import heading, say, table
 from infra.errors import UserError
-from infra.storage import commit_changed, join
+from infra.storage import commit_changed, join, sha256_bytes
 
 Numbered = tuple[int, dict[str, Any]]
 """A row of a score table, and the table's number."""
@@ -208,15 +208,18 @@ def _write(plan: Plan, found: _Found, division: Division, rows: list[dict[str, A
     splits = {sample.key: sample.split for sample in planned} | (base.splits if base else {})
     funnel = _funnel(plan, found, Counter(splits.values())) + rewriter.counts()
     withdraw(folder)
-    commit_changed(join(folder, "funnel.json"), json.dumps(funnel, indent=1).encode())
-    commit_changed(join(folder, SETTINGS), json.dumps({"pairing": config.pairing.model_dump(mode="json")}, indent=1).encode())
+    settings = {"pairing": config.pairing.model_dump(mode="json")}
+    told = {name: json.dumps(value, indent=1).encode() for name, value in (("funnel.json", funnel), (SETTINGS, settings))}
+    for file, data in told.items():
+        commit_changed(join(folder, file), data)
+    files = {file: sha256_bytes(data) for file, data in told.items()}
     rendered |= base.rendered if base else {}
     licences = {name: item.licence for name, item in observed.items.items()}
-    write_candidates(found.tables, found.judged, dict(splits), licences, rendered, folder)
+    files[CANDIDATES] = write_candidates(found.tables, found.judged, dict(splits), licences, rendered, folder)
     write_copies(found.copies, folder)
     shown = [row for _, row in found.accepted if row["key"] in splits]
-    division.write(shown, found.centroids, config.split.link_similarity, folder, plan.work)
-    digest = pack(planned, config.pack, folder, config.name, plan.created_from, base, plan.models)
+    files |= hash_copies(found.copies) | division.write(shown, found.centroids, config.split.link_similarity, folder, plan.work)
+    digest = pack(planned, config.pack, folder, config.name, plan.created_from, base, plan.models, files)
     write_card(folder)
     return DatasetVersion(folder, digest, dict(Counter(splits.values())), funnel)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_pipeline.card import write_card
+from data_pipeline.card import card_hashes, write_card
 from data_pipeline.licences import normal, why_not_commercial
 from data_pipeline.pack import write_shard
 from data_pipeline.published import (
@@ -30,7 +30,7 @@ from data_pipeline.published import (
     read_members,
 )
 from data_pipeline.succession import entomb, succeed
-from data_pipeline.verify import verify_version
+from data_pipeline.verify import verify_samples
 from data_pipeline.versions import check_unchanged
 from infra.console import say
 from infra.errors import UserError
@@ -124,7 +124,7 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
         raise UserError(f"{folder}: that is among the versions of a build, and an export is none of them. Give a folder elsewhere")
     if exists(join(folder, "index.json")):
         raise UserError(f"{folder}: a version is published there already. Give another folder")
-    damage = verify_version(version)
+    damage = verify_samples(version)
     if damage:  # its copy would have hashes of its own, and look well
         raise UserError(f"{version} is damaged, and is not exported: {'; '.join(damage[:3])}. Build it again.")
     index, manifest, home = read_index(version), read_manifest(version), home_of(version)
@@ -161,6 +161,7 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
     made |= {"manifest_sha256": sha256_bytes(data), "licences": sorted(licences)}
     made |= {name: value for name, value in whole.items() if name == "models"}
     made["digest"] = sha256_json({"shards": shards, "manifest": made["manifest_sha256"]})
+    made["files"] = card_hashes(made, data, None)
     check_unchanged(version, index)
     check_unchanged(home, whole)
     commit(join(folder, "index.json"), json.dumps(made, indent=1, sort_keys=True).encode())

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from data_pipeline.published import home_of, read_index, read_manifest
-from infra.storage import exists, join, list_files, read_bytes, sha256_bytes, sha256_json
+from infra.storage import exists, join, list_files, read_bytes, sha256_bytes, sha256_file, sha256_json
 from lato.pairs import MEMBERS, decode_pair
 
 
 def verify_version(folder: str) -> list[str]:
-    """Checks the index' counts and digest, hashes, members, offsets and decodability of every sample, and that no other shard lies there.
+    """Checks all that a version's index names: its samples, and the files beside them (verdicts, settings, funnel, what ties sources, card).
 
     Args:
         folder: The version's folder.
@@ -27,6 +27,19 @@ def verify_version(folder: str) -> list[str]:
     Raises:
         UserError: There is no published version there.
     """
+    home = home_of(folder)
+    files = sorted(read_index(home).get("files", {}).items())  # an earlier LaTo did not list them
+    return verify_samples(folder) + [line for name, digest in files for line in _verify_file(home, name, digest)]
+
+
+def _verify_file(folder: str, name: str, digest: str) -> list[str]:
+    if not exists(join(folder, name)):
+        return [f"{name}: missing"]
+    return [] if sha256_file(join(folder, name)) == digest else [f"{name}: sha256 differs from index.json; it was changed or cut short"]
+
+
+def verify_samples(folder: str) -> list[str]:
+    """Checks the index' counts and digest, hashes, members, offsets and decodability of every sample, and that no other shard lies there."""
     index = read_index(folder)
     wrong: list[str] = []
     if not exists(join(folder, index["manifest"])):
@@ -49,7 +62,7 @@ def verify_version(folder: str) -> list[str]:
     if home != folder:  # a view has no shards of its own: its samples must be there as the version has them
         known = {row["key"]: row for row in read_manifest(home)}
         wrong += [f"{row['key']}: not as in {home}" for rows in manifest.values() for row in rows if known.get(row["key"]) != row]
-        return wrong + verify_version(home)
+        return wrong + verify_samples(home)
     named = {shard["name"] for shard in index["shards"]}
     wrong += [f"{name}: {len(manifest[name])} samples in the manifest, but not in the index" for name in sorted(manifest.keys() - named)]
     lying = {uri.rsplit("/", 1)[-1] for uri in list_files(join(folder, "shards"), ".tar")}

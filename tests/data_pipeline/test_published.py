@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline import card
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
-from data_pipeline.card import _card
+from data_pipeline.card import _card, write_card
 from data_pipeline.config import DataConfig
 from data_pipeline.diff import diff_versions
 from data_pipeline.pack import PackConfig, Planned, pack, write_shard
@@ -45,6 +46,41 @@ def test_verify_asks_the_index_too(built, tmp_path):
     assert f"{index['shards'][0]['name']}: {index['shards'][0]['count']} samples in the manifest, but not in the index" in told
     (folder / "shards/train-000099.tar").write_bytes(b"")
     assert wrong() == "train-000099.tar: lies in shards, but is not in the index; readers of shards/*.tar would take it in"
+
+
+def test_verify_reads_all_that_lies_beside_the_samples(built, tmp_path):
+    _, version = built
+    folder = tmp_path / "v1"
+    shutil.copytree(version.uri, folder)
+    view, _ = make_view(str(folder), "happy", "expression in happy,sad")
+    exported, _ = export(str(folder), str(tmp_path / "out"))
+    named = read_index(str(folder))["files"]
+    assert named.keys() == {path.name for path in folder.iterdir() if path.is_file()} - {"index.json", "manifest.parquet", "report.html"}
+    for name in sorted(named):
+        file = folder / name
+        whole = file.read_bytes()
+        for content, told in ((whole[: len(whole) // 2], "sha256 differs"), (b"garbage", "sha256 differs"), (None, "missing")):
+            file.unlink() if content is None else file.write_bytes(content)
+            for asked in (str(folder), view):
+                (line,) = verify_version(asked)
+                assert line.startswith(f"{name}: {told}")
+        file.write_bytes(whole)
+    assert verify_version(str(folder)) == verify_version(str(tmp_path / "out")) == []
+    (tmp_path / "out/croissant.json").unlink()
+    assert verify_version(str(tmp_path / "out")) == ["croissant.json: missing"]
+
+
+def test_a_card_that_is_worded_anew_is_what_its_index_says(built, tmp_path, monkeypatch):
+    """A later LaTo writes the card again where a version stands."""
+    _, version = built
+    shutil.copytree(version.uri, tmp_path / "v1")
+    folder, before = str(tmp_path / "v1"), read_index(version.uri)
+    monkeypatch.setattr(card, "_models", lambda index: "Other words.\n")
+    write_card(folder)
+    after = read_index(folder)
+    assert verify_version(folder) == []
+    assert {name for name in after["files"] if after["files"][name] != before["files"][name]} == {"README.md"}
+    assert after | {"files": 0} == before | {"files": 0}
 
 
 def test_two_samples_under_one_key_are_no_version(built, tmp_path):
@@ -146,10 +182,10 @@ def test_card_and_croissant_name_every_file_by_hash(built):
     import yaml
 
     _, version = built
-    card = (Path(version.uri) / "README.md").read_text()
-    front = yaml.safe_load(card.split("---")[1])
+    text = (Path(version.uri) / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
     assert {entry["split"] for entry in front["configs"][0]["data_files"]} == {row["split"] for row in read_manifest(version.uri)}
-    assert version.digest in card
+    assert version.digest in text
     croissant = json.loads((Path(version.uri) / "croissant.json").read_text())
     for entry in croissant["distribution"]:
         assert sha256_file(str(Path(version.uri) / entry["contentUrl"])) == entry["sha256"]
@@ -161,8 +197,8 @@ def test_a_version_whose_name_yaml_would_read_as_something_else_is_still_a_text(
     import yaml
 
     _, version = built
-    card = _card(read_index(version.uri) | {"name": name}, read_manifest(version.uri), None)
-    assert yaml.safe_load(card.split("---")[1])["pretty_name"] == name
+    text = _card(read_index(version.uri) | {"name": name}, read_manifest(version.uri), None)
+    assert yaml.safe_load(text.split("---")[1])["pretty_name"] == name
 
 
 def test_the_reference_reader_of_croissant_takes_the_file_and_reads_the_samples_by_it(built):
