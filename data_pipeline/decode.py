@@ -5,6 +5,7 @@ PyAV reads in order; that choice and the one of `seek` are measured: docs/benchm
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -110,9 +111,9 @@ def _place_before(path: str, wanted: int, stream: Any) -> int | None:
         with av.open(path) as probe:
             same = probe.streams.video[0]
             probe.seek(place, stream=same)
-            first = next((packet.pts for packet in probe.demux(same) if packet.is_keyframe and packet.pts is not None), None)
-        if first is not None and first <= wanted:
-            return place
+            before = itertools.takewhile(lambda packet: packet.dts is None or packet.dts <= wanted, probe.demux(same))
+            if any(packet.is_keyframe and packet.pts is not None and packet.pts <= wanted for packet in before):
+                return place
     return None
 
 
