@@ -16,6 +16,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.decode import sample_frames
 from data_pipeline.image_set import content_sha256
 from data_pipeline.perceive import watch_video
+from data_pipeline.places import warps
 from data_pipeline.plan import plan_build
 from data_pipeline.segments import AnalyzeConfig, Segment
 from data_pipeline.sources import ContentHashes
@@ -262,7 +263,7 @@ def test_what_is_no_regular_file_is_missing_and_is_not_waited_for(models, tmp_pa
     assert plan_build(items, DataConfig(), models).probe.seconds_per_frame == 0  # --dry-run does not wait either
     (row,) = analyze(items, AnalyzeConfig(workers=0), models, str(tmp_path / "w")).rows
     assert (row["status"], row["reason"]) == ("failed", "missing")
-    assert edit_photos("warp", WarpConfig(workers=0), lambda: pytest.fail("nothing to edit"), items, str(tmp_path), 0, 0.0) == []
+    assert edit_photos("warp", WarpConfig(workers=0), lambda: pytest.fail("nothing to edit"), items, str(tmp_path), 0, warps()) == []
 
 
 def test_a_set_that_names_a_pipe_is_missing_too(tmp_path):
