@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +28,7 @@ from data_pipeline.render import cut
 from data_pipeline.sources import staged
 from data_pipeline.worklist import WorkItem
 from infra.errors import UserError
-from infra.storage import open_read, read_bytes
+from infra.storage import filesystem_of, open_read, read_bytes
 from lato.faces import FaceReader
 from lato.pairs import decode_image
 
@@ -180,7 +179,7 @@ def _first_frames(item: WorkItem, fps: float, count: int) -> list[Frame]:
 
 
 def _size(uri: str) -> int:
-    filesystem, path = fsspec.core.url_to_fs(uri)
+    filesystem, path = filesystem_of(uri)
     return int(filesystem.info(path)["size"] or 0)
 
 

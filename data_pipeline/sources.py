@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import av
-import fsspec
 
 from data_pipeline.image_set import content_sha256
 from data_pipeline.worklist import WorkItem
 from infra.backoff import passes, retried
 from infra.state import DERIVED, read_json, reading
-from infra.storage import commit, exists, is_local, join, sha256_bytes
+from infra.storage import commit, exists, filesystem_of, is_local, join, open_read, sha256_bytes
 
 SEGMENT_SECONDS = 300.0
 """Longer videos are looked at in pieces of about this length, cut at keyframes."""
@@ -76,7 +75,7 @@ def _state(uri: str) -> str:
     if is_local(uri):
         status = os.stat(uri.removeprefix("file://"))
         return f"{uri}|{status.st_size}|{status.st_mtime_ns}"
-    filesystem, path = fsspec.core.url_to_fs(uri)
+    filesystem, path = filesystem_of(uri)
     found = retried(lambda: filesystem.info(path))
     return f"{uri}|{found.get('size')}|{found.get('ETag') or found.get('etag') or found.get('LastModified') or found.get('mtime')}"
 
@@ -105,7 +104,7 @@ def staged(uri: str) -> Iterator[Path]:
 
 
 def _copy_to(uri: str, part: str) -> None:
-    with open(part, "wb") as out, fsspec.open(uri, "rb") as given:
+    with open(part, "wb") as out, open_read(uri) as given:
         shutil.copyfileobj(given, out, 1 << 20)
 
 
@@ -161,7 +160,7 @@ def _open_header(uri: str) -> Iterator[str | IO[bytes]]:
     if is_local(uri):
         yield uri.removeprefix("file://")
         return
-    with fsspec.open(uri, "rb") as file:
+    with open_read(uri) as file:
         yield file
 
 

@@ -11,14 +11,13 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.console import say
 from infra.errors import UserError
-from infra.storage import commit_changed, exists, folder_uri, is_local, join, read_bytes, sha256_bytes, sha256_file
+from infra.storage import commit_changed, exists, filesystem_of, folder_uri, is_local, join, read_bytes, sha256_bytes, sha256_file
 
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv"
@@ -105,7 +104,7 @@ def items_from_folder(folder: str, work: str | None = None, **columns: Any) -> l
         UserError: There is no such folder, or nothing usable in it; or it is the build's own.
     """
     folder = folder_uri(folder)
-    filesystem, root = fsspec.core.url_to_fs(folder)
+    filesystem, root = filesystem_of(folder)
     if not filesystem.isdir(root):
         raise UserError(f"{folder}: there is no such folder. Give a folder with videos or images.")
     inside = sorted(str(path).removeprefix(root).lstrip("/") for path in filesystem.find(root))

@@ -1,5 +1,7 @@
 """The one exception that means: the user can mend this; and which of other libraries' mean the same."""
 
+import traceback
+
 _STORES = ("botocore.", "aiobotocore.", "s3fs.", "gcsfs.", "google.auth.", "aiohttp.")
 
 
@@ -17,4 +19,6 @@ class RayLost(UserError):
 def is_of_a_store(error: BaseException) -> bool:
     """Whether an object store's client raised it, or raised what it came from: the store does not answer, or does not let one in."""
     cause = error.__cause__  # not its context: a bug in handling such an error is a bug
-    return f"{type(error).__module__}.".startswith(_STORES) or (cause is not None and is_of_a_store(cause))
+    frames = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    known = [type(error).__module__, *frames[-1:]]  # gcsfs says "not allowed" with a plain OSError
+    return any(f"{name}.".startswith(_STORES) for name in known) or (cause is not None and is_of_a_store(cause))

@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import fsspec
-
 from infra.errors import UserError
-from infra.storage import commit, join, read_bytes
+from infra.storage import commit, filesystem_of, join, read_bytes
 
 LEASE_EXPIRES = 60.0
 """Seconds without a heartbeat after which a lease is no longer held."""
@@ -68,7 +66,7 @@ def lease(folder: str, purpose: str, name: str = LEASE) -> Iterator[None]:
     finally:
         stop.set()
         heart.join()
-        filesystem, path = fsspec.core.url_to_fs(uri)
+        filesystem, path = filesystem_of(uri)
         if _is_of(uri, mine):
             with suppress(FileNotFoundError):
                 filesystem.rm(path)

@@ -20,6 +20,11 @@ import fsspec
 from infra.backoff import retried
 from infra.errors import UserError
 
+for _scheme in ("s3", "gs"):  # a listing that is kept knows nothing of what workers, or other jobs, write meanwhile
+    fsspec.config.conf.setdefault(_scheme, {}).setdefault("use_listings_cache", False)
+# gcsfs would ask over gRPC what kind of bucket each is, for a minute where nobody answers that (emulators, proxies); nothing here needs to know
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
 
 def is_local(uri: str) -> bool:
     """Whether a URI is a plain path on this machine's file system."""
@@ -29,6 +34,26 @@ def is_local(uri: str) -> bool:
 def join(uri: str, *parts: str) -> str:
     """Joins names to a folder's URI."""
     return "/".join([uri.rstrip("/"), *parts])
+
+
+def filesystem_of(uri: str) -> tuple[Any, str]:
+    """The fsspec file system of a URI, and the path in it.
+
+    Raises:
+        UserError: No library is here that speaks to such addresses: which one to install.
+    """
+    scheme = uri.split("://", 1)[0]
+    try:
+        return fsspec.core.url_to_fs(uri)
+    except ImportError as error:
+        cause = error.__cause__
+        library = (cause.name or "").split(".")[0] if isinstance(cause, ModuleNotFoundError) else ""
+        remedy = f"Install it with `pip install {library}`, on every machine that works on this" if library else str(error)
+        raise UserError(f"{uri}: a library for {scheme}:// is missing here. {remedy}.") from error
+    except ValueError as error:
+        if scheme in fsspec.available_protocols():
+            raise
+        raise UserError(f"{uri}: {scheme}:// is no kind of address that is known here. Give a path, or s3://, gs://, https://.") from error
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -172,7 +197,7 @@ def commit_file(path: str, uri: str) -> None:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
     else:
-        filesystem, name = fsspec.core.url_to_fs(uri)
+        filesystem, name = filesystem_of(uri)
         filesystem.put_file(path, name)
     failpoint(uri)
 
@@ -211,7 +236,8 @@ def open_read(uri: str) -> IO[bytes]:
     """
     if is_local(uri):
         _check_regular(_local(uri))
-    return fsspec.open(uri, "rb").open()
+    filesystem, path = filesystem_of(uri)
+    return filesystem.open(path, "rb")
 
 
 def _check_regular(path: Path) -> None:
@@ -222,13 +248,13 @@ def _check_regular(path: Path) -> None:
 
 def exists(uri: str) -> bool:
     """Whether there is a file or folder."""
-    filesystem, path = fsspec.core.url_to_fs(uri)
+    filesystem, path = filesystem_of(uri)
     return bool(filesystem.exists(path))
 
 
 def list_files(folder: str, suffix: str = "") -> list[str]:
     """URIs of the files in a folder (not below it) that end in `suffix`, sorted; empty where there is no folder. Hidden files are left out."""
-    filesystem, path = fsspec.core.url_to_fs(folder)
+    filesystem, path = filesystem_of(folder)
     if not filesystem.isdir(path):
         return []
     names = [entry["name"].rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=True) if entry["type"] == "file"]
@@ -237,7 +263,7 @@ def list_files(folder: str, suffix: str = "") -> list[str]:
 
 def list_folders(folder: str) -> list[str]:
     """URIs of the folders in a folder, sorted; empty where there is none."""
-    filesystem, path = fsspec.core.url_to_fs(folder)
+    filesystem, path = filesystem_of(folder)
     if not filesystem.isdir(path):
         return []
     names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=True) if entry["type"] == "directory"]
@@ -246,7 +272,7 @@ def list_folders(folder: str) -> list[str]:
 
 def delete(uri: str) -> None:
     """Deletes a file; one that is gone already is well."""
-    filesystem, path = fsspec.core.url_to_fs(uri)
+    filesystem, path = filesystem_of(uri)
     failpoint(uri)
     with suppress(FileNotFoundError):
         filesystem.rm_file(path)
@@ -254,7 +280,7 @@ def delete(uri: str) -> None:
 
 def delete_folder(uri: str) -> None:
     """Deletes a folder and all below it; one that is gone already is well."""
-    filesystem, path = fsspec.core.url_to_fs(uri)
+    filesystem, path = filesystem_of(uri)
     failpoint(uri)
     with suppress(FileNotFoundError):
         filesystem.rm(path, recursive=True)
@@ -262,7 +288,7 @@ def delete_folder(uri: str) -> None:
 
 def size_of(uri: str) -> int:
     """Bytes of a file."""
-    filesystem, path = fsspec.core.url_to_fs(uri)
+    filesystem, path = filesystem_of(uri)
     return int(filesystem.size(path))
 
 
@@ -286,8 +312,9 @@ def sha256_json(value: Any) -> str:
 
 
 def _commit_object(uri: str, data: bytes, exclusive: bool) -> bool:
+    filesystem, path = filesystem_of(uri)
     try:
-        with fsspec.open(uri, "xb" if exclusive else "wb") as file:
+        with filesystem.open(path, "xb" if exclusive else "wb") as file:
             file.write(data)
     except FileExistsError:
         return False

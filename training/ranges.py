@@ -8,10 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
-import fsspec
-
 from infra.errors import UserError
-from infra.storage import is_local
+from infra.storage import filesystem_of, is_local
 
 _OPEN = 256
 """Local files that are kept open: opening is slow on network file systems."""
@@ -48,7 +46,7 @@ class RangeReader:
         """
         if not pieces or is_local(pieces[0][0]):
             return [self.read(*piece) for piece in pieces]
-        filesystem, _ = fsspec.core.url_to_fs(pieces[0][0])
+        filesystem, _ = filesystem_of(pieces[0][0])
         paths = [filesystem._strip_protocol(uri) for uri, _, _ in pieces]
         starts, ends = [start for _, start, _ in pieces], [start + length for _, start, length in pieces]
         found = filesystem.cat_ranges(paths, starts, ends, on_error="return")
@@ -62,7 +60,7 @@ class RangeReader:
 
 def list_sizes(folder: str) -> dict[str, int]:
     """Bytes of the files in a folder by name, from one listing; empty where there is no folder."""
-    filesystem, path = fsspec.core.url_to_fs(folder)
+    filesystem, path = filesystem_of(folder)
     filesystem.invalidate_cache(path)
     entries = filesystem.ls(path, detail=True) if filesystem.isdir(path) else []
     return {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in entries if entry["type"] == "file"}

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from infra.errors import UserError
-from infra.storage import commit, join, list_files, read_bytes, sha256_json
+from infra.storage import commit, filesystem_of, join, list_files, read_bytes, sha256_json
 
 
 def test_a_failed_commit_leaves_nothing(tmp_path, monkeypatch):
@@ -53,3 +53,15 @@ def test_an_unwritable_folder_is_a_users_mistake(tmp_path):
 
 def test_equal_values_have_equal_digests():
     assert sha256_json({"a": 1, "b": [2]}) == sha256_json({"b": [2], "a": 1}) != sha256_json({"a": 1, "b": [3]})
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("oss://bucket/x", r"a library for oss:// is missing here. Install it with `pip install ossfs`"),
+        ("bucket://x/y", r"bucket:// is no kind of address"),
+    ],
+)
+def test_what_no_library_here_reads_is_said(uri, message):
+    with pytest.raises(UserError, match=message):
+        filesystem_of(uri)
