@@ -166,9 +166,9 @@ class _Worker:
         """Scores the pairs of some sources and commits their table."""
         bundle, table = job
         faces = [
-            self._given.holdout.mark(face)
+            face
             for row in bundle
-            for face in read_faces(row, self._given.columns, self._given.identities, self._work)
+            for face in self._given.holdout.mark(read_faces(row, self._given.columns, self._given.identities, self._work))
         ]
         buffer = io.BytesIO()
         write_scores(group_people(faces, self._given.same_person), self._given.margin, buffer)

@@ -270,6 +270,14 @@ def list_folders(folder: str) -> list[str]:
     return [join(folder, name) for name in sorted(names)]
 
 
+def files_below(folder: str) -> list[str] | None:
+    """Names, from the folder on, of all files in it and below it, sorted; None where there is no folder."""
+    filesystem, root = filesystem_of(folder_uri(folder))
+    if not filesystem.isdir(root):
+        return None
+    return sorted(str(path).removeprefix(root).lstrip("/") for path in filesystem.find(root))
+
+
 def delete(uri: str) -> None:
     """Deletes a file; one that is gone already is well."""
     filesystem, path = filesystem_of(uri)

@@ -1,6 +1,7 @@
 """What evaluation uses is told from its near-duplicates: the same picture smaller, brighter and compressed again. (Looks and names: test_outcomes.py.)"""
 
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,12 +11,15 @@ from data_pipeline.config import DataConfig, with_own_thresholds
 from data_pipeline.decode import sample_frames
 from data_pipeline.groups import GROUPS, GroupsConfig
 from data_pipeline.holdout import Holdout, HoldoutConfig
+from data_pipeline.image_set import commit_set
 from data_pipeline.rules import PairingConfig
+from data_pipeline.worklist import item_for
 from infra.errors import UserError
+from infra.storage import commit, sha256_bytes
 
 
 def row(reading):
-    return {"identity": None, "source_sha256": "x", "phash": reading.quality.phash}
+    return {"identity": None, "source_id": "x", "kind": "video", "phash": reading.quality.phash}
 
 
 def test_a_near_duplicate_is_told_whoever_it_shows(reader, models, clip, tmp_path):
@@ -25,11 +29,39 @@ def test_a_near_duplicate_is_told_whoever_it_shows(reader, models, clip, tmp_pat
     smaller = cv2.resize(pictures[0], None, fx=0.7, fy=0.7, interpolation=cv2.INTER_AREA)
     brighter = np.clip(smaller.astype(np.int16) + 25, 0, 255).astype(np.uint8)
     again = cv2.imdecode(cv2.imencode(".jpg", brighter, [cv2.IMWRITE_JPEG_QUALITY, 60])[1], cv2.IMREAD_COLOR)
-    assert holdout.mark(row(reader.read(again)))["held_out"]
-    assert not holdout.mark(row(reader.read(pictures[1])))["held_out"]
+    assert holdout.mark([row(reader.read(again))])[0]["held_out"]
+    assert not holdout.mark([row(reader.read(pictures[1]))])[0]["held_out"]
+    other, same = row(reader.read(pictures[1])), row(reader.read(again))
+    assert [face["held_out"] for face in holdout.mark([other, same])] == [False, True]
+    pictures_of_a_set = [face | {"kind": "image"} for face in (other, same)]
+    assert [face["held_out"] for face in holdout.mark(pictures_of_a_set)] == [True, True]
     strict = Holdout.read(HoldoutConfig(folder=str(tmp_path), bits=0), models)
-    assert not strict.mark(row(reader.read(again)))["held_out"]  # it was told by its distance, not by being the same
+    assert not strict.mark([row(reader.read(again))])[0]["held_out"]  # it was told by its distance, not by being the same
     assert strict.digest != holdout.digest
+
+
+def test_an_evaluation_folder_may_lie_in_an_object_store(models, clip):
+    commit("memory://evaluation/deep/photo.jpg", Path(clip("obama")).read_bytes())
+    commit("memory://evaluation/video.mp4", Path(clip("single_face")).read_bytes())
+    found = Holdout.read(HoldoutConfig(folder="memory://evaluation"), models)
+    assert len(found.hashes) >= 3
+    with pytest.raises(UserError, match="there is no folder memory://nowhere"):
+        Holdout.read(HoldoutConfig(folder="memory://nowhere"), models)
+
+
+def test_a_content_is_held_out_with_the_sets_that_hold_it_and_what_fits_nothing_is_told(models, clip, tmp_path, capsys):
+    photos = {name: Path(clip(name)).read_bytes() for name in ("obama", "biden")}
+    sets = [commit_set([(photos[name], None), (b"edited", None)], {}, str(tmp_path)) for name in photos]
+    items = [item_for(clip(name), identity=name) for name in photos]
+    items += [item_for(str(tmp_path / "synthetic" / made), source_id=f"{name}_set") for name, made in zip(photos, sets, strict=True)]
+    known = HoldoutConfig(sha256=(sha256_bytes(photos["obama"]),), identities=("biden",))
+    found = Holdout.read(known, models).find_sources(items, str(tmp_path))
+    assert found.sources == {"obama", "obama_set"} and "warning" not in capsys.readouterr().out
+    assert found.digest != Holdout.read(known, models).digest
+    wrong = HoldoutConfig(sha256=(*known.sha256, "abc"), identities=("biden", "nobody_of_that_name"))
+    assert Holdout.read(wrong, models).find_sources(items, str(tmp_path)).sources == {"obama", "obama_set"}
+    told = capsys.readouterr().out
+    assert "holdout.sha256: no source here is of abc:" in told and "holdout.identities: no source here is of nobody_of_that_name:" in told
 
 
 def test_an_evaluation_video_bars_its_person(models, clip, tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
+from data_pipeline.holdout import HoldoutConfig
 from data_pipeline.image_set import read_image_set
 from data_pipeline.places import warps
 from data_pipeline.published import read_index, read_manifest, read_members
@@ -88,6 +89,12 @@ def test_warped_photos_are_sources_tied_to_their_photo(models, clip, tmp_path):
     again = build_dataset(config(warp=WarpConfig(intensity=Intensity.STRONGLY, workers=0)), str(tmp_path), models, photos)
     assert again.digest == version.digest
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "synthetic").iterdir()} == before
+    assert "biden_warp" in splits
+    held = HoldoutConfig(sha256=(sha256_file(clip("biden")),))  # the photo evaluation uses: its edits show it too
+    barred = config(warp=WarpConfig(intensity=Intensity.STRONGLY, workers=0)).model_copy(update={"name": "barred", "holdout": held})
+    verdicts = {(row["source_id"], row["verdict"]) for row in read_candidates(build_dataset(barred, str(tmp_path), models, photos).uri)}
+    assert ("biden_warp", "held out") in verdicts and ("biden_warp", "accepted") not in verdicts
+    assert ("obama_warp", "held out") not in verdicts
 
 
 ASKED = {  # what was asked of a photo at rest that faces the camera, and what the editor made of it
