@@ -28,7 +28,7 @@ def load_config(model: type[C], yaml_path: str | Path | None = None, overrides: 
 
     Args:
         model: The config's class.
-        yaml_path: A YAML file, or None for the defaults.
+        yaml_path: A YAML file, on disk or in an object store, or None for the defaults.
         overrides: `a.b=value` strings, applied on top; values are read as YAML.
         preset: What the file changes; None is the class's defaults.
 
@@ -38,7 +38,7 @@ def load_config(model: type[C], yaml_path: str | Path | None = None, overrides: 
     mistakes: list[str] = []
     values = preset.model_dump(mode="json") if preset else {}
     if yaml_path:
-        _merge(values, _read_yaml(Path(yaml_path), mistakes))
+        _merge(values, _read_yaml(str(yaml_path), mistakes))
     for override in overrides or []:
         _apply(values, override, mistakes)
     try:
@@ -59,12 +59,14 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _read_yaml(path: Path, mistakes: list[str]) -> dict[str, Any]:
-    if not path.is_file():
+def _read_yaml(path: str, mistakes: list[str]) -> dict[str, Any]:
+    from infra.storage import read_bytes  # not at the top: `lato --help` needs no file systems
+
+    try:
+        values = yaml.safe_load(read_bytes(path).decode())
+    except (FileNotFoundError, IsADirectoryError):
         mistakes.append(f"{path}: there is no such file")
         return {}
-    try:
-        values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mistakes.append(f"{path}: not readable as YAML: {' '.join(str(error).split())}")
         return {}

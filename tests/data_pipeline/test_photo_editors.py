@@ -91,7 +91,8 @@ def test_warped_photos_are_sources_tied_to_their_photo(models, clip, tmp_path):
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "synthetic").iterdir()} == before
     assert "biden_warp" in splits
     held = HoldoutConfig(sha256=(sha256_file(clip("biden")),))  # the photo evaluation uses: its edits show it too
-    barred = config(warp=WarpConfig(intensity=Intensity.STRONGLY, workers=0)).model_copy(update={"name": "barred", "holdout": held})
+    synthetic = {"warp": WarpConfig(intensity=Intensity.STRONGLY, workers=0), "anny": AnnyConfig(people=2, images=4, workers=0)}
+    barred = config(**synthetic).model_copy(update={"name": "barred", "holdout": held})
     verdicts = {(row["source_id"], row["verdict"]) for row in read_candidates(build_dataset(barred, str(tmp_path), models, photos).uri)}
     assert ("biden_warp", "held out") in verdicts and ("biden_warp", "accepted") not in verdicts
     assert ("obama_warp", "held out") not in verdicts

@@ -4,6 +4,7 @@ import pytest
 
 from infra.config import Config, dump_config, load_config
 from infra.errors import UserError
+from infra.storage import commit
 
 
 class Inner(Config):
@@ -51,3 +52,10 @@ def test_bad_overrides(override, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="there is no such file"):
         load_config(Outer, tmp_path / "gone.yaml")
+
+
+def test_a_file_may_lie_in_an_object_store():
+    with pytest.raises(UserError, match="memory://configs/gone.yaml: there is no such file"):
+        load_config(Outer, "memory://configs/gone.yaml")
+    commit("memory://configs/c.yaml", dump_config(Outer()).encode())
+    assert load_config(Outer, "memory://configs/c.yaml") == Outer()
