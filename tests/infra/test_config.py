@@ -55,7 +55,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_file_may_lie_in_an_object_store():
-    with pytest.raises(UserError, match="memory://configs/gone.yaml: there is no such file"):
+    with pytest.raises(UserError, match=r"memory://configs/gone\.yaml: there is no such file"):
         load_config(Outer, "memory://configs/gone.yaml")
     commit("memory://configs/c.yaml", dump_config(Outer()).encode())
     assert load_config(Outer, "memory://configs/c.yaml") == Outer()
