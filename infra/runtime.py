@@ -7,6 +7,8 @@ import os
 import signal
 import threading
 import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 
 from infra.config import Config
 from infra.errors import UserError
@@ -53,6 +55,8 @@ def quieten() -> None:
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)  # it says that there is no GPU
 
 
+_WATCH = 0.02
+"""Seconds between two looks whether Ray has started."""
 _wanted = RuntimeConfig()
 
 
@@ -78,23 +82,38 @@ def start_ray(config: RuntimeConfig | None = None) -> None:
     runtime_env = {"env_vars": {name: os.environ[name] for name in _QUIET}}
     logging.getLogger("ray").setLevel(logging.ERROR)
     common = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": runtime_env}
-    usual = signal.getsignal(signal.SIGTERM)
+    if not address:
+        common |= {"num_cpus": config.num_cpus, "include_dashboard": False, "object_store_memory": config.object_store_mb * 1024 * 1024}
     try:
-        if address:
-            ray.init(address=address, **common)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=config.num_cpus,
-                include_dashboard=False,
-                object_store_memory=config.object_store_mb * 1024 * 1024,
-                **common,
-            )
+        _beside(lambda: ray.init(address=address or "local", **common))
     except Exception as error:  # Ray raises plain exceptions when its processes do not come up in time
         where = f"at {address}" if address else "on this machine (is it very busy, or out of memory?)"
         raise UserError(f"Ray did not start {where}: {error}. What was done stands; run the same command again.") from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, usual)  # Ray's own shows a trace of itself and ends with 15
+
+
+def _beside(start: Callable[[], object]) -> None:
+    """Starts Ray in a thread of its own and waits for it here, where signals arrive: a job that is told to end meanwhile ends as at any other time. In this
+    thread Ray would take SIGTERM for itself (and end with 15); its core does so in any (a trace of itself, and 134), so that the usual way is set anew.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        start()
+        return
+    usual, started = signal.getsignal(signal.SIGTERM), Future[None]()
+
+    def run() -> None:
+        try:
+            start()
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        threading.Event().wait()  # Linux ends Ray's processes with the thread that began them, not with the process
+
+    threading.Thread(target=run, daemon=True, name="ray").start()
+    while not started.done():
+        wait([started], timeout=_WATCH)
+        signal.signal(signal.SIGTERM, usual)
+    started.result()
 
 
 def stop_ray() -> None:

@@ -103,6 +103,35 @@ def test_a_build_that_is_told_to_end_says_so_and_goes_on_later(tmp_path):
     assert (tmp_path / "w" / "versions" / "v1" / "index.json").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["node.Node.start_head_processes", "worker.connect"])
+def test_a_command_that_is_told_to_end_while_ray_starts_ends_as_ever(moment):
+    """Once Ray has its handler, and once its core has another."""
+    owner, _, name = f"ray._private.{moment}".rpartition(".")
+    script = f"""
+import os, signal, sys, time
+import ray._private.node, ray._private.worker
+from infra import cli
+from infra.runtime import RuntimeConfig, start_ray
+
+usual = {owner}.{name}
+
+def then_end(*args, **named):
+    usual(*args, **named)
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+{owner}.{name} = then_end
+cli.app.command("ray")(lambda: start_ray(RuntimeConfig(num_cpus=1)))
+sys.argv = ["lato", "ray"]
+cli.run()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 130, done
+    assert done.stderr.strip().splitlines() == ["interrupted. The same command goes on where it stopped."]
+
+
 def test_a_command_with_a_pool_of_threads_ends(tmp_path):
     """Its idle threads wait for the end of the program, which waits for them."""
     script = (
