@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+import av
 
 from data_pipeline.worklist import VIDEO_SUFFIXES, WorkItem
+from infra.console import say
 from infra.errors import UserError
+from infra.storage import exists, files_below, join, list_files, open_read, read_bytes
 
 LICENCES = {
     "celebv_hq": "CelebV-HQ non-commercial",
@@ -21,8 +26,27 @@ LICENCES = {
 }
 
 
+class _Clip(NamedTuple):
+    """A clip of a list."""
+
+    name: str
+    columns: dict[str, Any]
+    """Of its work item."""
+    cut: tuple[str, ...]
+    """Names without suffix of files that hold this clip alone, cropped to its face."""
+    whole: tuple[str, ...] = ()
+    """And of the video that it is a part of."""
+    span: tuple[float, float] | None = None
+    """Seconds in the whole video."""
+    crop: tuple[float, float, float, float] | None = None
+    """Left, top, right, bottom of its face in the whole video: as shares of the picture, or in pixels."""
+    height: float | None = None
+    """Of the picture whose pixels these are; None: the video's own."""
+
+
 def read_public_list(name: str, path: str, videos: str) -> tuple[list[WorkItem], list[str]]:
-    """Work items of a list's clips that lie in a folder, and the clips that do not.
+    """Work items of a list's clips that lie in a folder, and the clips that do not. A clip is its own file where that is there, else its span and its face
+    in the whole video. All may lie on disk or in an object store.
 
     Args:
         name: One of `LICENCES`.
@@ -34,24 +58,33 @@ def read_public_list(name: str, path: str, videos: str) -> tuple[list[WorkItem],
     """
     if name not in LICENCES:
         raise UserError(f"{name!r}: expected one of {', '.join(LICENCES)}")
-    if not Path(path).exists() or not Path(videos).is_dir():
-        raise UserError(f"{path if not Path(path).exists() else videos}: there is no such file or folder")
+    files = files_below(videos)
+    if not exists(path) or files is None:
+        raise UserError(f"{path if not exists(path) else videos}: there is no such file or folder")
     readers = {"celebv_hq": _celebv, "celebv_text": _celebv, "hdtf": _hdtf, "openhumanvid": _openhumanvid}
-    here = {file.stem: str(file) for file in sorted(Path(videos).rglob("*")) if file.suffix.lower() in VIDEO_SUFFIXES}
+    here = {PurePosixPath(file).stem: join(videos, file) for file in files if file.lower().endswith(VIDEO_SUFFIXES)}
     items: list[WorkItem] = []
     missing: list[str] = []
+    faceless: list[str] = []
     try:
-        for stem, columns in readers[name](Path(path)):
-            if stem not in here:
-                missing += [stem] if stem not in missing[-1:] else []
-                continue
-            items.append(
-                WorkItem(
-                    source_id=_id(name, stem) + columns.pop("suffix", ""), uri=here[stem], kind="video", licence=LICENCES[name], **columns
-                )
-            )
-    except (KeyError, TypeError, ValueError) as error:
+        for clip in readers[name](path):
+            columns = clip.columns | {"source_id": _id(name, clip.name), "kind": "video", "licence": LICENCES[name]}
+            cut, whole = (next((here[stem] for stem in stems if stem in here), None) for stems in (clip.cut, clip.whole))
+            if cut:
+                items.append(WorkItem(uri=cut, **columns))
+            elif whole:
+                start, end = clip.span or (None, None)
+                box = _box(clip, whole)
+                faceless += [] if box else [clip.name]
+                items.append(WorkItem(uri=whole, start=start, end=end, box=box, **columns))
+            else:
+                missing.append(clip.name)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a list of {name}: {type(error).__name__} {error}") from error
+    if faceless:
+        say(
+            f"  warning: of {len(faceless)} clips ({', '.join(faceless[:5])}) it is not known which face is meant: all in them are looked at"
+        )
     return items, missing
 
 
@@ -60,52 +93,107 @@ def _id(name: str, stem: str) -> str:
     return name + "_" + re.sub(r"[^a-z0-9]", lambda sign: "_" if sign.group() in "_-" else f"x{ord(sign.group()):02x}", stem)
 
 
-def _celebv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """CelebV-HQ and CelebV-Text: JSON of clips with YouTube id, seconds, box and labels. Files are cut to the clip already."""
-    for stem, clip in json.loads(path.read_text())["clips"].items():
-        attributes = {}
-        emotion = clip.get("attributes", {}).get("emotion", {}) if isinstance(clip.get("attributes"), dict) else {}
-        if isinstance(emotion.get("labels"), str):
-            attributes["emotion"] = emotion["labels"]
-        yield stem, {"group": clip["ytb_id"], "url": f"https://www.youtube.com/watch?v={clip['ytb_id']}", "attributes": attributes}
+def _celebv(path: str) -> Iterator[_Clip]:
+    """CelebV-HQ and CelebV-Text: JSON of clips with YouTube id, seconds, box and labels. Their scripts save `raw/<YouTube id>` and cut `processed/<clip>`."""
+    data = json.loads(read_bytes(path))
+    clips = data.get("clips", data)  # CelebV-Text's script reads them at the top
+    if not clips:
+        raise ValueError("no clips in it")
+    names = [name.lower() for name in data.get("meta_info", {}).get("appearance_mapping", [])]
+    for stem, clip in clips.items():
+        video, duration, box = clip["ytb_id"], clip["duration"], clip["bbox"]
+        unit = "sec" if "start_sec" in duration else "frame"  # so CelebV-Text's page calls some of its seconds
+        columns = {
+            "group": video,
+            "url": f"https://www.youtube.com/watch?v={video}",
+            "attributes": _labels(clip.get("attributes", {}), names),
+        }
+        span = (float(duration[f"start_{unit}"]), float(duration[f"end_{unit}"]))
+        yield _Clip(stem, columns, (stem,), (video,), span, (box["left"], box["top"], box["right"], box["bottom"]))
 
 
-def _hdtf(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """HDTF: tables `*_video_url.txt` (name, url) and `*_annotion_time.txt` (name, then spans like 00:10-01:20). Files are the whole videos,
-    of which each span is an item, or one a span."""
-    tables = sorted(folder.glob("*_video_url.txt"))
+def _labels(given: dict[str, Any], names: list[str]) -> dict[str, str]:
+    """CelebV-HQ's emotion (several, in their order, where it changes in the clip) and appearance, a column an attribute. They are of the whole clip: it is not
+    cut where its emotion changes, for a pair spans that change."""
+    labels, emotion = {}, given.get("emotion")
+    if emotion:
+        parts = [part["emotion"] for part in emotion["labels"]] if emotion["sep_flag"] else [emotion["labels"]]
+        labels["emotion"] = ", ".join(dict.fromkeys(parts))
+    appearance = given.get("appearance", [])
+    if len(appearance) not in (0, len(names)):
+        raise ValueError(f"{len(appearance)} appearance attributes, of which meta_info.appearance_mapping names {len(names)}")
+    return labels | {name: "yes" if value else "no" for name, value in zip(names, appearance, strict=False)}
+
+
+def _hdtf(folder: str) -> Iterator[_Clip]:
+    """HDTF: tables `*_video_url.txt` (name, url), `*_annotion_time.txt` (name, then spans like 00:10-01:20), `*_crop_wh.txt` (clip, then left, width, top,
+    height in pixels) of a picture as high as `*_resolution.txt` says. Clips are called `<name>_<number>`, or by the script of universome/HDTF
+    `<subset>_<name>_<three digits>`, numbered among those with a crop; its whole videos are `<subset>_<name>`.
+    """
+    tables = list_files(folder, "_video_url.txt")
     if not tables:
         raise ValueError("no *_video_url.txt in it")
     for table in tables:
-        subset = table.name.removesuffix("_video_url.txt")
-        urls = dict(line.split(maxsplit=1) for line in table.read_text().splitlines() if line.strip())
-        times = folder / f"{subset}_annotion_time.txt"
-        spans = (
-            {words[0].removesuffix(".mp4"): words[1:] for line in times.read_text().splitlines() if (words := line.split())}
-            if times.is_file()
-            else {}
-        )
-        for name, url in urls.items():
-            stem = name.removesuffix(".mp4")
-            parts = [tuple(_seconds(part) for part in span.split("-")) for span in spans.get(stem, [])]
-            common = {"group": stem, "url": url.strip(), "attributes": {"subset": subset}}
-            for number, (start, end) in enumerate(parts):
-                yield stem, common | {"start": start, "end": end, "suffix": f"_span{number}" if len(parts) > 1 else ""}
-            if not parts:
-                yield stem, common
-            for number in range(len(parts)):
-                yield f"{subset}_{stem}_{number}", common
+        subset = table.rsplit("/", 1)[-1].removesuffix("_video_url.txt")
+        spans, crops, heights = (_table(join(folder, f"{subset}_{what}.txt")) for what in ("annotion_time", "crop_wh", "resolution"))
+        for name, (url, *_) in _table(table).items():
+            columns = {"group": name, "url": url, "attributes": {"subset": subset}}
+            whole = (name, f"{subset}_{name}")
+            if name not in spans:
+                yield _Clip(name, columns, (), whole)
+            height, numbered = float(heights.get(name, ["0"])[0]), 0
+            for number, span in enumerate(spans.get(name, [])):
+                clip, cut, crop = f"{name}_{number}", [f"{name}_{number}"], None
+                start, end = (_seconds(part) for part in span.split("-"))
+                if clip in crops:
+                    left, width, top, tall = (float(cell) for cell in crops[clip])
+                    crop = (left, top, left + width, top + tall) if height else None
+                    cut.append(f"{subset}_{name}_{numbered:03d}")
+                    numbered += 1
+                yield _Clip(clip, columns, tuple(cut), whole, (start, end), crop, height)
 
 
-def _openhumanvid(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _table(uri: str) -> dict[str, list[str]]:
+    """A table of HDTF: the first word of each line, without `.mp4`, and the others; empty where there is no such table."""
+    if not exists(uri):
+        return {}
+    lines = [line.split() for line in read_bytes(uri).decode("utf-8-sig").splitlines()]
+    return {words[0].removesuffix(".mp4"): words[1:] for words in lines if words}
+
+
+def _openhumanvid(path: str) -> Iterator[_Clip]:
     """OpenHumanVid: CSV with a row a clip; the file is named by `path` (or `video_path`, `video_id`), other columns become attributes."""
-    for row in csv.DictReader(io.StringIO(path.read_text())):
+    for row in csv.DictReader(io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")):
         name = next((row[column] for column in ("path", "video_path", "video_id", "id") if row.get(column)), None)
         if name is None:
             raise ValueError("expected a column path, video_path, video_id or id")
-        stem = Path(name).stem
+        stem = PurePosixPath(name).stem
         kept = {key: value for key, value in row.items() if value and len(value) <= 64 and key not in ("path", "video_path")}
-        yield stem, {"group": row.get("original_video") or stem.rsplit("_", 1)[0], "attributes": kept}
+        yield _Clip(stem, {"group": row.get("original_video") or stem.rsplit("_", 1)[0], "attributes": kept}, (stem,))
+
+
+def _box(clip: _Clip, video: str) -> tuple[float, float, float, float] | None:
+    """Where a clip's face is, in shares of the whole video's picture; None where it is not known."""
+    if clip.crop is None or max(clip.crop) <= 1:
+        return clip.crop
+    width, height = _shape(video)
+    if not height:
+        return None
+    tall = clip.height or height
+    left, top, right, bottom = (
+        min(1.0, max(0.0, value / side)) for value, side in zip(clip.crop, (tall * width / height, tall) * 2, strict=True)
+    )
+    return (left, top, right, bottom) if left < right and top < bottom else None
+
+
+@functools.lru_cache(maxsize=100_000)
+def _shape(video: str) -> tuple[int, int]:
+    """Width and height of a video by its header; zeros where it cannot be read, which is the build's to say."""
+    try:
+        with open_read(video) as file, av.open(file) as container:
+            return container.streams.video[0].width, container.streams.video[0].height
+    except (OSError, ValueError, IndexError, av.error.FFmpegError):
+        return 0, 0
 
 
 def _seconds(clock: str) -> float:

@@ -2,50 +2,135 @@
 
 import json
 
+import av
+import numpy as np
 import pytest
 
 from data_pipeline.public_lists import read_public_list
 from data_pipeline.worklist import WorkItem, read_worklist, write_worklist
 from infra.errors import UserError
+from infra.storage import commit
 
 
 @pytest.fixture
 def videos(tmp_path):
     folder = tmp_path / "videos"
-    folder.mkdir()
-    for name in ("M2Ohb0FAaJU_1.mp4", "WDA_A_000.mp4", "WDA_B_000_0.mp4", "clip_7_1.mp4"):
+    for name in ("processed/M2Ohb0FAaJU_1.mp4", "raw/_0tf2n3rlJU.mp4", "Radio10_0.mp4", "WDA_B_001.mp4", "clip_7_1.mp4"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"")
+    write_video(folder / "RD_Radio11.mp4", 64, 36)
+    write_video(folder / "NoCrop.mp4", 64, 36)
+    write_video(folder / "00-30GQl0TM.mp4", 64, 36)
     return folder
 
 
-def test_celebv(tmp_path, videos):
-    clip = {
-        "ytb_id": "M2Ohb0FAaJU",
-        "duration": {"start_sec": 81.6, "end_sec": 86.2},
-        "bbox": {"top": 0.1, "bottom": 0.7, "left": 0.3, "right": 0.7},
-    }
-    labelled = clip | {"attributes": {"appearance": [0] * 40, "action": [0] * 35, "emotion": {"sep_flag": False, "labels": "happy"}}}
+def write_video(path, width, height):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height = width, height
+        for _ in range(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((height, width, 3), np.uint8))))
+        container.mux(stream.encode())
+
+
+HQ = {  # as its README shows it
+    "meta_info": {"appearance_mapping": ["Blurry", "Male", "Young"], "action_mapping": ["blow"]},
+    "clips": {
+        "M2Ohb0FAaJU_1": {
+            "ytb_id": "M2Ohb0FAaJU",
+            "duration": {"start_sec": 81.62, "end_sec": 86.17},
+            "bbox": {"top": 0.0, "bottom": 0.8815, "left": 0.1964, "right": 0.6922},
+            "attributes": {"appearance": [0, 0, 1], "action": [0], "emotion": {"sep_flag": False, "labels": "neutral"}},
+            "version": "v0.1",
+        },
+        "_0tf2n3rlJU_0": {
+            "ytb_id": "_0tf2n3rlJU",
+            "duration": {"start_sec": 52.72, "end_sec": 56.1},
+            "bbox": {"top": 0.0, "bottom": 0.8407, "left": 0.5271, "right": 1.0},
+            "attributes": {
+                "appearance": [0, 1, 1],
+                "action": [0],
+                "emotion": {
+                    "sep_flag": True,
+                    "labels": [
+                        {"emotion": "neutral", "start_sec": 0, "end_sec": 0.28},
+                        {"emotion": "happy", "start_sec": 1.28, "end_sec": 2.28},
+                        {"emotion": "neutral", "start_sec": 2.28, "end_sec": 3.28},
+                    ],
+                },
+            },
+            "version": "v0.1",
+        },
+        "gone_2": {"ytb_id": "gone", "duration": {"start_sec": 0, "end_sec": 1}, "bbox": {"top": 0, "bottom": 1, "left": 0, "right": 1}},
+    },
+}
+
+
+def test_celebv_hq(tmp_path, videos):
     path = tmp_path / "celebvhq_info.json"
-    path.write_text(json.dumps({"meta_info": {}, "clips": {"M2Ohb0FAaJU_1": labelled, "other_2": clip}}))
-    items, missing = read_public_list("celebv_hq", str(path), str(videos))
-    assert missing == ["other_2"]
-    assert (items[0].group, items[0].attributes, items[0].licence) == ("M2Ohb0FAaJU", {"emotion": "happy"}, "CelebV-HQ non-commercial")
-    assert items[0].source_id == "celebv_hq_x4d2x4fhb0x46x41ax4ax55_1"  # case is kept apart: ids are lower case
-    write_worklist(items, str(tmp_path / "w.parquet"))
-    assert read_worklist(str(tmp_path / "w.parquet")) == items
+    path.write_text(json.dumps(HQ))
+    (cut, whole), missing = read_public_list("celebv_hq", str(path), str(videos))
+    assert missing == ["gone_2"]
+    # what is cut is cropped too: the box is of the whole video
+    assert (cut.uri, cut.start, cut.box, cut.group) == (str(videos / "processed/M2Ohb0FAaJU_1.mp4"), None, None, "M2Ohb0FAaJU")
+    assert cut.attributes == {"emotion": "neutral", "blurry": "no", "male": "no", "young": "yes"}
+    assert (whole.uri, whole.start, whole.end) == (str(videos / "raw/_0tf2n3rlJU.mp4"), 52.72, 56.1)
+    assert whole.box == (0.5271, 0.0, 1.0, 0.8407)  # left, top, right, bottom
+    assert whole.attributes == {"emotion": "neutral, happy", "blurry": "no", "male": "yes", "young": "yes"}
+    assert (whole.licence, whole.url) == ("CelebV-HQ non-commercial", "https://www.youtube.com/watch?v=_0tf2n3rlJU")
+    assert cut.source_id == "celebv_hq_x4d2x4fhb0x46x41ax4ax55_1"  # case is kept apart: ids are lower case
+    write_worklist([cut, whole], str(tmp_path / "w.parquet"))
+    assert read_worklist(str(tmp_path / "w.parquet")) == [cut, whole]
+    path.write_text(json.dumps(HQ | {"meta_info": {}}))
+    with pytest.raises(UserError, match=r"3 appearance attributes, of which meta_info\.appearance_mapping names 0"):
+        read_public_list("celebv_hq", str(path), str(videos))
 
 
-def test_hdtf(tmp_path, videos):
-    (tmp_path / "WDA_video_url.txt").write_text("WDA_A_000.mp4 https://example.org/a\nB_000.mp4 https://example.org/b\n")
-    (tmp_path / "WDA_annotion_time.txt").write_text("WDA_A_000.mp4 00:10-00:20 01:00-01:30\nB_000.mp4 00:00-00:05\n")
-    items, missing = read_public_list("hdtf", str(tmp_path), str(videos))
-    assert [(item.start, item.end, item.group) for item in items] == [
-        (10.0, 20.0, "WDA_A_000"),
-        (60.0, 90.0, "WDA_A_000"),
-        (None, None, "B_000"),
+def test_celebv_text_has_boxes_in_pixels(tmp_path, videos):
+    clip = {
+        "ytb_id": "00-30GQl0TM",
+        "duration": {"start_frame": 0.2, "end_frame": 0.8},
+        "bbox": {"top": 0, "bottom": 18, "left": 16, "right": 48},
+    }
+    for content in ({"clips": {"00-30GQl0TM_7": clip}}, {"00-30GQl0TM_7": clip}):  # as its README has it, and as its script reads it
+        (tmp_path / "text.json").write_text(json.dumps(content))
+        ((item,), missing) = read_public_list("celebv_text", str(tmp_path / "text.json"), str(videos))
+        assert (item.start, item.end, item.box, missing) == (0.2, 0.8, (0.25, 0.0, 0.75, 0.5), [])
+
+
+HDTF = {  # lines of its own kind: a byte order mark, numbers from 0, and a clip that has no crop
+    "RD_video_url.txt": "\ufeffRadio10 https://example.org/10\nRadio11 https://example.org/11\nNoCrop https://example.org/n\n",
+    "RD_annotion_time.txt": "Radio10.mp4 00:30-02:50\nRadio11.mp4 00:30-01:00 01:30-02:30 \nNoCrop.mp4 00:05-00:10\n",
+    "RD_crop_wh.txt": "Radio10_0.mp4 483 390 0 390\nRadio11_0.mp4 320 640 0 640\nRadio11_1.mp4 640 720 72 720\n",
+    "RD_resolution.txt": "Radio10.mp4 720\nRadio11.mp4 720\nNoCrop.mp4 720\n",
+    "WDA_video_url.txt": "B https://example.org/b\n",
+    "WDA_annotion_time.txt": "B.mp4 00:00-00:05 00:10-00:15 00:20-00:25\n",
+    "WDA_crop_wh.txt": "B_1.mp4 0 700 0 700\nB_2.mp4 0 700 0 700\n",
+    "WDA_resolution.txt": "B.mp4 720\n",
+}
+
+
+@pytest.mark.parametrize("store", [False, True])
+def test_hdtf(tmp_path, videos, store, capsys):
+    tables, files = ("memory://hdtf/tables", "memory://hdtf/videos") if store else (str(tmp_path / "tables"), str(videos))
+    for name, text in HDTF.items():
+        commit(f"{tables}/{name}", text.encode())
+    for file in videos.rglob("*.mp4") if store else ():
+        commit(f"{files}/{file.name}", file.read_bytes())
+    items, missing = read_public_list("hdtf", tables, files)
+    found = [(item.uri.removeprefix(f"{files}/"), item.start, item.end, item.group) for item in items]
+    assert found == [
+        ("Radio10_0.mp4", None, None, "Radio10"),  # cut and cropped already
+        ("RD_Radio11.mp4", 30.0, 60.0, "Radio11"),
+        ("RD_Radio11.mp4", 90.0, 150.0, "Radio11"),
+        ("NoCrop.mp4", 5.0, 10.0, "NoCrop"),
+        ("WDA_B_001.mp4", None, None, "B"),  # the script numbers those with a crop: this is B_2
     ]
-    assert len({item.source_id for item in items}) == 3
-    assert missing.count("B_000") == 1
+    assert items[1].box == pytest.approx((0.25, 0.0, 0.75, 640 / 720))  # of 1280 x 720, though the file has 64 x 36
+    assert items[2].box == pytest.approx((0.5, 0.1, 1.0, 1.0))  # what lies outside the picture is cut off
+    assert items[4].source_id == "hdtf_x42_2" and items[3].box is None
+    assert "of 1 clips (NoCrop_0) it is not known which face is meant" in capsys.readouterr().out
+    assert missing == ["B_0", "B_1"]
 
 
 def test_openhumanvid(tmp_path, videos):
