@@ -251,7 +251,8 @@ def write_worklist(items: list[WorkItem], uri: str) -> None:
 
 
 def _nest(row: dict[str, Any]) -> dict[str, Any]:
-    """A table's row as a work item's fields: empty cells left out, `attributes.<name>` gathered, a box written as four numbers split."""
+    """A table's row as a work item's fields: empty cells left out, `attributes.<name>` gathered, a box written as four numbers split; `bbox` is the box and
+    `span` both start and end."""
     if None in row:
         raise ValueError(f"more cells than columns: {', '.join(row[None])}")  # type: ignore[index]
     given = {key: value for key, value in row.items() if value not in (None, "")}
@@ -261,12 +262,30 @@ def _nest(row: dict[str, Any]) -> dict[str, Any]:
     attributes = dict(attributes)
     for key in [key for key in given if key.startswith("attributes.")]:
         attributes[key.removeprefix("attributes.")] = str(given.pop(key))
+    for name, ours in (("bbox", ("box",)), ("span", ("start", "end"))):
+        if name in given and (twice := [column for column in ours if column in given]):
+            raise ValueError(f"{name}: given beside {', '.join(twice)}, which says the same; leave one out")
+    if "bbox" in given:
+        given["box"] = given.pop("bbox")
     if isinstance(given.get("box"), str):
-        try:
-            given["box"] = tuple(float(part) for part in re.split(r"[ ,;]+", given["box"].strip("[]() ")))
-        except ValueError as error:
-            raise ValueError(f"box: expected four numbers (left, top, right, bottom), given {given['box']!r}") from error
+        given["box"] = _numbers(given["box"], r"[ ,;]+", 4, "box: expected four numbers (left, top, right, bottom)")
+    if "span" in given:
+        span = given.pop("span")
+        text = " ".join(str(second) for second in span) if isinstance(span, list) else str(span)
+        given["start"], given["end"] = _numbers(
+            text, r"[ ,;]+|(?<=[\d.])-", 2, "span: expected its start and end in seconds, as 1.5-4 or [1.5, 4]"
+        )
     return given | {"attributes": attributes}
+
+
+def _numbers(text: str, between: str, count: int, expected: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in re.split(between, text.strip("[]() ")))
+    except ValueError as error:
+        raise ValueError(f"{expected}, given {text!r}") from error
+    if len(found) != count:
+        raise ValueError(f"{expected}, given {text!r}")
+    return found
 
 
 def _describe(entry: Any) -> str:

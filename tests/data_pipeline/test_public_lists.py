@@ -164,6 +164,20 @@ def test_rows_of_a_table_nest(tmp_path):
             attributes={"sex": "f"},
         )
     ]
+    written = read_worklist(str(path))
+    path.write_text(
+        'source_id,uri,kind,span,bbox,attributes.sex\na,a.mp4,video,1.5-4,"[0.1, 0.1, 0.5, 0.9]",f\n'
+    )  # the other names of the same columns
+    assert read_worklist(str(path)) == written
+    row = {"source_id": "a", "uri": "a.mp4", "kind": "video", "span": [1.5, 4], "bbox": [0.1, 0.1, 0.5, 0.9], "attributes": {"sex": "f"}}
+    (tmp_path / "w.jsonl").write_text(json.dumps(row))
+    assert read_worklist(str(tmp_path / "w.jsonl")) == written
+    wrong = [{"span": "soon"}, {"span": 1}, {"span": [1, 2], "start": 1}, {"bbox": "0 0 1"}]
+    (tmp_path / "w.jsonl").write_text(
+        "\n".join(json.dumps(row | {"bbox": None, "source_id": f"s{n}"} | more) for n, more in enumerate(wrong))
+    )
+    with pytest.raises(UserError, match=r"(?s)4 mistakes.*'soon'.*given '1'.*span: given beside start.*box: expected four numbers"):
+        read_worklist(str(tmp_path / "w.jsonl"))
     path.write_text("source_id,uri,kind,start,end,box\na,a.mp4,video,5,4,\nb,b.mp4,video,,,0.5 0 0.1 1\n")
     with pytest.raises(UserError, match=r"(?s)2 mistakes.*start, end: expected.*box: expected"):
         read_worklist(str(path))
