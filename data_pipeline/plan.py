@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import itertools
 import resource
+import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -32,7 +35,10 @@ from infra.storage import filesystem_of, open_read, read_bytes
 from lato.faces import FaceReader
 from lato.pairs import decode_image
 
+_PROBE_SOURCES = 4
+"""Taken from all over the list: what lies side by side is alike."""
 _PROBE_FRAMES = 12
+"""Of each."""
 _PROBE_CROPS = 3
 _TEXT_BYTES = 6000
 """Of a sample: its JSON, landmarks and tar headers."""
@@ -52,6 +58,8 @@ class Probe:
     """Of two crops and what is said of them."""
     worker_megabytes: float
     """Memory of this process with the models loaded."""
+    start_seconds: float
+    """Wall time of starting Ray, where there are workers, and a process with the models."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +84,8 @@ class BuildPlan:
     probe: Probe
 
     def seconds(self, workers: int) -> float:
-        """Wall time of analysis with that many workers."""
-        return self.frames * self.probe.seconds_per_frame / max(1, workers)
+        """Wall time of analysis with that many workers, their start in it."""
+        return self.probe.start_seconds + self.frames * self.probe.seconds_per_frame / max(1, workers)
 
     @property
     def observation_megabytes(self) -> float:
@@ -91,10 +99,10 @@ class BuildPlan:
 
 
 def plan_build(items: list[WorkItem], config: DataConfig, models: Path) -> BuildPlan:
-    """Looks at every container's header and probes the first sources that open.
+    """Looks at every container's header, starts what a build starts, and probes some sources.
 
     Raises:
-        UserError: There is no source at all, or a model is missing.
+        UserError: There is no source at all, a model is missing, or Ray does not start.
     """
     group_digests(models, config.analyze.groups)  # a pack that is not there
     analyze, unreadable, seconds, size = config.analyze, [], 0.0, 0
@@ -124,7 +132,7 @@ def plan_build(items: list[WorkItem], config: DataConfig, models: Path) -> Build
     most = sum(min(2 * config.pairing.per_source, count * (count - 1)) for count in pictures)
     most += sum(min(2 * config.pairing.per_identity, count * (count - 1)) for count in generated)
     asked = max(place.memory for place in places_of(config)) if config.analyze.workers else 0
-    frames, probe = sum(pictures) + sum(generated), _probe(allowed, analyze.fps, models)
+    frames, probe = sum(pictures) + sum(generated), _probe(allowed, analyze.fps, models, analyze.workers)
     return BuildPlan(dict(+kinds), dict(refused), unreadable, size / 1e6, seconds, frames, most, asked, probe)
 
 
@@ -143,28 +151,51 @@ def _generated(config: DataConfig, photos: int) -> list[int]:
     return people + warped + ([1 + made.diffusers.edits] * photos if made.diffusers else [])
 
 
-def _probe(items: list[WorkItem], fps: float, models: Path) -> Probe:
-    reader, frames = FaceReader.from_folder(models), list[Frame]()
+def _probe(items: list[WorkItem], fps: float, models: Path, workers: int) -> Probe:
+    begin, reader = _start_seconds(models, workers), FaceReader.from_folder(models)
     started, spent = time.process_time(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    for item in items:
-        if len(frames) < _PROBE_FRAMES:
-            frames += _first_frames(item, fps, _PROBE_FRAMES - len(frames))
-    rows = watch_video(frames, reader)[0]
+    seen = []
+    for item in items[:: -(-len(items) // _PROBE_SOURCES) or 1]:
+        frames = _first_frames(item, fps, _PROBE_FRAMES)
+        seen.append((frames, watch_video(frames, reader)[0]))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cost = time.process_time() - started + (after.ru_utime + after.ru_stime - spent.ru_utime - spent.ru_stime)
-    buffer = io.BytesIO()
+    buffer, rows = io.BytesIO(), [row for _, found in seen for row in found]
     pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in SCHEMA.names}, schema=SCHEMA), buffer, compression="zstd")
-    images = {frame.number: frame.image for frame in frames}
-    crops = []
-    for row in rows[:_PROBE_CROPS]:
+    crops = [size for frames, found in seen for size in _crop_sizes(frames, found[:_PROBE_CROPS])]
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    looked_at = sum(len(frames) for frames, _ in seen)
+    count = max(1, looked_at)
+    sample = 2 * float(np.mean(crops)) + _TEXT_BYTES if crops else 0.0
+    return Probe(cost / count if looked_at else 0.0, len(buffer.getvalue()) / count if rows else 0.0, sample, memory, begin)
+
+
+def _start_seconds(models: Path, workers: int) -> float:
+    """Of a new process that does what a build and its first worker do before the first frame.
+
+    Raises:
+        UserError: It does not come so far.
+    """
+    ray = "from infra.runtime import start_ray; start_ray(); " if workers else ""
+    script = (
+        f"import os, pathlib, sys; {ray}from lato.faces import FaceReader; FaceReader.from_folder(pathlib.Path(sys.argv[1])); os._exit(0)"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script, str(models)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"a build could not start here: {(done.stderr.strip().splitlines() or [str(done.returncode)])[-1]}")
+    return time.monotonic() - started
+
+
+def _crop_sizes(frames: list[Frame], rows: list[dict[str, Any]]) -> list[int]:
+    """Bytes of crops about some faces."""
+    images, sizes = {frame.number: frame.image for frame in frames}, []
+    for row in rows:
         box = np.asarray(row["box"])
         side = float(_CROP * (box[2:] - box[:2]).max())
         corner = (box[:2] + box[2:] - side) / 2
-        crops.append(len(cut(images[row["frame"]], (float(corner[0]), float(corner[1]), side))))
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    count = max(1, len(frames))
-    sample = 2 * float(np.mean(crops)) + _TEXT_BYTES if crops else 0.0
-    return Probe(cost / count if frames else 0.0, len(buffer.getvalue()) / count if rows else 0.0, sample, memory)
+        sizes.append(len(cut(images[row["frame"]], (float(corner[0]), float(corner[1]), side))))
+    return sizes
 
 
 def _first_frames(item: WorkItem, fps: float, count: int) -> list[Frame]:

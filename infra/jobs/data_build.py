@@ -150,7 +150,10 @@ def _print_plan(settings: Any, work_dir: str) -> None:
         say("time and bytes: nothing could be probed")
         return
     took = duration(plan.seconds(workers))
-    say(f"analysis: {probe.seconds_per_frame * 1000:.0f} ms CPU a frame (probe), {took} with {workers} workers; crops come on top")
+    say(
+        f"analysis: {probe.seconds_per_frame * 1000:.0f} ms CPU a frame (probe), {took} with {workers} workers, "
+        f"of which {duration(probe.start_seconds)} until the first can begin; crops come on top"
+    )
     if plan.asked:
         each = plan.asked / 2**20
         say(f"memory: {each:,.0f} MB that a worker asks Ray for, its decoder in it; {each * workers:,.0f} MB for {workers}, and the driver")

@@ -194,6 +194,7 @@ def test_the_plan_counts_what_will_be_looked_at(models, clip, tmp_path):
     assert plan.most_samples == 120 + 0 + 3 * 4  # a source's quota, a photo alone, a person's quota; both directions
     assert plan.megabytes == pytest.approx(sum(Path(clip(name)).stat().st_size for name in ("single_face", "obama")) / 1e6 + 8e-6)
     assert 0 < plan.probe.seconds_per_frame < 5 and 100 < plan.probe.worker_megabytes < 20_000
+    assert plan.probe.start_seconds > 1 and plan.seconds(2) > plan.probe.start_seconds  # Ray and the models
     assert plan.asked == max(place.memory for place in places_of(config)) >= places.LOOKING
     assert plan_build(items, config.model_copy(update={"analyze": AnalyzeConfig(workers=0)}), models).asked == 0
     work = tmp_path / "w"
