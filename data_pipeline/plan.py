@@ -152,12 +152,14 @@ def _generated(config: DataConfig, photos: int) -> list[int]:
 
 
 def _probe(items: list[WorkItem], fps: float, models: Path, workers: int) -> Probe:
-    begin, reader = _start_seconds(models, workers), FaceReader.from_folder(models)
+    begin = _start_seconds(models, workers) if items else 0.0
+    reader, step = FaceReader.from_folder(models), max(1, -(-len(items) // _PROBE_SOURCES))
     started, spent = time.process_time(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    seen = []
-    for item in items[:: -(-len(items) // _PROBE_SOURCES) or 1]:
-        frames = _first_frames(item, fps, _PROBE_FRAMES)
-        seen.append((frames, watch_video(frames, reader)[0]))
+    seen: list[tuple[list[Frame], list[dict[str, Any]]]] = []
+    for item in (item for first in range(step) for item in items[first::step]):
+        frames = _first_frames(item, fps, _PROBE_FRAMES) if len(seen) < _PROBE_SOURCES else []
+        if frames:
+            seen.append((frames, watch_video(frames, reader)[0]))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cost = time.process_time() - started + (after.ru_utime + after.ru_stime - spent.ru_utime - spent.ru_stime)
     buffer, rows = io.BytesIO(), [row for _, found in seen for row in found]
