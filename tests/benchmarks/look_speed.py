@@ -108,8 +108,8 @@ class Bench:
     def ceiling(self, name: str, faces: Mapping[int, Detection]) -> None:
         """Decoding, shots and one look of the mesh at each of the plain loop's faces (frame -> its place): what no way can leave out."""
         for frame in self.frames(name):
-            if frame.index in faces:
-                self.reader.mesh.observe(frame.image, faces[frame.index])
+            if frame.number in faces:
+                self.reader.mesh.observe(frame.image, faces[frame.number])
 
     def ours(self, name: str, asked: set[int] | None) -> list[dict[str, Any]]:
         """The builder's own decoding and model calls; identity of the rows that are `asked` for, None: of all representatives."""
