@@ -30,8 +30,8 @@ from lato.landmarks import interocular_distance
 class GroupsConfig(Config):
     """Which scores are computed from the chips of representatives, and with what."""
 
-    names: tuple[str, ...] = ("identity", "occlusion", "writing", "surroundings")
-    """Which groups. `fer`, the verifier's second opinion, is not among them: it refuses no pair, and costs nothing where nobody asks for it."""
+    names: tuple[str, ...] = ("identity", "occlusion", "writing", "surroundings", "fer")
+    """Which groups. `fer` confirms the expressions that were read on faces of which nothing is declared."""
     pack: str | None = None
     """Folder of an insightface pack (buffalo_l: its `det_10g.onnx` and `w600k_r50.onnx` are used) instead of the embedded detector and recognizer. Such
     packs are for non-commercial research only."""

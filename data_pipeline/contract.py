@@ -65,6 +65,7 @@ TYPES: Mapping[str, Mapping[str, pa.DataType]] = {
     "columns/occlusion": _typed(float32="occlusion"),
     "columns/writing": _typed(float32="writing"),
     "columns/surroundings": _typed(floats="background clothing"),
+    "columns/fer": _typed(floats="fer_scores"),
     PAIRS: _SCORED,
     CANDIDATES: _SCORED | _typed(text="verdict edit edit_kind split licence", float32="similarity", texts="rendered"),
     MANIFEST: _typed(
@@ -159,6 +160,6 @@ def _find_odd_filters(filters: Mapping[str, str]) -> list[str]:
     ]
     for group in sorted(pairing.OF_GROUPS.keys() | rules.READ_FROM.keys()):
         told = {filters.get(verdict) for verdict in rules.READ_FROM.get(group, ())}
-        if told != set(pairing.OF_GROUPS.get(group, ())):
+        if told != {pairing.SCORE_OF.get(column, column) for column in pairing.OF_GROUPS.get(group, ())}:
             found.append(f"the filters of group {group} in rules.READ_FROM do not ask for what score reads of it (pairing.OF_GROUPS)")
     return found

@@ -29,7 +29,7 @@ _MILD, _STRONG = 0.62, 0.88
 """Readings under and over which an undeclared expression is called slight and strong."""
 SCORES = (
     "similarity", "sharpness", "noise", "clipped", "blockiness", "letterbox", "upscale", "padding", "tilt", "occlusion", "writing",
-    "expression_strength", "pose_miss", "declared_miss", "background", "clothing",
+    "expression_strength", "agreement", "pose_miss", "declared_miss", "background", "clothing",
 )  # fmt: skip
 """Of a pair: the worse of its two ends. The first, likeness of the two faces, is asked for when the pair is judged."""
 STORED_SCORES = SCORES[1:]
@@ -39,8 +39,10 @@ OBSERVED = (
     "expression_intensity", "declared", "representative", "sharpness", "noise", "clipped", "blockiness", "letterbox", "face_px", "skin_ita", "phash",
 )  # fmt: skip
 """What is read of a representative, here and to join tracks and mark who is held out."""
-OF_GROUPS = {"occlusion": ("occlusion",), "writing": ("writing",), "surroundings": ("background", "clothing")}
+OF_GROUPS = {"occlusion": ("occlusion",), "writing": ("writing",), "surroundings": ("background", "clothing"), "fer": ("fer_scores",)}
 """Column group -> what is read of its columns, where the group is among the config's."""
+SCORE_OF = {"fer_scores": "agreement"}
+"""A group's column -> the score that is made of it, where that has another name."""
 _OPTIONAL = frozenset(name for names in OF_GROUPS.values() for name in names)
 _END = (
     "frame",
@@ -126,6 +128,7 @@ def score_person(person: Person, margin: float) -> dict[str, Any] | None:
     change = pose[j] - pose[i]
     steps = np.round(change / POSE_STEP) * POSE_STEP
     strength = np.where((expression == 0) | declared["given"], 1.0, column("expression_intensity"))
+    agreement = np.where(declared["given"], 1.0, _agreement(rows, expression))
     scores: dict[str, Array] = {
         "sharpness": np.minimum(column("sharpness")[i], column("sharpness")[j]),
         **{
@@ -136,6 +139,7 @@ def score_person(person: Person, margin: float) -> dict[str, Any] | None:
         "padding": np.maximum(_padding(crops[0], frame[i]), _padding(crops[1], frame[j])),
         "tilt": np.maximum(np.abs(pose[i, 2]), np.abs(pose[j, 2])),
         "expression_strength": np.minimum(strength[i], strength[j]),
+        "agreement": np.minimum(agreement[i], agreement[j]),
         "pose_miss": np.abs(change - steps).max(axis=1),
         "declared_miss": _declared_miss(declared, pose, i, j),
         **{name: np.ones(len(i)) if shared else _likeness(rows, name)[i, j] for name in ("background", "clothing")},
@@ -199,6 +203,16 @@ def _keys(rows: list[dict[str, Any]], i: npt.NDArray[np.int64], j: npt.NDArray[n
     """Keys of samples, from what identifies the two frames."""
     ends = [json.dumps([row["source_id"], row["source_sha256"], row["frame"], row["track"]]) for row in rows]
     return ["p_" + sha256_bytes(f"[{ends[a]}, {ends[b]}]".encode())[:20] for a, b in zip(i, j, strict=True)]
+
+
+def _agreement(rows: list[dict[str, Any]], expression: npt.NDArray[np.int64]) -> Array:
+    """(N,) what the second network gives to the expression that was read on each face; NaN where it was not asked.
+
+    It calls open mouths and raised brows fear as often as surprise, so for surprise both count; for fear only fear does.
+    """
+    given = np.array([row.get("fer_scores") or [np.nan] * len(EXPRESSIONS) for row in rows], np.float64)
+    given[:, EXPRESSIONS.index("surprised")] += given[:, EXPRESSIONS.index("fearful")]
+    return given[np.arange(len(rows)), expression]
 
 
 def _likeness(rows: list[dict[str, Any]], name: str) -> Array:

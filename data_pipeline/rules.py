@@ -47,6 +47,8 @@ class PairingConfig(Config):
     """Degrees of roll; a face read as tilted further is a misreading at a cut more often than not."""
     min_expression: float = 0.45
     """How strongly an expression must show on a face of which nothing is declared; weaker readings are wrong too often."""
+    min_agreement: float = Field(default=0.4, ge=0, le=1)
+    """What the second expression network (fer) must give to the expression that was read on a face of which nothing is declared, at rest too."""
     min_background: float = 0.8
     """Likeness of the colours behind two photos of one person (`same_person`); within a track it is not asked."""
     min_clothing: float = 0.75
@@ -71,6 +73,7 @@ SETTINGS = "settings.json"
 
 LIMITS: dict[str, tuple[str, str, int]] = {
     "expression unclear": ("expression_strength", "min_expression", 1),
+    "expression not confirmed": ("agreement", "min_agreement", 1),
     "identity": ("similarity", "min_similarity", 1),
     "blurred": ("sharpness", "min_sharpness", 1),
     "noisy": ("noise", "max_noise", -1),
@@ -92,7 +95,12 @@ VERIFIERS: dict[str, tuple[str, str, int]] = {
     "pose discriminator": ("declared_miss", "pose_tolerance", -1),
 }
 """Likewise, of the verdicts on what a maker declared. The first is no threshold on its score: what was read weakly comes nearest to being accepted."""
-READ_FROM = {"occlusion": ("occluded",), "writing": ("writing",), "surroundings": ("other background", "other clothes")}
+READ_FROM = {
+    "occlusion": ("occluded",),
+    "writing": ("writing",),
+    "surroundings": ("other background", "other clothes"),
+    "fer": ("expression not confirmed",),
+}
 """Column group -> the filters that read it; without it they refuse nothing."""
 FIRST = ("accepted", "expression verifier", "pose discriminator", "no edit of ours", "expression not verifiable")
 VERDICTS = (

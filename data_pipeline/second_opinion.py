@@ -1,4 +1,4 @@
-"""How far another expression network agrees with the verifier: told in the report, and used for nothing else."""
+"""How far another expression network agrees with the verifier, face by face, for the report. What it refuses is the verdict "expression not confirmed"."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class SecondOpinion:
 
 
 def second_opinion(ledger: list[dict[str, Any]], work: str) -> SecondOpinion | None:
-    """The opinions on all representatives whose scores were computed (`lato data backfill fer`).
+    """The opinions on all representatives whose scores were computed.
 
     Args:
         ledger: Rows of the build.
         work: Its folder.
 
     Returns:
-        None where nobody asked for them.
+        None where the group `fer` was left out.
     """
     parts = [part for row in ledger if row.get("faces") for part in row["parts"]]
     computed = computed_parts(work, _GROUP)

@@ -21,6 +21,8 @@ _FILE = Path(__file__).with_name("expression_directions.json")
 EXPRESSIONS = tuple(Expression)
 _IGNORED = ("_neutral", "eyeLook", "eyeBlink", "jawLeft", "jawRight", "mouthLeft", "mouthRight")
 """Gaze, blinks and sideways jaw say nothing about which expression it is."""
+_AS_CALM = 1.25
+"""A frame so many times as active as a track's calmest may still be at rest; a fifth of the track always may."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,16 @@ def progress_along(expression: Expression, change: npt.NDArray[np.floating]) -> 
 
 
 def estimate_neutral(blendshapes: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    """The rest state of a track `(T, 52)`: the mean of its fifth of frames that are nearest to the track's own least active ones."""
+    """The rest state of a track `(T, 52)`: the median of its third of frames that are least active, without those that are much more so than the calmest.
+
+    A median, because in the moment between rest and a smile a face is as little active as at rest and a mean of both is neither.
+    """
     blendshapes = np.asarray(blendshapes, np.float32)
-    activity = np.abs(_features(blendshapes)).sum(axis=1)
-    calm = np.argsort(activity, kind="stable")[: max(1, len(blendshapes) // 5)]
-    return blendshapes[calm].mean(axis=0)
+    active = np.abs(_features(blendshapes)).sum(axis=1)
+    order = np.argsort(active, kind="stable")
+    third = order[: max(1, len(order) // 3)]
+    as_calm = int((active[third] <= _AS_CALM * active[third[0]]).sum())
+    return np.asarray(np.median(blendshapes[third[: max(as_calm, len(order) // 5)]], axis=0), np.float32)
 
 
 def activity(blendshapes: npt.NDArray[np.floating]) -> float:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipeline import candidates, contract, observations, pairing, published, report
+from data_pipeline import candidates, contract, observations, pairing, published, report, rules
 from data_pipeline.config import DataConfig
 from data_pipeline.contract import CANDIDATES, FILTERS, READS, Reads, check_contract, find_mistakes
 from data_pipeline.groups import GROUPS
@@ -96,7 +96,7 @@ def test_a_filter_on_a_score_that_no_stage_writes_is_found():
 
 
 def test_a_group_that_is_read_without_a_warning_is_found(monkeypatch):
-    monkeypatch.setitem(pairing.OF_GROUPS, "fer", ("fer_scores",))
+    monkeypatch.delitem(rules.READ_FROM, "fer")
     (mistake,) = find_mistakes(GROUPS, READS, FILTERS)
     assert "group fer in rules.READ_FROM" in mistake
 

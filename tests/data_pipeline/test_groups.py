@@ -141,12 +141,11 @@ def test_backfill_opens_no_source_and_does_only_what_is_missing(models, clip, tm
         group_digests(models, GroupsConfig(names=("mouth",)))
 
 
-def test_fer_is_a_stored_second_opinion(models, clip, tmp_path):
+def test_fer_is_stored_raw_and_told(models, clip, tmp_path):
     """From chips alone, raw, with its model's hash and licence; both see the clip's smile."""
     work = str(tmp_path / "work")
     ledger = analyze([item_for(clip("single_face"))], LONE, models, work)
     part, config = ledger.rows[0]["parts"][0], GroupsConfig(names=("fer",))
-    assert "fer" not in GroupsConfig().names  # who does not ask for it pays nothing
     assert second_opinion(ledger.rows, work) is None
     digest = group_digests(models, config)["fer"]
     assert backfill([part], {"fer": digest}, config, models, work, 0) == 1

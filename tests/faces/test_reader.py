@@ -83,6 +83,18 @@ def test_a_tracks_rest_is_its_calm_frames():
     assert estimate_neutral(frames)[44] == 0
 
 
+def test_the_moment_before_a_smile_is_not_rest():
+    """Pressed lips are at work at rest; they part before the corners rise, so that the least active frame is neither."""
+    frames = np.zeros((12, 52), np.float32)
+    frames[:, 3:8] = 0.4
+    frames[:3, 38] = 0.45
+    frames[3, 44:46] = 0.2
+    frames[4:, 44:46] = 0.9
+    rest = estimate_neutral(frames)
+    assert rest[38] == pytest.approx(0.45) and rest[44] == 0
+    assert [classify(frame, rest).label for frame in (frames[0], frames[8])] == [Expression.NEUTRAL, Expression.HAPPY]
+
+
 def test_a_picture_without_a_face_is_none(reader):
     assert reader.read(np.full((300, 400, 3), 127, np.uint8)) is None
 

@@ -1,0 +1,87 @@
+"""What is published of a real face's expression: two networks must see it. Known answers are clips that were looked at: a man at rest who then smiles."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_pipeline.build import build_dataset
+from data_pipeline.candidates import read_candidates
+from data_pipeline.config import DataConfig
+from data_pipeline.pairing import EXPRESSIONS, OBSERVED, Person, score_person
+from data_pipeline.rules import PairingConfig
+from data_pipeline.segments import AnalyzeConfig
+from data_pipeline.worklist import item_for
+
+LOOSE = PairingConfig(max_upscale=20, max_padding=1, near_duplicate_bits=-1, per_cell=99, per_identity=999, per_source=999)
+
+
+def face(expression, intensity=0.9, fer=None, declared=None, **more):
+    """A representative of track 0."""
+    row = dict.fromkeys(OBSERVED, 0.0) | {
+        "source_id": "s",
+        "source_sha256": "x",
+        "kind": "video",
+        "identity": None,
+        "track": 0,
+        "part": "p",
+        "row": 0,
+    }
+    row |= {
+        "frame": 0,
+        "width": 640,
+        "height": 480,
+        "landmarks": np.random.default_rng(0).uniform(100, 200, 136).tolist(),
+        "phash": bytes(32),
+    }
+    row |= {"expression": expression, "expression_intensity": intensity, "fer_scores": fer, "held_out": False}
+    return row | {"declared": json.dumps(declared) if declared else None, **more}
+
+
+def score(*faces):
+    """Column -> values, of the pair from the first to the second."""
+    scored = score_person(Person("p", "same_track", [one | {"frame": n, "row": n} for n, one in enumerate(faces)]), 2.1)
+    return {name: values[0] for name, values in scored.items()}
+
+
+def fer(**scores):
+    return [scores.get(name, 0.0) for name in EXPRESSIONS]
+
+
+@pytest.mark.parametrize(
+    ("target", "said", "agreement"),
+    [
+        ("happy", {"happy": 0.9}, 0.8),  # then the source's rest is the weaker
+        ("sad", {"neutral": 0.94, "sad": 0.03}, 0.03),
+        ("surprised", {"fearful": 0.45, "surprised": 0.13}, 0.58),  # it calls open mouths either
+        ("fearful", {"fearful": 0.2, "surprised": 0.6}, 0.2),
+    ],
+)
+def test_the_weaker_end_says_how_far_the_second_network_agrees(target, said, agreement):
+    rest = face("neutral", 0.0, fer(neutral=0.8))
+    assert score(rest, face(target, fer=fer(**said)))["agreement"] == pytest.approx(agreement)
+
+
+def test_declared_faces_need_nobodys_opinion_and_what_was_not_computed_is_unknown():
+    known = {"expression": "sad", "intensity": "plain", "yaw": 0, "pitch": 0, "roll": 0}
+    assert score(face("sad", declared=known, fer=fer(happy=1)), face("sad", declared=known, fer=fer(happy=1)))["agreement"] == 1
+    assert np.isnan(score(face("neutral", 0.0), face("happy"))["agreement"])
+
+
+def test_what_is_published_of_clips_that_were_looked_at_is_what_they_show(models, clip, tmp_path):
+    """All pairs lead from rest to a smile or back; what one network alone saw, the smile's first moment as anger, is refused and counted."""
+    items = [item_for(clip(name), licence="test") for name in ("single_face", "face_noface")]
+    config = DataConfig(analyze=AnalyzeConfig(workers=0), pairing=LOOSE)
+    version = build_dataset(config, str(tmp_path), models, items)
+    rows = read_candidates(version.uri)
+    accepted = [row for row in rows if row["verdict"] == "accepted"]
+    assert {row["source_id"] for row in accepted} == {"single_face", "face_noface"}
+    assert {(row["from_expression"], row["to_expression"]) for row in accepted} == {("neutral", "happy"), ("happy", "neutral")}
+    refused = [row for row in rows if row["verdict"] == "expression not confirmed"]
+    assert {"angry"} == {row[f"{end}_expression"] for row in refused for end in ("from", "to")} - {"neutral", "happy"}
+    assert {"name": "rejected: expression not confirmed", "count": len(refused), "step": "candidate pairs"} in version.funnel
+    parts = {file: file.stat().st_mtime_ns for file in (tmp_path / "parts").iterdir()}
+    trusting = config.model_copy(update={"pairing": LOOSE.model_copy(update={"min_agreement": 0.0})})
+    after = {row["key"]: row["verdict"] for row in read_candidates(build_dataset(trusting, str(tmp_path), models, items).uri)}
+    assert {after[row["key"]] for row in refused} == {"accepted"}  # from stored scores: nothing is looked at again
+    assert parts == {file: file.stat().st_mtime_ns for file in (tmp_path / "parts").iterdir()}
