@@ -119,8 +119,12 @@ def explain(row: dict[str, Any], config: PairingConfig) -> list[tuple[str, str, 
     lines = [
         ("expression verifier", "misread" if row["misread"] else "as asked", "as asked", "failed" if row["misread"] else "passed"),
         *(
-            (name, f"{row[score]:.3g}", f"<= {tolerance:g}", "passed" if row[score] <= tolerance else "failed")
-            for name, score in (("pose discriminator", "declared_miss"), ("pose step", "pose_miss"))
+            (name, f"{row[score]:.3g}", f"<= {limit:g}", "passed" if row[score] <= limit else "failed")
+            for name, score, limit in (
+                ("pose discriminator", "declared_miss", tolerance),
+                ("pose step", "pose_miss", tolerance),
+                ("like intensity", "intensity_gap", config.max_intensity_gap),
+            )
         ),
         ("evaluation sets", "in one" if row["held_out"] else "in none", "in none", "failed" if row["held_out"] else "passed"),
     ]

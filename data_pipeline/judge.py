@@ -150,7 +150,9 @@ def _apply_limits(table: pa.Table, config: PairingConfig) -> npt.NDArray[np.int8
     conditions = [
         np.asarray(table["misread"]),
         np.asarray(table["declared_miss"]) > config.pose_tolerance,
-        _without_edit(table) | (np.asarray(table["pose_miss"]) > config.pose_tolerance),
+        _without_edit(table)
+        | (np.asarray(table["pose_miss"]) > config.pose_tolerance)
+        | (np.asarray(table["intensity_gap"]) > config.max_intensity_gap),
         (expression >= 0) & ~VERIFIABLE[np.maximum(expression, 0)],
     ]
     limits = [name for name in LIMITS if name != "identity"]

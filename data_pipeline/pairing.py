@@ -29,7 +29,7 @@ _MILD, _STRONG = 0.62, 0.88
 """Readings under and over which an undeclared expression is called slight and strong."""
 SCORES = (
     "similarity", "sharpness", "noise", "clipped", "blockiness", "letterbox", "upscale", "padding", "tilt", "occlusion", "writing",
-    "expression_strength", "agreement", "pose_miss", "declared_miss", "background", "clothing",
+    "expression_strength", "agreement", "intensity_gap", "pose_miss", "declared_miss", "background", "clothing",
 )  # fmt: skip
 """Of a pair: the worse of its two ends. The first, likeness of the two faces, is asked for when the pair is judged."""
 STORED_SCORES = SCORES[1:]
@@ -140,6 +140,7 @@ def score_person(person: Person, margin: float) -> dict[str, Any] | None:
         "tilt": np.maximum(np.abs(pose[i, 2]), np.abs(pose[j, 2])),
         "expression_strength": np.minimum(strength[i], strength[j]),
         "agreement": np.minimum(agreement[i], agreement[j]),
+        "intensity_gap": np.where(expression[i] == expression[j], _intensity_gap(column("expression_intensity"), declared, i, j), 0.0),
         "pose_miss": np.abs(change - steps).max(axis=1),
         "declared_miss": _declared_miss(declared, pose, i, j),
         **{name: np.ones(len(i)) if shared else _likeness(rows, name)[i, j] for name in ("background", "clothing")},
@@ -248,6 +249,12 @@ def _declared_miss(declared: dict[str, npt.NDArray[Any]], pose: Array, i: npt.ND
     drawn = np.where(declared["drawn"][i] & declared["drawn"][j], np.abs(pose[j] - pose[i] - asked).max(axis=1), 0.0)
     own = np.where(declared["of_photo"], np.abs(pose - declared["pose"]).max(axis=1), 0.0)
     return np.maximum(drawn, np.maximum(own[i], own[j]))
+
+
+def _intensity_gap(read: Array, declared: dict[str, npt.NDArray[Any]], i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> Array:
+    """How far two intensities are apart; of two that are declared 0 where they are the same one, else 1."""
+    both = declared["given"][i] & declared["given"][j]
+    return np.where(both, (declared["intensity"][i] != declared["intensity"][j]).astype(np.float64), np.abs(read[i] - read[j]))
 
 
 def _intensities(

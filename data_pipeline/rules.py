@@ -17,6 +17,8 @@ class PairingConfig(Config):
 
     pose_tolerance: float = 10.0
     """Degrees by which a pose change may miss a multiple of 30, and a generated picture the pose that was asked of its maker, on each axis."""
+    max_intensity_gap: float = Field(default=0.2, ge=0)
+    """How far the intensities of one expression may be apart on two faces between which only the pose is said to change."""
     min_similarity: float = Field(default=0.45, ge=-1, le=1)
     """Cosine of the two identity vectors (the threshold of the embedded recognizer, SFace; where it is not given, that of the build's own: 0.50 for
     buffalo_l). Not applied to synthetic people: a recognizer trained on photos takes different ones for the same person and, under strong

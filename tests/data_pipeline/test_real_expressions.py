@@ -8,12 +8,17 @@ import pytest
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
+from data_pipeline.judge import judge
 from data_pipeline.pairing import EXPRESSIONS, OBSERVED, Person, score_person
-from data_pipeline.rules import PairingConfig
+from data_pipeline.rules import VERDICTS, PairingConfig, Rules
+from data_pipeline.score import write_scores
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.worklist import item_for
+from tests.benchmarks.accepted_cells import Known
 
 LOOSE = PairingConfig(max_upscale=20, max_padding=1, near_duplicate_bits=-1, per_cell=99, per_identity=999, per_source=999)
+
+KNOWN = {"expression": "sad", "yaw": 0, "pitch": 0, "roll": 0}
 
 
 def face(expression, intensity=0.9, fer=None, declared=None, **more):
@@ -63,9 +68,37 @@ def test_the_weaker_end_says_how_far_the_second_network_agrees(target, said, agr
 
 
 def test_declared_faces_need_nobodys_opinion_and_what_was_not_computed_is_unknown():
-    known = {"expression": "sad", "intensity": "plain", "yaw": 0, "pitch": 0, "roll": 0}
+    known = KNOWN | {"intensity": "plain"}
     assert score(face("sad", declared=known, fer=fer(happy=1)), face("sad", declared=known, fer=fer(happy=1)))["agreement"] == 1
     assert np.isnan(score(face("neutral", 0.0), face("happy"))["agreement"])
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "gap"),
+    [
+        (face("sad", 0.8), face("sad", 0.49, roll=-30.0), 0.31),
+        (face("neutral", 0.0), face("sad", 0.9), 0.0),  # another expression is no change of intensity
+        (face("sad", 0.6, declared=KNOWN | {"intensity": "slightly"}), face("sad", 0.9, declared=KNOWN | {"intensity": "slightly"}), 0.0),
+        (face("sad", 0.6, declared=KNOWN | {"intensity": "slightly"}), face("sad", 0.6, declared=KNOWN | {"intensity": "strongly"}), 1.0),
+    ],
+)
+def test_intensity_within_one_expression(source, target, gap):
+    assert score(source, target)["intensity_gap"] == pytest.approx(gap, abs=1e-6)
+
+
+def test_only_the_pose_changes_only_at_like_intensity(tmp_path):
+    """Sad to less sad with a turn of the head is no pose step, and no edit of ours."""
+    pairs = {}
+    for name, intensity in (("like", 0.7), ("weaker", 0.49)):
+        faces = [
+            face("sad", 0.8, fer(sad=1), sharpness=99.0),
+            face("sad", intensity, fer(sad=1), sharpness=99.0, roll=-30.0, frame=1, row=1),
+        ]
+        uri = str(tmp_path / f"{name}.parquet")
+        write_scores([Person("p", "same_track", faces)], 2.1, uri)
+        (judged,) = judge([uri], Rules(LOOSE), Known([{"embedding": np.ones(4) / 2}, {"embedding": np.ones(4) / 2}]))
+        pairs[name] = {VERDICTS[code] for code in judged.codes}
+    assert pairs == {"like": {"accepted"}, "weaker": {"no edit of ours"}}
 
 
 def test_what_is_published_of_clips_that_were_looked_at_is_what_they_show(models, clip, tmp_path):
