@@ -22,7 +22,7 @@ from lato.faces.fer import FerNetwork
 from lato.faces.identity import FaceEmbedder
 from lato.faces.points68 import FacePoints68
 from lato.faces.scrfd import ScrfdDetector
-from lato.faces.writing import writing_share
+from lato.faces.writing import TextDetector
 from lato.landmarks import GROUPS as PARTS
 from lato.landmarks import interocular_distance
 
@@ -120,8 +120,9 @@ def make_occlusion(models: Path, config: GroupsConfig) -> Scorer:
 
 
 def make_writing(models: Path, config: GroupsConfig) -> Scorer:
-    """Share of the chip that looks like text."""
-    return lambda faces: [{"writing": writing_share(face.image, face.landmarks)} for face in faces]
+    """Share of the chip that is text."""
+    detector = TextDetector.from_file(models / "ch_PP-OCRv4_det_infer.onnx")
+    return lambda faces: [{"writing": detector.share(face.image)} for face in faces]
 
 
 def make_surroundings(models: Path, config: GroupsConfig) -> Scorer:

@@ -61,12 +61,12 @@ class Group:
 GROUPS: dict[str, Group] = {
     "identity": Group(1, {"embedding": _FLOATS, "points5": _FLOATS}, identity_models, make_identity),
     "occlusion": Group(1, {"occlusion": pa.float32()}, lambda models, config: [models / "fr_landmark.onnx"], make_occlusion),
-    "writing": Group(1, {"writing": pa.float32()}, lambda models, config: [], make_writing),
+    "writing": Group(2, {"writing": pa.float32()}, lambda models, config: [models / "ch_PP-OCRv4_det_infer.onnx"], make_writing),
     "surroundings": Group(1, {"background": _FLOATS, "clothing": _FLOATS}, lambda models, config: [], make_surroundings),
     "fer": Group(1, {"fer_scores": _FLOATS}, lambda models, config: [models / "emotion_model_quantized.tflite"], make_fer),
 }
 """All that are known. `identity`: unit vector and the five points it was aligned by. `occlusion`: distance between the mesh and an independent 68-point
-network in the part of the face (brow, nose, eye, lip) where it is largest, in interocular distances. `writing`: share of the chip that looks like text.
+network in the part of the face (brow, nose, eye, lip) where it is largest, in interocular distances. `writing`: share of the chip that is text.
 `surroundings`: colours of background and clothes. `fer`: seven scores of another expression network, in the order of `Expression`."""
 _MODELS = b"models"
 

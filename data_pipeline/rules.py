@@ -35,8 +35,8 @@ class PairingConfig(Config):
     """Share of the frame in black bars."""
     max_occlusion: float = 0.15
     """Distance of two independent readings of the part of the face on which they differ most, in interocular distances."""
-    max_writing: float = 0.02
-    """Share of the face chip that looks like burnt-in text."""
+    max_writing: float = 0.001
+    """Share of the face chip that is the core of a line of text; 65 pixels."""
     near_duplicate_bits: int = 10
     """Of 256: a pair whose source and target are both this near to those of an accepted pair of the same edit, of the same person or
     of another source that the split ties to its own, is its near-duplicate. Below 0 none is, and no source is compared with others by how faces move

@@ -47,7 +47,7 @@ def perception_models() -> Path:
     Raises:
         UserError: One of them is missing.
     """
-    missing = [name for name in ("yunet", "sface", "face_landmarker", "fr_landmark") if assets.verify(name) != "ok"]
+    missing = [name for name in ("yunet", "sface", "face_landmarker", "fr_landmark", "fer", "text_detector") if assets.verify(name) != "ok"]
     if missing:
         raise UserError(f"perception models are missing: {', '.join(missing)}. Fetch them: lato assets fetch")
     return assets.folder()

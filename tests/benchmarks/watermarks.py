@@ -1,0 +1,77 @@
+"""How well the writing filter sees watermarks: drawn across the face, below the chin and over the brows, opaque and at 40 %, and how often it refuses clean faces.
+
+`python -m tests.benchmarks.watermarks` (about two minutes): the catalogue's clips and photos and twelve drawn people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.chips import cut_chip
+from data_pipeline.rules import PairingConfig
+from data_pipeline.synthetic.anny_people import AnnyConfig, draw_set
+from infra import assets
+from infra.console import table
+from lato.faces.reader import FaceReader
+from lato.faces.writing import TextDetector
+
+CLIPS = {"single_face": 6, "face_noface": 8, "noface_face": 8, "carphone": 15, "franck": 100}
+"""Every so many frames."""
+PHOTOS = ("biden", "obama", "obama2", "obama3", "t1")
+PLACES = {"across the face": 0.5, "below the chin": 1.25, "over the brows": -0.05}
+"""The baseline, in heights of the landmarks below their top."""
+TEXT = "SAMPLE WATERMARK"
+Picture = npt.NDArray[np.uint8]
+
+
+def pictures() -> Iterator[tuple[str, Picture]]:
+    """Whose, and RGB `(H, W, 3)`."""
+    for name, step in CLIPS.items():
+        capture = cv2.VideoCapture(str(assets.path(name)))
+        number = 0
+        while capture.grab():
+            if number % step == 0:
+                yield "clips", cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB).astype(np.uint8)
+            number += 1
+    for name in PHOTOS:
+        yield "photos", cv2.cvtColor(cv2.imread(str(assets.path(name))), cv2.COLOR_BGR2RGB).astype(np.uint8)
+    for number in range(12):
+        for jpg in draw_set(AnnyConfig(people=12, images=4), number)[0]:
+            yield "drawn", cv2.cvtColor(cv2.imdecode(np.frombuffer(jpg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB).astype(np.uint8)
+
+
+def mark(image: Picture, landmarks: npt.NDArray[np.floating], place: float, opacity: float, shade: int) -> Picture:
+    """A picture with a watermark 1.6 times as wide as the face at landmarks `(68, 2)`."""
+    low, high = landmarks.min(axis=0), landmarks.max(axis=0)
+    scale = 1.6 * float(high[0] - low[0]) / cv2.getTextSize(TEXT, cv2.FONT_HERSHEY_SIMPLEX, 1, 2)[0][0]
+    thick = max(1, round(2 * scale))
+    width = cv2.getTextSize(TEXT, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)[0][0]
+    corner = int((low[0] + high[0] - width) / 2), int(low[1] + place * (high[1] - low[1]))
+    over = cv2.putText(image.copy(), TEXT, corner, cv2.FONT_HERSHEY_SIMPLEX, scale, (shade,) * 3, thick, cv2.LINE_AA)
+    return (image * (1 - opacity) + over * opacity).round().astype(np.uint8)
+
+
+def main() -> None:
+    """Prints the share of faces that the filter refuses, by what was drawn."""
+    limit = PairingConfig().max_writing
+    reader, detector = FaceReader.from_folder(assets.path("yunet").parent), TextDetector.from_file(assets.path("text_detector"))
+    read = [(kind, image, found.mesh.landmarks68) for kind, image in pictures() if (found := reader.read(image))]
+    rows = []
+    for kind in ("clips", "photos", "drawn"):
+        shares = [detector.share(cut_chip(image, points).image()) for whose, image, points in read if whose == kind]
+        rows.append([f"nothing, {kind}", str(len(shares)), f"{np.mean(np.array(shares) > limit):.1%}"])
+    real = [(image, points) for kind, image, points in read if kind != "drawn"]
+    for name, place in PLACES.items():
+        for opacity in (1.0, 0.4):
+            for shade, called in ((255, "white"), (0, "black")):
+                shares = [detector.share(cut_chip(mark(image, points, place, opacity, shade), points).image()) for image, points in real]
+                rows.append([f"{called}, {opacity:.0%}, {name}", str(len(shares)), f"{np.mean(np.array(shares) > limit):.1%}"])
+    table(f"Refused as writing (limit {limit:g})", ["drawn", "faces", "refused"], rows)
+
+
+if __name__ == "__main__":
+    main()
