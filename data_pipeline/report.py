@@ -24,6 +24,7 @@ from data_pipeline.report_pairs import accepted_pairs, rejected_pairs
 from data_pipeline.report_plots import plot_correlation, show_filter
 from data_pipeline.rules import LIMITS, PASSED, VERIFIERS
 from data_pipeline.second_opinion import NAMES, second_opinion
+from data_pipeline.tables import end_numbers
 from data_pipeline.versions import showing, whole_version
 from data_pipeline.why import pairing_config
 from data_pipeline.words import VERDICTS_SAID
@@ -32,8 +33,6 @@ from infra.state import PUBLISHED, read_json
 from infra.storage import commit, join
 from lato.edits import POSE_STEP, Expression
 
-_COVERAGE_GOAL = 50
-"""Samples that a cell of the coverage table should have."""
 _MOST = 20
 """Rows of a list that may be of any length; how many more there are is told."""
 _POSES = ("same pose", *(f"{axis} {step:+d}" for axis in AXES for step in (POSE_STEP, -POSE_STEP)))
@@ -41,7 +40,22 @@ _OTHER_POSE = "other steps"
 """Of two axes at once, or larger: too many cells to ask for samples in each."""
 _SHOWN = LIMITS | {"pose discriminator": VERIFIERS["pose discriminator"]}
 """Filters with a score to plot."""
-_NEEDED = ("verdict", "kind", "source_id", "edit_kind", "from_skin_ita", "from_face_px", "to_face_px", "from_width", *SCORES)
+_NEEDED = (
+    "key",
+    "from_part",
+    "from_row",
+    "to_part",
+    "to_row",
+    "verdict",
+    "kind",
+    "source_id",
+    "edit_kind",
+    "from_skin_ita",
+    "from_face_px",
+    "to_face_px",
+    "from_width",
+    *SCORES,
+)
 Names = npt.NDArray[np.str_]
 
 
@@ -67,7 +81,9 @@ def write_data_report(work: str, version: str = "v1") -> str:
     config = pairing_config(folder)
     items = {item.source_id: item for item in read_worklist(join(work, "worklist.parquet"))}
     template = jinja2.Template((Path(__file__).parent / "templates/report.html.jinja").read_text(), autoescape=True)
-    coverage = _coverage(manifest)
+    coverage, goal = _coverage(manifest, config.cell_quota)
+    pairs = one_of_twins(judged, passed)
+    judged_once, passed_once = judged.take(pairs), passed[pairs]
     short = [goal for _, cells in coverage[1] for _, goal in cells if goal]
     people = Counter(str(row["identity"]) for row in manifest)
     failed = [row for row in ledger if row["status"] == "failed"]
@@ -85,8 +101,9 @@ def write_data_report(work: str, version: str = "v1") -> str:
         correlation=plot_correlation(judged),
         coverage=coverage,
         short=(len(short), sum(short)),
-        goal=_COVERAGE_GOAL,
-        groups=[(name, *_rates(names, order, judged, passed)) for name, names, order in _groups(judged, items)],
+        goal=goal,
+        quota=config.cell_quota,
+        groups=[(name, *_rates(names, order, judged_once, passed_once)) for name, names, order in _groups(judged_once, items)],
         accepted=accepted_pairs(folder, manifest),
         rejected=rejected_pairs(folder, work, config),
         said=VERDICTS_SAID,
@@ -122,6 +139,16 @@ def _consents(row: dict[str, Any], items: dict[str, WorkItem]) -> str:
     if row["kind"] == "synthetic":
         return "not needed: drawn"
     return " and ".join(sorted({items[name].consent if name in items else "unknown" for name in (row["source_id"], row["target_id"])}))
+
+
+def one_of_twins(judged: pa.Table, passed: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Numbers of the rows that stand for a pair and its reverse, which are one observation: the direction that passed, else the first by key."""
+    if not len(judged):
+        return np.zeros(0, np.int64)
+    ends = np.sort(end_numbers(judged), axis=0)
+    order = np.lexsort((np.array(judged["key"].to_pylist(), "S"), ~passed))
+    first = np.unique(ends[:, order], axis=1, return_index=True)[1]
+    return np.sort(order[first])
 
 
 def _rates(names: Names, order: tuple[str, ...], judged: pa.Table, passed: npt.NDArray[np.bool_]) -> tuple[list[dict[str, Any]], bool, int]:
@@ -169,17 +196,23 @@ def _banded(values: Any, bounds: tuple[float, ...], names: tuple[str, ...]) -> N
     return np.array(names)[np.digitize(np.asarray(values, np.float64), bounds)]
 
 
-def _coverage(manifest: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, list[tuple[int, int]]]]]:
-    """Expression that an edit leads to x pose step -> samples, and how many the cell lacks. What no edit can be, and other steps, lack nothing."""
+Coverage = tuple[tuple[str, ...], list[tuple[str, list[tuple[int, int]]]]]
+"""Pose steps, and by expression the samples of each and how many it lacks."""
+
+
+def _coverage(manifest: list[dict[str, Any]], quota: int | None) -> tuple[Coverage, int]:
+    """Expression that an edit leads to x pose step -> samples, and how many the cell lacks to the goal, and the goal: the quota of cells, else half of an
+    even share of the samples. What no edit can be, and other steps, lack nothing."""
     counts = Counter((str(row["expression"] or "same expression"), _pose(row)) for row in manifest)
     rows = [*(expression.value for expression in Expression), "same expression"]
 
     def lacks(name: str, pose: str) -> int:
         wanted = pose != _OTHER_POSE and (name, pose) != ("same expression", "same pose")
-        return max(0, _COVERAGE_GOAL - counts[name, pose]) if wanted else 0
+        return max(0, goal - counts[name, pose]) if wanted else 0
 
     poses = (*_POSES, _OTHER_POSE)
-    return poses, [(name, [(counts[name, pose], lacks(name, pose)) for pose in poses]) for name in rows]
+    goal = quota or max(1, round(len(manifest) / (len(rows) * len(_POSES) - 1) / 2))
+    return (poses, [(name, [(counts[name, pose], lacks(name, pose)) for pose in poses]) for name in rows]), goal
 
 
 def _pose(row: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Plots of the data report: each filter's score before and after, and how scores go together. PNG in base64."""
+"""Plots of the data report: each filter's score before it, after it and after all of them, and how scores go together. PNG in base64."""
 
 from __future__ import annotations
 
@@ -38,12 +38,14 @@ def show_filter(judged: pa.Table, passed: npt.NDArray[np.bool_], verdict: str, c
         low, high = np.percentile(before, [0.5, 99.5])
         edges = np.linspace(min(low, limit), max(high, limit) + 1e-9, 40).tolist()
         axes.hist(np.clip(before, edges[0], edges[-1]), edges, color="#b9c0ca", label="before")
+        after = before[before * sign >= limit * sign]
+        axes.hist(np.clip(after, edges[0], edges[-1]), edges, color="#8fb4dd", label="after this filter")
         axes.hist(np.clip(before[passed], edges[0], edges[-1]), edges, color="#3b6fb6", label="after all filters")
         axes.axvline(limit, color="#c0392b", linewidth=1.4, label=f"threshold {limit:g}")
         axes.set_yscale("symlog")
         axes.set_ylim(0, axes.get_ylim()[1] * 30)  # room above for the legend
         axes.yaxis.set_major_locator(ticker.SymmetricalLogLocator(base=10, linthresh=1))
-        axes.legend(fontsize=6.5, framealpha=1, edgecolor="none", loc="upper center", ncols=3, columnspacing=1, handlelength=1.2)
+        axes.legend(fontsize=6.5, framealpha=1, edgecolor="none", loc="upper center", ncols=2, columnspacing=1, handlelength=1.2)
     axes.set_xlabel(SCORES_SAID[score], fontsize=7.5)
     axes.set_ylabel("pairs", fontsize=7.5)
     axes.tick_params(labelsize=7)
