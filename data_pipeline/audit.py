@@ -23,13 +23,20 @@ from data_pipeline.rules import LIMITS, VERIFIERS, PairingConfig
 from data_pipeline.sheet import draw_candidate
 from data_pipeline.versions import showing, whole_version
 from data_pipeline.why import pairing_config
-from data_pipeline.words import instruction_of, missed_by
+from data_pipeline.words import VERDICTS_SAID, instruction_of, missed_by
 from data_pipeline.worklist import read_worklist
 from infra.errors import UserError
 from infra.state import INPUT, read_rows
 from infra.storage import commit, join
 
 _AUDITED = LIMITS | VERIFIERS
+_WHOLE = {
+    "no edit of ours": "Does another expression, or a turn of the head by about 30 or 60 degrees, and nothing else, lead from left to right?",
+    "near-duplicate": "Does the pair above show the edit on a face that the accepted ones below it do not show already?",
+}
+"""Verdicts without a threshold, of which the sample is drawn from all; what is asked of their pairs. Their labels are counted, and decide nothing."""
+_BESIDE = 2
+"""Accepted pairs that are shown below one that was refused as their near-duplicate."""
 LABELS = "labels.jsonl"
 _TEXT = "text/plain; charset=utf-8"
 _TEMPLATE = Path(__file__).parent / "templates/audit.html.jinja"
@@ -37,12 +44,13 @@ _TEMPLATE = Path(__file__).parent / "templates/audit.html.jinja"
 
 @dataclass(frozen=True)
 class Entry:
-    """A pair to be labelled: its key, stratum (`accepted`, or the filter that refused it), instruction, and why it was refused."""
+    """A pair to be labelled: its key, stratum (`accepted`, or what refused it), instruction or question, why it was refused, and pairs to compare it with."""
 
     key: str
     stratum: str
     instruction: str
     score: str
+    beside: tuple[str, ...] = ()
 
 
 def wilson(passed: int, total: int, z: float = 1.96) -> tuple[float, float]:
@@ -56,7 +64,8 @@ def wilson(passed: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def choose(work: str, version: str, per_stratum: int, seed: int) -> list[Entry]:
-    """The sample: of accepted pairs by sha256 of seed and key, of each filter's refused ones those nearest to its threshold among a seeded tenth.
+    """The sample: of accepted pairs by sha256 of seed and key, of each filter's refused ones those nearest to its threshold among a seeded tenth, of what has
+    no threshold (no edit of ours, near-duplicates) any.
 
     The strata are mixed, by that sha256 too: who labels does not know what the build decided, and who stops early has labelled some of each.
     """
@@ -67,21 +76,27 @@ def choose(work: str, version: str, per_stratum: int, seed: int) -> list[Entry]:
         return hashlib.sha256(f"{seed}/{row['key']}".encode()).digest()
 
     strata: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    accepted: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in read_candidates(folder):
-        if (row["verdict"] == "accepted" or row["verdict"] in _AUDITED) and instruction_of(row):  # without one nobody could judge it
-            strata[row["verdict"]].append(row)
+        if row["verdict"] in _WHOLE or ((row["verdict"] == "accepted" or row["verdict"] in _AUDITED) and instruction_of(row)):
+            strata[row["verdict"]].append(row)  # of the others, without an instruction nobody could judge it
+        if row["verdict"] == "accepted":
+            accepted[row["person"], row["edit"]].append(row["key"])
     chosen: list[dict[str, Any]] = []
     for stratum in sorted(strata):
         ordered = sorted(strata[stratum], key=drawn)
-        if stratum != "accepted":
+        if stratum in _AUDITED:
             score, _, sign = _AUDITED[stratum]
             ordered = sorted(ordered[: max(per_stratum, len(ordered) // 10)], key=lambda row: -row[score] * sign)
         chosen += ordered[:per_stratum]
-    return [_entry(row, config, said) for row in sorted(chosen, key=drawn)]
+    return [_entry(row, config, said, accepted[row["person"], row["edit"]]) for row in sorted(chosen, key=drawn)]
 
 
-def _entry(row: dict[str, Any], config: PairingConfig, said: dict[str, str]) -> Entry:
+def _entry(row: dict[str, Any], config: PairingConfig, said: dict[str, str], alike: list[str]) -> Entry:
     verdict = row["verdict"]
+    if verdict in _WHOLE:
+        beside = tuple(sorted(alike)[:_BESIDE]) if verdict == "near-duplicate" else ()
+        return Entry(row["key"], verdict, _WHOLE[verdict], VERDICTS_SAID[verdict], beside)
     why = "" if verdict == "accepted" else missed_by(row, verdict, config)
     return Entry(row["key"], verdict, said.get(row["key"]) or str(instruction_of(row)), why)
 
@@ -93,8 +108,8 @@ def _instructions(folder: str) -> dict[str, str]:
 
 
 def read_labels(work: str) -> dict[str, bool]:
-    """Key -> good or bad; the last word on a key holds."""
-    return {row["key"]: row["good"] for row in _read_rows(work)}
+    """Key -> good or bad, of what decides in the next build; the last word on a key holds. What was asked another question is not among them."""
+    return {row["key"]: row["good"] for row in _read_rows(work) if row["stratum"] not in _WHOLE}
 
 
 def _read_rows(work: str) -> list[dict[str, Any]]:
@@ -142,14 +157,15 @@ class _Page:
     def __init__(self, work: str, version: str, index: dict[str, Any], entries: list[Entry], seed: int) -> None:
         self._work, self._version, self._index, self._entries, self._seed = work, version, index, entries, seed
         self._folder = join(work, "versions", version)
-        wanted = {entry.key for entry in entries}
+        self._beside = {entry.key: entry.beside for entry in entries}
+        wanted = {key for entry in entries for key in (entry.key, *entry.beside)}
         self._rows = {row["key"]: row for row in read_candidates(self._folder) if row["key"] in wanted}
         self._uris = {item.source_id: item.uri for item in read_worklist(join(work, "worklist.parquet"))}
         self._lock = threading.Lock()
         self._html = jinja2.Template(_TEMPLATE.read_text(), autoescape=True)
 
     def show(self) -> bytes:
-        labels = read_labels(self._work)
+        labels = {row["key"]: row["good"] for row in _read_rows(self._work)}
         entries = [asdict(entry) | {"label": labels.get(entry.key)} for entry in self._entries]
         return self._html.render(version=self._version, entries=entries, rates=summarize(self._work)).encode()
 
@@ -157,7 +173,8 @@ class _Page:
         if key not in self._rows:
             return None
         try:
-            image = draw_candidate(self._rows[key], self._uris, self._work, side=384, landmarks=landmarks)
+            shown = [self._rows[name] for name in (key, *self._beside.get(key, ()))]
+            image = np.vstack([draw_candidate(row, self._uris, self._work, side=384, landmarks=landmarks) for row in shown])
         except (DecodeError, FileNotFoundError, ValueError):
             image = np.full((120, 480, 3), 255, np.uint8)
             cv2.putText(image, "the source can no longer be read", (8, 60), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (160, 0, 0), 2)

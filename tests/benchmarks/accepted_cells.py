@@ -52,7 +52,7 @@ def plain_cells(rows: list[dict[str, Any]], scorers: dict[str, Scorer], config: 
     if not rows:
         return set()
     faces = [row["face"] for row in rows]
-    extra = [a | b for a, b in zip(scorers["occlusion"](faces), scorers["writing"](faces), strict=True)]
+    extra = [a | b | c for a, b, c in zip(*(scorers[name](faces) for name in ("occlusion", "writing", "fer")), strict=True)]
     whole = [
         row | more | {"row": n, "part": "p", "source_id": "s", "source_sha256": "x", "kind": "video", "identity": None, "held_out": False}
         for n, (row, more) in enumerate(zip(rows, extra, strict=True))

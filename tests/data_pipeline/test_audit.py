@@ -6,13 +6,17 @@ import threading
 import urllib.error
 import urllib.request
 
+import cv2
 import numpy as np
 import pytest
 
-from data_pipeline.audit import choose, read_labels, serve_audit, summarize
+from data_pipeline.audit import _Page, add_label, choose, read_labels, serve_audit, summarize
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
+from data_pipeline.config import DataConfig
 from data_pipeline.rules import PairingConfig
+from data_pipeline.segments import AnalyzeConfig
+from data_pipeline.worklist import item_for
 from tests.browser import Browser, find_chromium
 from tests.data_pipeline.small import config
 
@@ -40,7 +44,7 @@ def test_labels_are_taken_in_a_page_and_beat_the_filters(first, models):
 
     try:
         accepted = next(entry for entry in entries if entry.stratum == "accepted")
-        refused = next(entry for entry in entries if entry.stratum != "accepted")
+        refused = next(entry for entry in entries if entry.stratum != "accepted" and not entry.instruction.endswith("?"))
         assert accepted.key in urllib.request.urlopen(address).read().decode()
         assert urllib.request.urlopen(f"{address}/pair/{accepted.key}").read()[:2] == b"\xff\xd8"
         drawn, plain = (urllib.request.urlopen(f"{address}/pair/{accepted.key}{how}").read() for how in ("", "?plain"))
@@ -92,3 +96,28 @@ def test_the_page_takes_labels_by_key_and_button_in_a_real_browser(first, tmp_pa
         server.shutdown()
         server.server_close()
     assert read_labels(str(work)) == {entries[0].key: True, entries[1].key: False, entries[2].key: True}
+
+
+def test_what_has_no_threshold_is_asked_another_question_and_decides_nothing(models, clip, tmp_path):
+    """Of all near-duplicates and pairs without an edit; the former are shown above what was accepted of their person and edit."""
+    loose = PairingConfig(max_upscale=20, max_padding=1)
+    source = item_for(clip("single_face"), licence="test")
+    work, version = tmp_path, build_dataset(DataConfig(analyze=AnalyzeConfig(workers=0), pairing=loose), str(tmp_path), models, [source])
+    entries = choose(str(work), "v1", per_stratum=5, seed=2)
+    rows = {row["key"]: row for row in read_candidates(version.uri)}
+    assert {"no edit of ours", "near-duplicate"} <= {entry.stratum for entry in entries}
+    twice = next(entry for entry in entries if entry.stratum == "near-duplicate" and entry.beside)
+    assert {(rows[key]["verdict"], rows[key]["person"], rows[key]["edit"]) for key in twice.beside} == {
+        ("accepted", rows[twice.key]["person"], rows[twice.key]["edit"])
+    }
+    for entry in entries:
+        if entry.instruction.endswith("?"):
+            add_label(str(work), entry.key, True, entry.stratum, 2)
+    assert read_labels(str(work)) == {}
+    assert {name for name, *_ in summarize(str(work))} >= {"no edit of ours", "near-duplicate"}
+    page = _Page(str(work), "v1", {}, entries, 2)
+    alone = page.picture(next(entry.key for entry in entries if entry.stratum == "no edit of ours"), landmarks=False)
+    sizes = [
+        cv2.imdecode(np.frombuffer(jpg, np.uint8), cv2.IMREAD_COLOR).shape[:2] for jpg in (alone, page.picture(twice.key, landmarks=False))
+    ]
+    assert sizes == [(384, 768), (384 * (1 + len(twice.beside)), 768)]

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipeline.audit import add_label, choose, wilson
+from data_pipeline.audit import _WHOLE, add_label, choose, wilson
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
@@ -36,7 +36,7 @@ def test_why_tells_the_whole_path(built):
     accepted = next(row for row in read_candidates(version.uri) if row["verdict"] == "accepted")
     lines = why(accepted["key"], str(work))
     assert lines[0] == f"{accepted['key']}: accepted, in {accepted['split']}"
-    assert sum("passed" in line for line in lines) == len(LIMITS) - 1 + 4  # verifier, discriminator, step, evaluation sets
+    assert sum("passed" in line for line in lines) == len(LIMITS) - 1 + 5  # verifier, discriminator, step, like intensity, evaluation sets
     assert any("declared" in line for line in lines)  # a synthetic person's identity is not judged
     sample = next(row for row in read_manifest(version.uri) if row["key"] == accepted["key"])
     told = "\n".join(lines)
@@ -154,10 +154,11 @@ def test_a_second_opinion_is_told_in_the_report_and_changes_no_verdict_on_drawn_
 
 def test_every_refusal_by_a_reading_is_audited(built):
     work, version = built
-    refused = {row["verdict"] for row in read_candidates(version.uri)} & {*LIMITS, "expression verifier", "pose discriminator"}
+    refused = {row["verdict"] for row in read_candidates(version.uri)} & {*LIMITS, *_WHOLE, "expression verifier", "pose discriminator"}
     entries = choose(str(work), "v1", 3, 0)
     assert "expression verifier" in refused and {entry.stratum for entry in entries} == refused | {"accepted"}
-    assert all(parse_instruction(entry.instruction) for entry in entries)  # what no instruction joins, nobody could judge
+    assert all(parse_instruction(entry.instruction) for entry in entries if entry.stratum not in _WHOLE)  # else nobody could judge
+    assert all(entry.instruction == _WHOLE[entry.stratum] for entry in entries if entry.stratum in _WHOLE)  # another question
     strata = [entry.stratum for entry in entries]
     assert strata != sorted(strata) and strata != sorted(strata, reverse=True)  # mixed, as who labels should not know them
     assert all(entry.score.startswith("reads as ") for entry in entries if entry.stratum == "expression verifier")
