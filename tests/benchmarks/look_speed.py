@@ -83,7 +83,7 @@ class Bench:
         return sample_frames(str(assets.path(name)), FPS, 0.0, CLIPS[name])
 
     def plain(self, name: str, networks: bool = True) -> list[dict[str, Any]]:
-        """What one would write first: every model on every sampled frame. Without `networks`: identity and 68 points are left out."""
+        """What one would write first: every model on every sampled frame. Without `networks`: those that read chips, and identity, are left out."""
         seen: list[dict[str, Any]] = []
         for frame in self.frames(name):
             for detection in self.reader.detector.detect(frame.image)[:1]:
@@ -91,12 +91,15 @@ class Bench:
                 if mesh is None:
                     continue
                 chip = cut_chip(frame.image, mesh.landmarks68)
+                face = Face(chip, chip.place(mesh.landmarks68))
                 if networks:
                     embedding = self.reader.embedder.embed(frame.image, detection.points5)
-                    self.points.find(chip.image(), chip.place(mesh.landmarks68))
+                    self.points.find(face.image, face.landmarks)
+                    for group in ("writing", "fer"):
+                        self.scorers[group]([face])
                 quality = measure(frame.image, mesh.landmarks68)
                 row = face_row(frame.shot, frame, detection, mesh, None, None) | quality.__dict__
-                seen.append(row | {"face": Face(chip, chip.place(mesh.landmarks68)), "embedding": embedding if networks else None})
+                seen.append(row | {"face": face, "embedding": embedding if networks else None})
         for shot in {row["track"] for row in seen}:
             mine = [row for row in seen if row["track"] == shot]
             rest = estimate_neutral(np.array([row["blendshapes"] for row in mine]))
@@ -133,7 +136,7 @@ class Bench:
 
         seldom = f"and the detector on every {perceive.DETECT_EVERY}th frame, two of three times at half size, every {perceive.EMPTY_EVERY}th of nobody"
         return {
-            f"identity, 68 points, writing on {representatives} representatives only": few_networks,
+            f"identity, 68 points, text, fer on {representatives} representatives only": few_networks,
             "and chips, image quality only of those, when a track has ended": few_chips,
             seldom: lambda: self.ours(name, None),
         }
