@@ -95,7 +95,8 @@ def test_the_page_takes_labels_by_key_and_button_in_a_real_browser(first, tmp_pa
     finally:
         server.shutdown()
         server.server_close()
-    assert read_labels(str(work)) == {entries[0].key: True, entries[1].key: False, entries[2].key: True}
+    kept = [json.loads(line) for line in (work / "labels.jsonl").read_text().splitlines()]
+    assert {row["key"]: row["good"] for row in kept} == {entries[0].key: True, entries[1].key: False, entries[2].key: True}
 
 
 def test_what_has_no_threshold_is_asked_another_question_and_decides_nothing(models, clip, tmp_path):
