@@ -34,7 +34,8 @@ _WHOLE = {
     "no edit of ours": "Does another expression, or a turn of the head by about 30 or 60 degrees, and nothing else, lead from left to right?",
     "near-duplicate": "Does the pair above show the edit on a face that the accepted ones below it do not show already?",
 }
-"""Verdicts without a threshold, of which the sample is drawn from all; what is asked of their pairs. Their labels are counted, and decide nothing."""
+"""Verdicts without a threshold, of which the sample is drawn from all; what is asked of their pairs. Their labels are counted, and decide nothing but
+that a near-duplicate which is called good stays."""
 _BESIDE = 2
 """Accepted pairs that are shown below one that was refused as their near-duplicate."""
 LABELS = "labels.jsonl"
@@ -108,8 +109,14 @@ def _instructions(folder: str) -> dict[str, str]:
 
 
 def read_labels(work: str) -> dict[str, bool]:
-    """Key -> good or bad, of what decides in the next build; the last word on a key holds. What was asked another question is not among them."""
-    return {row["key"]: row["good"] for row in _read_rows(work) if row["stratum"] not in _WHOLE}
+    """Key -> good or bad, of what decides in the next build; the last word on a key holds. That a pair has no edit, or shows what another shows, says nothing
+    of the pair itself; a near-duplicate that is called good stays, and the other goes."""
+    last = {row["key"]: row for row in _read_rows(work)}
+    return {
+        key: row["good"]
+        for key, row in last.items()
+        if row["stratum"] not in _WHOLE or (row["good"] and row["stratum"] == "near-duplicate")
+    }
 
 
 def _read_rows(work: str) -> list[dict[str, Any]]:

@@ -71,7 +71,7 @@ def test_labels_are_taken_in_a_page_and_beat_the_filters(first, models):
 def test_the_page_takes_labels_by_key_and_button_in_a_real_browser(first, tmp_path, width):
     """Three pairs, the second by mouse; the labels file and the table below say so. Nothing is wider than the window."""
     work = tmp_path / "work"
-    shutil.copytree(first[0], work)
+    shutil.copytree(first[0], work, ignore=shutil.ignore_patterns("labels.jsonl"))  # of the test before
     entries = choose(str(work), "v1", per_stratum=3, seed=2)
     server = serve_audit(str(work), "v1", per_stratum=3, seed=2, port=0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -99,7 +99,7 @@ def test_the_page_takes_labels_by_key_and_button_in_a_real_browser(first, tmp_pa
     assert {row["key"]: row["good"] for row in kept} == {entries[0].key: True, entries[1].key: False, entries[2].key: True}
 
 
-def test_what_has_no_threshold_is_asked_another_question_and_decides_nothing(models, clip, tmp_path):
+def test_what_has_no_threshold_is_asked_another_question_that_decides_little(models, clip, tmp_path):
     """Of all near-duplicates and pairs without an edit; the former are shown above what was accepted of their person and edit."""
     loose = PairingConfig(max_upscale=20, max_padding=1)
     source = item_for(clip("single_face"), licence="test")
@@ -113,8 +113,10 @@ def test_what_has_no_threshold_is_asked_another_question_and_decides_nothing(mod
     }
     for entry in entries:
         if entry.instruction.endswith("?"):
-            add_label(str(work), entry.key, True, entry.stratum, 2)
+            add_label(str(work), entry.key, entry.stratum == "no edit of ours", entry.stratum, 2)
     assert read_labels(str(work)) == {}
+    add_label(str(work), twice.key, True, twice.stratum, 2)
+    assert read_labels(str(work)) == {twice.key: True}  # it stays, and the other goes
     assert {name for name, *_ in summarize(str(work))} >= {"no edit of ours", "near-duplicate"}
     page = _Page(str(work), "v1", {}, entries, 2)
     alone = page.picture(next(entry.key for entry in entries if entry.stratum == "no edit of ours"), landmarks=False)
