@@ -107,8 +107,11 @@ def _ledger_row(item: WorkItem, pieces: list[Segment], work: str) -> dict[str, A
     worst = next((row for status in ("failed", "ok", "rejected") for row in rows if row["status"] == status), rows[0])
     summed = ["frames", "faces", "tracks", "representatives", *(["decoded_frames"] if "decoded_frames" in worst else [])]
     sums = {name: sum(row.get(name) or 0 for row in rows) for name in summed}
+    not_chosen: Counter[str] = Counter()
+    for row in rows:
+        not_chosen.update(row.get("not_chosen", {}))
     warnings = warn_of_count(rows) if item.start is None and item.end is None else []
-    return {**worst, **sums, "parts": names} | ({"warnings": warnings} if warnings else {})
+    return {**worst, **sums, "not_chosen": dict(not_chosen), "parts": names} | ({"warnings": warnings} if warnings else {})
 
 
 def _run_round(

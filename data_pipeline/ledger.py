@@ -42,7 +42,8 @@ def read_ledger(work: str) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Ledger:
-    """One row a source: `source_id`, `status` (ok | rejected | failed | pending), `reason`, `message`, counts, `parts`, and `warnings` where there are any."""
+    """One row a source: `source_id`, `status` (ok | rejected | failed | pending), `reason`, `message`, counts, `not_chosen` (why other faces are no
+    representatives -> how many), `parts`, and `warnings` where there are any."""
 
     rows: list[dict[str, Any]]
 
@@ -67,3 +68,10 @@ class Ledger:
     def total(self, column: str) -> int:
         """Sum of a count over all sources."""
         return sum(int(row.get(column) or 0) for row in self.rows)
+
+    def not_chosen(self) -> dict[str, int]:
+        """How many faces went no further, by why; with the representatives they are all faces."""
+        reasons: Counter[str] = Counter()
+        for row in self.rows:
+            reasons.update(row.get("not_chosen", {}))
+        return dict(sorted(reasons.items()))

@@ -7,6 +7,8 @@ memory does not grow with the resolution or the length of a video.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +28,9 @@ REPRESENTATIVES = 3
 _CONSIDERED = 2 * REPRESENTATIVES
 """Kept a pose bin and provisional expression until the track ends and its rest is known."""
 _POSE_BIN = 10.0
+NOT_SHARPEST = f"not among the {REPRESENTATIVES} sharpest of its pose and expression"
+PASSED_BY = f"passed by while its track went on: {_CONSIDERED} sharper of its pose and expression, as these were read then"
+"""Why a face is no representative. Of the second kind some would be one, had the track's rest been known from its first frame."""
 _CALM = 40
 """The rest that provisional expressions are read against is the mean of this many least active faces so far."""
 _UNREAD_BYTES = 64 * 1024**2
@@ -131,6 +136,16 @@ class Track:
 def bin_of(row: dict[str, Any]) -> tuple[Any, ...]:
     """What a track's representatives are limited by: 10-degree bins of pose, expression, and what is declared."""
     return (*_pose_bin(row), row["expression"], row["declared"])
+
+
+def why_not_chosen(rows: Sequence[dict[str, Any]]) -> list[str | None]:
+    """Why each face of a part is no representative of its track; None for those that are."""
+    chosen: dict[tuple[Any, ...], int] = defaultdict(int)
+    for row in rows:
+        chosen[row["track"], *bin_of(row)] += row["representative"]
+    return [
+        None if row["representative"] else NOT_SHARPEST if chosen[row["track"], *bin_of(row)] >= REPRESENTATIVES else PASSED_BY for row in rows
+    ]
 
 
 def _neutral_of(rows: list[dict[str, Any]]) -> npt.NDArray[np.float32]:

@@ -14,6 +14,7 @@ from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import read_part
 from data_pipeline.published import home_of, read_manifest_table, read_members
 from data_pipeline.rules import SETTINGS, PairingConfig
+from data_pipeline.tracks import why_not_chosen
 from data_pipeline.versions import check_judged, find_version
 from infra.errors import UserError
 from infra.state import PUBLISHED, read_json, reading
@@ -29,6 +30,7 @@ _FACE = (
     "detection_score",
     "expression",
     "expression_intensity",
+    "declared",
     "yaw",
     "pitch",
     "roll",
@@ -97,7 +99,9 @@ def _faces_at(row: dict[str, Any], second: float, work: str) -> list[dict[str, A
     found = []
     for part in row["parts"]:
         table = read_part(work, part).select(list(_FACE))
-        found += [face | {"part": part, "row": number} for number, face in enumerate(table.to_pylist())]
+        rows = table.to_pylist()
+        reasons = why_not_chosen(rows)
+        found += [face | {"part": part, "row": number, "not_chosen": reasons[number]} for number, face in enumerate(rows)]
     nearest = min((abs(face["pts"] - second) for face in found), default=0.0)
     return [face for face in found if abs(face["pts"] - second) == nearest]
 
@@ -116,7 +120,7 @@ def _explain_faces(faces: list[dict[str, Any]], second: str) -> list[str]:
             scores = ", ".join(f"{name} {face[name]:.3g}" for name in _QUALITY)
             lines.append(f"    a representative of its track: {scores}")
         else:
-            lines.append("    not a representative: its track has sharper faces of this pose and expression")
+            lines.append(f"    not a representative: {face['not_chosen']}")
     return lines
 
 
@@ -137,7 +141,8 @@ def _explain_source(row: dict[str, Any]) -> list[str]:
     if row.get("reason"):
         said += f" ({row['reason']}): {row.get('message')}"
     counts = ", ".join(f"{row[name]} {name}" for name in ("frames", "faces", "tracks", "representatives") if row.get(name) is not None)
-    return [said, *([counts] if counts else []), *(f"warning: {text}" for text in row.get("warnings", ()))]
+    chosen = [f"  {count} no representatives: {reason}" for reason, count in row.get("not_chosen", {}).items()]
+    return [said, *([counts] if counts else []), *chosen, *(f"warning: {text}" for text in row.get("warnings", ()))]
 
 
 def _explain_pair(row: dict[str, Any], config: PairingConfig, folder: str) -> list[str]:

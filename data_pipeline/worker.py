@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,6 +20,7 @@ from data_pipeline.image_set import content_sha256, read_image_set
 from data_pipeline.perceive import watch_images, watch_video
 from data_pipeline.segments import AnalyzeConfig, Segment, Try, made_of
 from data_pipeline.sources import staged
+from data_pipeline.tracks import why_not_chosen
 from infra.environment import describe_machine
 from infra.storage import read_bytes, sha256_file
 from lato.faces import FaceReader
@@ -75,6 +77,7 @@ class Worker:
             "faces": len(rows),
             "tracks": len({row["track"] for row in rows}),
             "representatives": sum(row["representative"] for row in rows),
+            "not_chosen": Counter(reason for reason in why_not_chosen(rows) if reason),
             **outcome,
         }
         of = made_of(item, segment.start, segment.end, segment.content, self._config, self._model_hashes)

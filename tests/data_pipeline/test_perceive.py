@@ -127,6 +127,19 @@ def test_a_face_that_waits_is_read_as_one_that_does_not(reader, clip, monkeypatc
     assert len(made[0]) == tracks.REPRESENTATIVES
 
 
+@pytest.mark.parametrize("considered", [6, 2])
+def test_of_every_face_that_goes_no_further_it_is_known_why(reader, clip, monkeypatch, considered):
+    """With two kept of a bin no third is there to be chosen: those that were let go were passed by, and not because three are sharper."""
+    monkeypatch.setattr(tracks, "_CONSIDERED", considered)
+    sharp = photo_of(clip("obama"))
+    rows, _ = watch([sharp, *(cv2.GaussianBlur(sharp, (0, 0), sigma) for sigma in (0.5, 1, 1.5, 2, 3, 4, 5))], reader)
+    assert len({tracks.bin_of(row) for row in rows}) == 1 and len(rows) == 8
+    chosen = min(considered, tracks.REPRESENTATIVES)
+    assert [row["representative"] for row in rows] == [True] * chosen + [False] * (8 - chosen)
+    reason = tracks.NOT_SHARPEST if considered == 6 else tracks.PASSED_BY
+    assert tracks.why_not_chosen(rows) == [None] * chosen + [reason] * (8 - chosen)
+
+
 @pytest.mark.parametrize("grown", [1.0, 4.0])
 def test_a_faces_piece_is_all_that_its_chip_and_quality_need(reader, clip, grown):
     photo = photo_of(clip("biden"))
