@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,13 @@ class Forgotten:
     """What a removal did."""
 
     sources: int
+    """Of which anything was left, with those of this removal before it was interrupted."""
     samples: dict[str, int]
     """Version -> samples taken out."""
     digests: list[str]
-    """All that versions and views of this build ever had before something was removed: runs and models trained on these may have held the data."""
+    """All that versions and views of this build ever had before something was removed, now or earlier: runs and models trained on these may have held it."""
+    repeated: bool = False
+    """Whether all that was asked for had been removed before."""
 
 
 def forget(
@@ -83,8 +86,8 @@ def forget(
         raise UserError("nothing to forget: give --source, --identity, --licence or --photo")
     Removals.read(work)  # nothing is added to a damaged file
     asked += [("source", hash_name(name)) for name in sorted(names | _shown_by_others(work, names, identity, licence))]
-    _record(work, [{"kind": kind, "value": value} for kind, value in asked if value])
-    return apply_removals(work)
+    repeated = not _record(work, [{"kind": kind, "value": value} for kind, value in asked if value])
+    return replace(apply_removals(work), repeated=repeated)
 
 
 def _shown_by_others(work: str, names: set[str], identity: str | None, licence: str | None) -> set[str]:
@@ -129,7 +132,7 @@ def apply_removals(work: str) -> Forgotten:
     sweep_crops(work)
     write_worklist([item for item in items if item.source_id not in gone], join(work, "worklist.parquet"))
     delete(pending)
-    return Forgotten(len(found), samples, sorted(read_tombstones(work)))
+    return Forgotten(len(known | {hash_name(name) for name in found}), samples, sorted(read_tombstones(work)))
 
 
 def _read_pending(uri: str) -> frozenset[str]:
@@ -183,9 +186,9 @@ def _clean_inputs(work: str, removals: Removals) -> None:
 
 def _clean_derived(work: str) -> None:
     """Deletes what stages behind the data made of samples in this folder: they make it anew."""
-    pictures = (".png", ".jpg", ".jpeg", ".html")
+    pictures = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".html")
     stale = [*_files_below(join(work, "text_states")), *_files_below(join(work, "edits"))]
-    stale += [uri for uri in _files_below(join(work, "runs")) if uri.endswith(pictures)]
+    stale += [uri for uri in _files_below(join(work, "runs")) if uri.endswith(pictures) or "/failures/" in uri]  # those name samples
     stale += [uri for uri in list_files(work) if uri.endswith((*pictures, "/scores.parquet"))]
     for uri in stale:
         delete(uri)
@@ -195,8 +198,11 @@ def _files_below(folder: str) -> list[str]:
     return list_files(folder) + [uri for inner in list_folders(folder) for uri in _files_below(inner)]
 
 
-def _record(work: str, rows: list[dict[str, Any]]) -> None:
+def _record(work: str, rows: list[dict[str, Any]]) -> bool:
+    """Adds removals to those that there are; whether any is new."""
     uri = join(work, FILE)
     known = read_bytes(uri).decode().splitlines() if exists(uri) else []
-    lines = [json.dumps(row, sort_keys=True) for row in rows]
-    commit(uri, "".join(f"{line}\n" for line in [*known, *(line for line in lines if line not in known)]).encode())
+    fresh = [line for row in rows if (line := json.dumps(row, sort_keys=True)) not in known]
+    if fresh:
+        commit(uri, "".join(f"{line}\n" for line in [*known, *fresh]).encode())
+    return bool(fresh)

@@ -1,12 +1,16 @@
-"""Runs that are there already, by what they were given: for forgetting, which names them and deletes their pictures."""
+"""Runs that are there already, by what they were given: for forgetting, which names them and deletes what they logged of samples."""
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from infra.errors import UserError
 from infra.tracking import ANSWER_SECONDS, quieten, within
 
+KEPT = ("config.yaml", "environment.yaml", "checkpoints/*.json", "models/*")
+"""What of a run's artifacts shows nobody: its settings, where its checkpoints lie, its models. All else may: grids, pages, scores of samples, alarms that name
+them, and what somebody added, of whatever kind."""
 
 def check_tracking(uri: str) -> None:
     """Whether a tracking server or database is there: MLflow makes a database or a folder of any name that it is given.
@@ -49,8 +53,9 @@ def runs_that_read(uri: str, digests: list[str]) -> list[str]:
     return sorted(found)
 
 
-def delete_pictures(uri: str, run: str) -> int:
-    """Deletes the pictures and pages that a run logged (samples of its data are in them), also in its folder if that is here; returns how many.
+def delete_artifacts(uri: str, run: str) -> int:
+    """Deletes all that a run logged but what is known to show nobody (`KEPT`), and in its folder, if that is here, pictures and what failed ranks said;
+    returns how many files.
 
     Args:
         uri: Of the tracking server.
@@ -69,13 +74,14 @@ def delete_pictures(uri: str, run: str) -> int:
         for entry in client.list_artifacts(run_id, folders.pop() or None):
             if entry.is_dir:
                 folders.append(entry.path)
-            elif entry.path.lower().endswith((".png", ".jpg", ".jpeg", ".webp", ".html")):
+            elif not any(fnmatchcase(entry.path, kept) for kept in KEPT):
                 repository.delete_artifacts(entry.path)
                 deleted += 1
     if "folder" in stored.data.tags:
-        for picture in (Path(stored.data.tags["folder"]) / "pictures").glob("*.png"):
-            picture.unlink()
-            deleted += 1
+        for name in ("pictures", "failures"):
+            for file in (Path(stored.data.tags["folder"]) / name).glob("*"):
+                file.unlink()
+                deleted += 1
     return deleted
 
 

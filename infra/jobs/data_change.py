@@ -39,7 +39,7 @@ def forget(
         str | None, typer.Option(help="MLflow, to name the runs that were trained on it; the work folder's own where there is one.")
     ] = None,
 ) -> None:
-    """Takes a source, a person or a licence out of observations, crops, shards, pictures in MLflow and all later builds."""
+    """Takes a source, a person or a licence out of observations, crops, shards, what runs logged in MLflow and all later builds."""
     from data_pipeline.forget import forget as take_out
     from data_pipeline.forget import sources_like
     from data_pipeline.versions import SHOWN
@@ -66,23 +66,27 @@ def forget(
     say(f"{done.sources} sources taken out")
     if not done.sources:
         asked = ", ".join(name for name in (source, identity, licence) if name)
-        say(f"  nobody has this name: no source of this build is {asked}. It is recorded, and kept out of later builds")
+        before = "It was asked for before, and is kept out of later builds" if done.repeated else "It is recorded, and kept out of later builds"
+        say(f"  nobody has this name: no source of this build is {asked}. {before}")
     for version, count in done.samples.items():
         say(f"  version {version}: {count} samples taken out")
-    if tracking_uri:
+    if tracking_uri and (done.sources or done.repeated):  # whom this build never had, nobody was trained on
         _tell_runs(tracking_uri, done.digests)
 
 
 def _tell_runs(tracking_uri: str, digests: list[str]) -> None:
-    """Names the runs and models that were trained on versions of which something was taken out; deletes these runs' pictures."""
+    """Names the runs and models that were trained on versions of which something was taken out, now or before; deletes what these runs logged of samples."""
     from infra.console import say
     from infra.registry import models_of
-    from infra.runs import delete_pictures, run_id_of, runs_that_read
+    from infra.runs import KEPT, delete_artifacts, run_id_of, runs_that_read
 
-    for run in runs_that_read(tracking_uri, digests):
-        say(f"  trained on them: {run}; {delete_pictures(tracking_uri, run)} pictures and pages deleted there")
+    runs = runs_that_read(tracking_uri, digests)
+    for run in runs:
+        say(f"  trained on a version of which something was taken out: {run}; {delete_artifacts(tracking_uri, run)} files deleted there")
         for model in models_of(tracking_uri, run_id_of(run)):
             say(f"    a registered model that was made by it: {model}")
+    if runs:
+        say(f"  left in MLflow: parameters, metrics, and of these runs' files {', '.join(KEPT)}. Models may have learned from whom was taken out")
 
 
 def view(

@@ -30,8 +30,10 @@ from data_pipeline.why import why
 from data_pipeline.worklist import item_for
 from infra.errors import UserError
 from infra.storage import sha256_bytes, sha256_file, sha256_json
+from infra.tracking import default_uri, open_run
 from lato.edits import Expression
 from lato.pairs import decode_pair
+from tests.data_pipeline.commands import lato
 from tests.data_pipeline.test_forget import all_text_of, observed_rows
 
 LOOSE = PairingConfig(
@@ -241,6 +243,32 @@ def test_what_no_list_names_is_forgotten_even_if_killed_at_any_step(built, model
         assert read_manifest(str(work / "versions/v1")) == [] and list((work / "renders").iterdir()) == []
         assert not (work / PENDING).exists()
     assert steps > 12
+
+
+def test_only_runs_that_may_have_read_somebody_are_told_and_all_that_may_show_them_is_deleted(copied, tmp_path):
+    """Whatever its kind: only what is known to show nobody stays. Who was never in the build was in no run."""
+    uri = default_uri(str(copied))
+    run = open_run(uri, "lato", "mine", str(copied / "backlog"))
+    run.dataset("pairs", read_index(str(copied / "versions/v1"))["digest"], "somewhere")
+    run.describe({"steps": 3}, {"python": "3"})
+    for name in ("grid.gif", "faces.npz", "scores.parquet", "rows.json", "page.html", "face.png"):
+        (tmp_path / name).write_text("obama2")
+        run.artifact(str(tmp_path / name), "shown" if name == "rows.json" else None)
+    run.text("{}", "checkpoints/step-000001.json")
+    for name in ("pictures/edits-000001.png", "failures/rank-00000.json", "metrics.jsonl"):
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_text("{}")
+    run.tags({"folder": str(tmp_path / "run")})
+    run.close(seconds=300)
+    assert "mine" not in lato("forget", "--source", "nobody", "--work-dir", copied)
+    first = lato("forget", "--source", "obama2", "--work-dir", copied)
+    assert "1 sources taken out" in first and f"lato / mine ({run.run_id}); 8 files deleted there" in first
+    assert "left in MLflow: parameters, metrics" in first
+    kept = [path for path in (copied / "mlartifacts").rglob("*") if path.is_file()]
+    assert sorted(path.name for path in kept) == ["config.yaml", "environment.yaml", "step-000001.json"]
+    assert [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()] == ["metrics.jsonl"]
+    again = lato("forget", "--source", "obama2", "--work-dir", copied)  # the first may have ended before it told
+    assert "0 sources taken out" in again and f"lato / mine ({run.run_id}); 0 files deleted there" in again
 
 
 def test_a_version_that_was_never_published_goes(copied):

@@ -14,7 +14,7 @@ import pytest
 
 from infra.environment import describe_environment
 from infra.errors import UserError
-from infra.runs import delete_pictures, runs_that_read
+from infra.runs import delete_artifacts, runs_that_read
 from infra.tracking import open_run, send_left
 from tests.infra.servers import SlowWay, free_port, start_server, stop_server
 from tests.infra.test_registry import check_registry
@@ -231,7 +231,7 @@ def test_a_real_server_that_dies_is_slow_and_comes_back_misses_and_doubles_nothi
         assert stored.info.status == "FINISHED"
         assert not (backlog / f"{run.run_id}.jsonl").exists()
         assert runs_that_read(uri, ["abc"]) == [f"e / r ({run.run_id})"]
-        assert delete_pictures(uri, f"e / r ({run.run_id})") == 1
+        assert delete_artifacts(uri, f"e / r ({run.run_id})") == 2  # a note may name a sample
         check_registry(uri, tmp_path, monkeypatch)
     finally:
         way.close()

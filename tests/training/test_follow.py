@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infra.runs import delete_pictures
+from infra.runs import delete_artifacts
 from infra.tracking import default_uri, open_run
 from training import presets
 from training.follow import Follower
@@ -122,8 +122,10 @@ def test_everything_in_a_run_folder_is_logged_once_over_two_drivers(tmp_path, ur
     assert len(client.search_model_versions("name = 'lato-dit'")) == 3
     assert [line.split()[2] for line in said] == ["16", "20"], "what an earlier driver printed is not printed again"
 
-    assert delete_pictures(uri, f"lato / dit ({run_id})") == 9  # three, each also in small, and three in the folder
-    assert not [name for name in _artifacts(client, run_id) if name.endswith((".png", ".webp"))]
+    assert delete_artifacts(uri, f"lato / dit ({run_id})") == 10  # three, each also in small, three in the folder, notes
+    left = _artifacts(client, run_id)
+    assert {name.split("/")[0] for name in left} == {"checkpoints", "models"}
+    assert left == [name for name in logged if name.startswith(("checkpoints/", "models/"))]
     assert not list((folder / "pictures").iterdir())
 
 
