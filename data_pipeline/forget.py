@@ -37,6 +37,7 @@ from infra.storage import (
     list_files,
     list_folders,
     read_bytes,
+    sweep_temporaries,
 )
 from lato.faces import FaceReader
 from lato.pairs import decode_image
@@ -104,6 +105,7 @@ def _shown_by_others(work: str, names: set[str], identity: str | None, licence: 
 
 def apply_removals(work: str) -> Forgotten:
     """Carries out all recorded removals."""
+    sweep_temporaries(work)  # what killed builds and removals left half-written may hold anybody
     items = read_worklist(join(work, "worklist.parquet"))
     pending, removals = join(work, PENDING), Removals.read(work)
     known = _read_pending(pending)

@@ -144,7 +144,8 @@ def why_not_chosen(rows: Sequence[dict[str, Any]]) -> list[str | None]:
     for row in rows:
         chosen[row["track"], *bin_of(row)] += row["representative"]
     return [
-        None if row["representative"] else NOT_SHARPEST if chosen[row["track"], *bin_of(row)] >= REPRESENTATIVES else PASSED_BY for row in rows
+        None if row["representative"] else NOT_SHARPEST if chosen[row["track"], *bin_of(row)] >= REPRESENTATIVES else PASSED_BY
+        for row in rows
     ]
 
 

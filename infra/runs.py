@@ -12,6 +12,7 @@ KEPT = ("config.yaml", "environment.yaml", "checkpoints/*.json", "models/*")
 """What of a run's artifacts shows nobody: its settings, where its checkpoints lie, its models. All else may: grids, pages, scores of samples, alarms that name
 them, and what somebody added, of whatever kind."""
 
+
 def check_tracking(uri: str) -> None:
     """Whether a tracking server or database is there: MLflow makes a database or a folder of any name that it is given.
 

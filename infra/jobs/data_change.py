@@ -66,7 +66,9 @@ def forget(
     say(f"{done.sources} sources taken out")
     if not done.sources:
         asked = ", ".join(name for name in (source, identity, licence) if name)
-        before = "It was asked for before, and is kept out of later builds" if done.repeated else "It is recorded, and kept out of later builds"
+        before = (
+            "It was asked for before, and is kept out of later builds" if done.repeated else "It is recorded, and kept out of later builds"
+        )
         say(f"  nobody has this name: no source of this build is {asked}. {before}")
     for version, count in done.samples.items():
         say(f"  version {version}: {count} samples taken out")
@@ -86,7 +88,9 @@ def _tell_runs(tracking_uri: str, digests: list[str]) -> None:
         for model in models_of(tracking_uri, run_id_of(run)):
             say(f"    a registered model that was made by it: {model}")
     if runs:
-        say(f"  left in MLflow: parameters, metrics, and of these runs' files {', '.join(KEPT)}. Models may have learned from whom was taken out")
+        say(
+            f"  left in MLflow: parameters, metrics, and of these runs' files {', '.join(KEPT)}. Models may have learned from whom was taken out"
+        )
 
 
 def view(

@@ -8,8 +8,6 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from data_pipeline import forget as forget_module
-from data_pipeline import forget_files, forget_versions
 from data_pipeline.build import build_dataset
 from data_pipeline.config import DataConfig
 from data_pipeline.diff import diff_versions
@@ -19,7 +17,6 @@ from data_pipeline.groups import GroupsConfig
 from data_pipeline.observe import observe
 from data_pipeline.pack import write_shard
 from data_pipeline.published import MANIFEST, encode_table, read_index, read_manifest, read_members
-from data_pipeline.rules import PairingConfig
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.subset import export, make_view
 from data_pipeline.synthetic.anny_people import AnnyConfig
@@ -34,12 +31,8 @@ from infra.tracking import default_uri, open_run
 from lato.edits import Expression
 from lato.pairs import decode_pair
 from tests.data_pipeline.commands import lato
-from tests.data_pipeline.test_forget import all_text_of, observed_rows
+from tests.data_pipeline.test_forget import LOOSE, all_text_of, kill_at_every_step, observed_rows
 
-LOOSE = PairingConfig(
-    max_upscale=20, max_padding=1, same_person=True, min_background=-1, min_clothing=-1, min_similarity=-1, min_expression=0, max_occlusion=9,
-    near_duplicate_bits=-1, pose_tolerance=15.0, min_sharpness=0, max_writing=1, max_noise=99, max_clipped=1, max_blockiness=99, per_cell=99,
-)  # fmt: skip
 PHOTOS = DataConfig(analyze=AnalyzeConfig(workers=0, groups=GroupsConfig(names=("identity",))), pairing=LOOSE)
 EDITED = PHOTOS.model_copy(update={"synthetic": SyntheticConfig(warp=WarpConfig(workers=0, expressions=(Expression.HAPPY,)))})
 
@@ -211,38 +204,16 @@ def test_forgetting_reaches_what_the_last_work_list_does_not_name(models, clip, 
     assert not (work / PENDING).exists()
 
 
-def test_what_no_list_names_is_forgotten_even_if_killed_at_any_step(built, models, clip, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_what_no_list_names_is_forgotten_even_if_killed_at_any_step(built, models, clip, tmp_path):
     """Version v1 is of photos that the last work list does not name."""
     shutil.copytree(built[0], tmp_path / "start")
     observe(PHOTOS, str(tmp_path / "start"), models, [item_for(clip("biden"), licence="new")])
-    left = 0
-
-    def counted(real):
-        def act(*args, **options):
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise KeyboardInterrupt
-            return real(*args, **options)
-
-        return act
-
-    for module in (forget_module, forget_files, forget_versions):
-        for name in ("commit", "delete"):
-            monkeypatch.setattr(module, name, counted(getattr(module, name)))
-    for steps in range(1000):
-        work = shutil.copytree(tmp_path / "start", tmp_path / f"w{steps}")
-        left = steps
-        try:
-            forget(str(work), licence="secret-NC")
-            break
-        except KeyboardInterrupt:
-            left = 1000
-            forget(str(work), licence="secret-NC")
-        assert source_ids(work) == {"obama", "biden"}
-        assert read_manifest(str(work / "versions/v1")) == [] and list((work / "renders").iterdir()) == []
-        assert not (work / PENDING).exists()
-    assert steps > 12
+    kills, work = kill_at_every_step(tmp_path / "start", tmp_path / "scratch", licence="secret-NC")
+    assert kills > 20
+    assert source_ids(work) == {"obama", "biden"}
+    assert read_manifest(str(work / "versions/v1")) == [] and list((work / "renders").iterdir()) == []
+    assert not (work / PENDING).exists()
 
 
 def test_only_runs_that_may_have_read_somebody_are_told_and_all_that_may_show_them_is_deleted(copied, tmp_path):
