@@ -26,6 +26,7 @@ from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.identities import NAME, Identities
 from data_pipeline.removals import FILE, Removals, find_removed, hash_name, read_parts
 from data_pipeline.replay import drop_replays
+from data_pipeline.versions import drop_empty
 from data_pipeline.worklist import read_worklist, write_worklist
 from infra.errors import UserError
 from infra.state import INPUT, read_json, read_rows, reading
@@ -128,6 +129,7 @@ def apply_removals(work: str) -> Forgotten:
             drop_unpublished(folder, bool(found or known))
     for uri in list_files(join(work, "pairs")):  # scores of whole bundles: made anew from the observations that stay
         delete(uri)
+    drop_empty(work)
     delete_observations(work, lost)
     delete_images(work, lost, gone)
     drop_replays(work)

@@ -27,6 +27,7 @@ from data_pipeline.rewrite import Rewriter
 from data_pipeline.rules import CODE, SETTINGS, Rules, Usage
 from data_pipeline.samples import crops_to_render, plan_samples
 from data_pipeline.score import ScoreInput, score_pairs
+from data_pipeline.versions import keep_empty
 from infra.console import heading, say, table
 from infra.errors import UserError
 from infra.storage import commit_changed, join, sha256_bytes
@@ -90,7 +91,9 @@ def publish(plan: Plan, until: Literal["pair", "render"] | None) -> DatasetVersi
     if until == "render":
         raise Stopped(_funnel(plan, found, Counter()))
     if not rows and not plan.base:
-        print_funnel(_funnel(plan, found, Counter()))
+        funnel = _funnel(plan, found, Counter())
+        print_funnel(funnel)
+        keep_empty(plan.work, plan.config.name, funnel)
         raise UserError(_say_nothing(plan.observed.ledger))
     return _write(plan, found, division, rows)
 

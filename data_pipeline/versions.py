@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,25 +10,54 @@ from typing import Any
 from data_pipeline.published import home_of, read_index
 from infra.errors import UserError
 from infra.lease import LEASE, lease
-from infra.storage import exists, join, list_folders
+from infra.state import DERIVED, read_json
+from infra.storage import commit, delete, exists, join, list_folders
 
 SHOWN = f"shown.{LEASE}"
 """The lease on what is written of a version's people beside its samples: taken for a moment by who writes a label or a report, also while a build runs, and by
 `forget` from its first to its last step."""
+
+_EMPTY = "empty.json"
+"""Of a build that accepted no pair: the version's name and the funnel, for who asks why."""
 
 
 def find_version(work: str, name: str) -> str:
     """The folder of a version or view.
 
     Raises:
-        UserError: There is none of that name; those that there are are named.
+        UserError: There is none of that name; those that there are are named, or what became of all that its build looked at.
     """
     folder = join(work, "versions", name)
     if not exists(join(folder, "index.json")):
+        if told := why_empty(work, name):
+            raise UserError("\n".join([f"{work}: {told[0]}", *told[1:], "lato data why SOURCE tells of each source and frame."]))
         published = [uri.rsplit("/", 1)[-1] for uri in list_folders(join(work, "versions")) if exists(join(uri, "index.json"))]
         known = f"Versions here: {', '.join(published)}" if published else "Nothing is published here; is it the folder of a build?"
         raise UserError(f"{work}: no build of a version {name!r} here. {known}")
     return folder
+
+
+def keep_empty(work: str, name: str, funnel: list[dict[str, Any]]) -> None:
+    """Keeps what became of all that a build looked at which accepted no pair."""
+    commit(join(work, _EMPTY), json.dumps({"version": name, "funnel": funnel}, indent=1).encode())
+
+
+def drop_empty(work: str) -> None:
+    """Forgets it: its counts are of people who may be gone."""
+    delete(join(work, _EMPTY))
+
+
+def why_empty(work: str, name: str) -> list[str]:
+    """Where a build that accepted no pair for a version lost all of them, as lines: its funnel, and what to do; none where it is not so."""
+    kept = read_json(join(work, _EMPTY), ("version", "funnel"), DERIVED) if exists(join(work, _EMPTY)) else {"version": None}
+    if kept["version"] != name:
+        return []
+    steps: dict[str, list[str]] = {}
+    for row in kept["funnel"]:
+        steps.setdefault(row["step"], []).append(f"{row['count']} {row['name']}")
+    lines = [f"  {step}: {', '.join(counts)}" for step, counts in steps.items()]
+    mend = "Loosen what refused most under `pairing`, or give other sources, and build again."
+    return [f"the last build of {name} accepted no pair, so that nothing is published. What became of all it looked at:", *lines, mend]
 
 
 def build_of(folder: str) -> str:

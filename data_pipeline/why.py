@@ -15,7 +15,7 @@ from data_pipeline.observations import read_part
 from data_pipeline.published import home_of, read_manifest_table, read_members
 from data_pipeline.rules import SETTINGS, PairingConfig
 from data_pipeline.tracks import why_not_chosen
-from data_pipeline.versions import check_judged, find_version
+from data_pipeline.versions import check_judged, find_version, why_empty
 from infra.errors import UserError
 from infra.state import PUBLISHED, read_json, reading
 from infra.storage import exists, join
@@ -50,9 +50,11 @@ def why(what: str, work: str, version: str = "v1") -> list[str]:
     Raises:
         UserError: Nothing of that name is known here.
     """
+    source_id, _, second = what.partition("@")
+    if not exists(join(work, "versions", version, "index.json")) and (lines := _explain_unpaired(source_id, second, work)):
+        return lines + (why_empty(work, version) or [f"no version {version!r} is published here: of its pairs nothing is known"])
     folder = find_version(work, version)
     check_judged(folder)
-    source_id, _, second = what.partition("@")
     table = read_candidates_table(folder)
     by_key = table.filter(pc.equal(table["key"], what)).to_pylist()
     if by_key:
@@ -81,6 +83,17 @@ def why(what: str, work: str, version: str = "v1") -> list[str]:
         lines.append(f"  {row['key']}  {row['from_pts']:.2f} -> {row['to_pts']:.2f} s  {row['edit'] or '-'}  {row['verdict']}")
     if len(mine) > _SHOWN:
         lines.append(f"  and {len(mine) - _SHOWN} more")
+    return lines
+
+
+def _explain_unpaired(source_id: str, second: str, work: str) -> list[str]:
+    """What ledger and parts say of a source or a frame of it, whatever was published; nothing where it is no source of this build."""
+    ledger = read_ledger(work) if exists(join(work, "ledger.jsonl")) else []
+    lines = []
+    for row in (row for row in ledger if row["source_id"] == source_id):
+        lines += _explain_source(row)
+        if second:
+            lines += _explain_faces(_faces_at(row, _seconds(second), work), second)
     return lines
 
 

@@ -14,6 +14,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.extend import read_base
 from data_pipeline.published import read_index, read_manifest
 from data_pipeline.report import write_data_report
+from data_pipeline.rules import PairingConfig
 from data_pipeline.verify import verify_version
 from data_pipeline.worklist import item_for
 from infra.cli import app
@@ -158,6 +159,28 @@ def test_no_pair_does_not_hide_that_sources_failed(models, tmp_path):
     config = DataConfig(folder=str(tmp_path / "src"), analyze={"workers": 0})
     with pytest.raises(UserError, match=r"no pair was accepted. Of 1 sources, 1 failed: decode: ledger.jsonl says why. No face was found"):
         build_dataset(config, str(tmp_path / "w"), models, [])
+
+
+def test_where_nothing_was_published_sources_frames_and_what_lost_the_pairs_are_told(models, clip, tmp_path):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/torn.mp4").write_bytes(b"no video")
+    shutil.copy(clip("single_face"), tmp_path / "src/talks.mp4")
+    config = DataConfig(folder=str(tmp_path / "src"), analyze={"workers": 0}, pairing=PairingConfig(min_sharpness=1e9))
+    work = tmp_path / "w"
+    with pytest.raises(UserError, match="no pair was accepted"):
+        build_dataset(config, str(work), models, [])
+    page = told("report", "--work-dir", work)
+    assert "accepted no pair" in page and "rejected: blurred" in page and "lato data why SOURCE" in page
+    (faces,) = re.findall(r"^  faces: (.*)$", page, re.MULTILINE)
+    found, *others = (int(count) for count in re.findall(r"(\d+) (?:found|representatives|not among|passed by)", faces))
+    assert found == sum(others) > others[0] > 0  # nothing lost and nothing twice
+    assert "source torn: failed (decode)" in lato("why", "torn", "--work-dir", work)
+    frame = lato("why", "talks@1", "--work-dir", work)
+    assert "source talks: ok" in frame and "is the nearest to 1 s in which a face was seen" in frame and "rejected: blurred" in frame
+    assert "no version 'v9' is published here" in lato("why", "talks", "--version", "v9", "--work-dir", work)
+    assert "accepted no pair" in told("why", "nobody", "--work-dir", work)
+    lato("forget", "--source", "talks", "--work-dir", work)
+    assert "Nothing is published here" in told("report", "--work-dir", work)
 
 
 def test_both_ends_of_a_pair_count_among_the_licences_of_the_report(work):
