@@ -20,7 +20,7 @@ from data_pipeline.audit import LABELS
 from data_pipeline.copies import copies_of
 from data_pipeline.duplicates import duplicates_of
 from data_pipeline.extend import MERGES
-from data_pipeline.forget_files import delete_images, delete_observations, sweep_crops
+from data_pipeline.forget_files import delete_images, delete_observations, sweep_crops, sweep_rewrites
 from data_pipeline.forget_versions import drop_unpublished, lost_keys, read_tombstones, refresh_view, shrink, tidy, versions_of
 from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.identities import NAME, Identities
@@ -134,6 +134,7 @@ def apply_removals(work: str) -> Forgotten:
     delete_images(work, lost, gone)
     drop_replays(work)
     sweep_crops(work)
+    sweep_rewrites(work)
     write_worklist([item for item in items if item.source_id not in gone], join(work, "worklist.parquet"))
     delete(pending)
     return Forgotten(len(known | {hash_name(name) for name in found}), samples, sorted(read_tombstones(work)))

@@ -10,6 +10,7 @@ from data_pipeline.forget_versions import versions_of
 from data_pipeline.groups import delete_columns
 from data_pipeline.image_set import read_image_set
 from data_pipeline.observations import part_uri, read_columns
+from data_pipeline.published import read_manifest
 from data_pipeline.removals import Removals, read_parts, read_sets
 from data_pipeline.sources import drop_staged
 from data_pipeline.worklist import WorkItem
@@ -31,6 +32,15 @@ def sweep_crops(work: str) -> None:
         named.update(name for row in read_candidates(folder) for name in row["rendered"])
     for uri in list_files(join(work, "renders")):
         if uri.rsplit("/", 1)[-1] not in named:
+            delete(uri)
+
+
+def sweep_rewrites(work: str) -> None:
+    """Deletes what a model answered for samples that no version has any more: it was shown their sources, and may say who that was."""
+    answers = list_files(join(work, "rewrites"))
+    named = {row["key"] for folder in versions_of(work, views=False) for row in read_manifest(folder)} if answers else set()
+    for uri in answers:
+        if uri.rsplit("/", 1)[-1].split(".")[0] not in named:
             delete(uri)
 
 

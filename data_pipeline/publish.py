@@ -206,7 +206,8 @@ def _render(plan: Plan, fresh: list[Numbered], judged: list[Judged]) -> list[dic
 def _write(plan: Plan, found: _Found, division: Division, rows: list[dict[str, Any]]) -> DatasetVersion:
     """Writes the version; its index, last, publishes it."""
     config, observed, base, folder = plan.config, plan.observed, plan.base, plan.folder
-    rewriter = Rewriter(config.instructions, plan.work)
+    published = [(row["split"], row["instruction"]) for row in base.rows] if base else []
+    rewriter = Rewriter(config.instructions, plan.work, published)
     planned, rendered = plan_samples(rows, division, observed.items, observed.models_of(), rewriter, plan.work, config.render.seeker)
     splits = {sample.key: sample.split for sample in planned} | (base.splits if base else {})
     funnel = _funnel(plan, found, Counter(splits.values())) + rewriter.counts()

@@ -12,11 +12,11 @@ from data_pipeline.observations import read_part
 from data_pipeline.pack import Planned
 from data_pipeline.pairing import SCORES, crop_names, crops_of, edit_of
 from data_pipeline.render import Crop, crop_landmarks
-from data_pipeline.rewrite import Rewriter
+from data_pipeline.rewrite import Rewriter, Wanted
 from data_pipeline.seek import Seeker
 from data_pipeline.worklist import WorkItem
 from infra.storage import join, read_bytes
-from lato.edits import Expression
+from lato.edits import Expression, Instruction
 from lato.pairs import FacePair, FaceState, PairMeta, Provenance
 
 Ends = tuple[dict[str, Any], dict[str, Any]]
@@ -72,12 +72,18 @@ def plan_samples(
 ) -> tuple[list[Planned], dict[str, list[str]]]:
     """What is packed of each accepted pair, and the names of its crops by key."""
     ends = read_ends(rows, work)
-    rewriter.ask((edit, row["key"], division.split_of[row["source_id"]]) for row in rows if (edit := edit_of(row)))
-    planned, rendered = [], {}
+    rendered = {row["key"]: crop_names(row, ends[row["key"]], seeker) for row in rows}
+    wanted = [
+        Wanted(edit, row["key"], division.split_of[row["source_id"]], join(work, "renders", rendered[row["key"]][0]))
+        for row in rows
+        if (edit := edit_of(row))
+    ]
+    written = rewriter.write(wanted)
+    planned = []
     for row in rows:
         item, target = items[row["source_id"]], items[row["target_id"]]
-        rendered[row["key"]] = crop_names(row, ends[row["key"]], seeker)
-        planned.append(_plan(row, ends[row["key"]], division, item, target, models[item.source_id], rewriter, rendered[row["key"]], work))
+        names = rendered[row["key"]]
+        planned.append(_plan(row, ends[row["key"]], division, item, target, models[item.source_id], written[row["key"]], names, work))
     return planned, rendered
 
 
@@ -88,13 +94,12 @@ def _plan(
     item: WorkItem,
     target: WorkItem,
     models: dict[str, str],
-    rewriter: Rewriter,
+    instruction: Instruction,
     names: list[str],
     work: str,
 ) -> Planned:
     edit, split, crops = edit_of(row), division.split_of[row["source_id"]], crops_of(row)
     assert edit is not None, "an accepted candidate has an edit"
-    instruction = rewriter.instruction(edit, row["key"], split)
     other: dict[str, Any] = {}
     if target != item:
         other = {"target_id": target.source_id, "target_sha256": ends[1]["source_sha256"]}

@@ -49,8 +49,8 @@ def drop_empty(work: str) -> None:
 
 def why_empty(work: str, name: str) -> list[str]:
     """Where a build that accepted no pair for a version lost all of them, as lines: its funnel, and what to do; none where it is not so."""
-    kept = read_json(join(work, _EMPTY), ("version", "funnel"), DERIVED) if exists(join(work, _EMPTY)) else {"version": None}
-    if kept["version"] != name:
+    kept = read_json(join(work, _EMPTY), ("version", "funnel"), DERIVED) if exists(join(work, _EMPTY)) else None
+    if kept is None or kept["version"] != name:
         return []
     steps: dict[str, list[str]] = {}
     for row in kept["funnel"]:

@@ -9,6 +9,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -96,6 +97,8 @@ class Rewriting(BaseModel):
     prompt: str
     """All of it, the template's text too."""
     seed: int
+    picture: bool = False
+    """Whether it was shown the sample's source."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,7 @@ def parse_instruction(text: str) -> Edit | None:
         The edit, or None where the text names none, or names two values for one thing.
     """
     found: dict[str, object] = {}
-    for clause in re.split(r"\band also\b|\band\b|\bthen\b|\bwhile\b|[,;.]", text.lower()):
+    for clause in _split(text):
         for name, value in (_read_pose(clause) | _read_expression(clause)).items():
             if found.setdefault(name, value) != value:
                 return None
@@ -172,6 +175,38 @@ def parse_instruction(text: str) -> Edit | None:
         return Edit.model_validate(found)
     except ValueError:  # a number that is no pose step: the text is understood, but it is not an edit of ours
         return None
+
+
+def plain_words(text: str) -> str:
+    """A text without case and marks, to be held against others."""
+    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def uses_template(text: str, edit: Edit, side: Literal["train", "test"]) -> bool:
+    """Whether a clause of an instruction for an edit is, but for case and marks, one that the templates of a side would give for it."""
+    return not _clauses_of(edit, side).isdisjoint(plain_words(clause) for clause in _split(text))
+
+
+def _split(text: str) -> list[str]:
+    return re.split(r"\band also\b|\band\b|\bthen\b|\bwhile\b|[,;.]", text.lower())
+
+
+@cache
+def _clauses_of(edit: Edit, side: str) -> frozenset[str]:
+    """All clauses that the templates of a side can give for an edit, in plain words."""
+    found = []
+    if edit.expression is not None:
+        adverbs, adjectives = _DEGREES[edit.intensity]
+        found += [
+            _say_expression(template, edit.expression, adverb, adjective)
+            for template in TEMPLATES["expression"][side]
+            for adverb in adverbs
+            for adjective in adjectives
+        ]
+    for axis in _DIRECTIONS:
+        if getattr(edit, axis):
+            found += [_say_pose(template, axis, getattr(edit, axis)) for template in TEMPLATES[axis][side]]
+    return frozenset(map(plain_words, found))
 
 
 def mirror_instruction(text: str) -> str:
@@ -206,16 +241,23 @@ def _pick_template(kind: str, split: str, words: _Choice) -> Instruction:
 def _expression_clause(expression: Expression, intensity: Intensity, split: str, words: _Choice) -> Instruction:
     template = _pick_template("expression", split, words)
     adverbs, adjectives = _DEGREES[intensity]
-    adjective = adverbs[words.number(len(adverbs))] + expression.value
-    noun = adjectives[words.number(len(adjectives))] + _NOUNS[expression]
-    text = template.text.format(adjective=adjective, noun=noun).replace("a a little ", "a slightly ")
-    return Instruction(re.sub(r"\ba (?=[aeiou])", "an ", text), template.template)
+    adverb, adjective = adverbs[words.number(len(adverbs))], adjectives[words.number(len(adjectives))]
+    return Instruction(_say_expression(template.text, expression, adverb, adjective), template.template)
+
+
+def _say_expression(template: str, expression: Expression, adverb: str, adjective: str) -> str:
+    text = template.format(adjective=adverb + expression.value, noun=adjective + _NOUNS[expression])
+    return re.sub(r"\ba (?=[aeiou])", "an ", text.replace("a a little ", "a slightly "))
 
 
 def _pose_clause(axis: str, degrees: int, split: str, words: _Choice) -> Instruction:
     template = _pick_template(axis, split, words)
+    return Instruction(_say_pose(template.text, axis, degrees), template.template)
+
+
+def _say_pose(template: str, axis: str, degrees: int) -> str:
     negative, positive = _DIRECTIONS[axis]
-    return Instruction(template.text.format(degrees=abs(degrees), direction=positive if degrees > 0 else negative), template.template)
+    return template.format(degrees=abs(degrees), direction=positive if degrees > 0 else negative)
 
 
 _EXPRESSION_WORDS = {

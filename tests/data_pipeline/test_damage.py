@@ -10,7 +10,7 @@ import pytest
 from data_pipeline.build import build_dataset
 from data_pipeline.config import DataConfig
 from data_pipeline.groups import read_models
-from data_pipeline.rewrite import RewriteConfig, Rewriter
+from data_pipeline.rewrite import RewriteConfig, Rewriter, Wanted
 from data_pipeline.sources import ContentHashes
 from data_pipeline.synthetic.sources import edit_photos
 from data_pipeline.synthetic.warp import WarpConfig
@@ -144,14 +144,14 @@ def test_a_disk_that_fails_is_no_damaged_file(tmp_path):
 @pytest.mark.parametrize("content", [b"{oops", b'{"answer"', b"[1]", b"{}"])
 def test_a_damaged_answer_of_a_language_model_is_told(tmp_path, monkeypatch, content):
     """No other answer takes its place by itself: samples that were made of the first would change."""
-    rewriter = Rewriter(RewriteConfig(endpoint="http://127.0.0.1:9/v1"), str(tmp_path))
+    rewriter = Rewriter(RewriteConfig(endpoint="http://127.0.0.1:9/v1", picture=False), str(tmp_path))
     monkeypatch.setattr(rewriter, "_post", lambda asked: "Make the person look happy")
-    edit = Edit(expression=Expression.HAPPY)
-    rewriter.ask([(edit, "p", "train")])
+    wanted = [Wanted(Edit(expression=Expression.HAPPY), "p", "train", "")]
+    rewriter.write(wanted)
     (file,) = (tmp_path / "rewrites").iterdir()
     spoil(file, content)
     with pytest.raises(UserError, match=re.escape(str(file)) + " is damaged.*Delete it"):
-        rewriter.instruction(edit, "p", "train")
+        rewriter.write(wanted)
 
 
 @pytest.mark.parametrize("content", [b"{oops", b"[1]", b"{}"])

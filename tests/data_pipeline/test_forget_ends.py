@@ -31,7 +31,7 @@ from infra.tracking import default_uri, open_run
 from lato.edits import Expression
 from lato.pairs import decode_pair
 from tests.data_pipeline.commands import lato
-from tests.data_pipeline.test_forget import LOOSE, all_text_of, kill_at_every_step, observed_rows
+from tests.data_pipeline.test_forget import LOOSE, all_text_of, observed_rows
 
 PHOTOS = DataConfig(analyze=AnalyzeConfig(workers=0, groups=GroupsConfig(names=("identity",))), pairing=LOOSE)
 EDITED = PHOTOS.model_copy(update={"synthetic": SyntheticConfig(warp=WarpConfig(workers=0, expressions=(Expression.HAPPY,)))})
@@ -201,18 +201,6 @@ def test_forgetting_reaches_what_the_last_work_list_does_not_name(models, clip, 
     left = list((work / "synthetic").iterdir())
     assert kept and len(left) == 4  # the other photo's set, its record, itself and one edit
     assert all(path.read_bytes() != Path(photo.uri).read_bytes() and '"obama"' not in path.read_text("latin-1") for path in left)
-    assert not (work / PENDING).exists()
-
-
-@pytest.mark.slow
-def test_what_no_list_names_is_forgotten_even_if_killed_at_any_step(built, models, clip, tmp_path):
-    """Version v1 is of photos that the last work list does not name."""
-    shutil.copytree(built[0], tmp_path / "start")
-    observe(PHOTOS, str(tmp_path / "start"), models, [item_for(clip("biden"), licence="new")])
-    kills, work = kill_at_every_step(tmp_path / "start", tmp_path / "scratch", licence="secret-NC")
-    assert kills > 20
-    assert source_ids(work) == {"obama", "biden"}
-    assert read_manifest(str(work / "versions/v1")) == [] and list((work / "renders").iterdir()) == []
     assert not (work / PENDING).exists()
 
 

@@ -1,5 +1,6 @@
 """Edited photos as sources: what is made is filtered like all else, made once, and never parted from its photo."""
 
+import base64
 import functools
 import http.server
 import json
@@ -14,6 +15,7 @@ from PIL import Image
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
+from data_pipeline.forget import forget
 from data_pipeline.holdout import HoldoutConfig
 from data_pipeline.image_set import read_image_set
 from data_pipeline.places import warps
@@ -264,7 +266,7 @@ def endpoint():
         def do_POST(self):
             given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             asked.append(given)
-            text = given["messages"][0]["content"].rsplit("\n\n", 1)[1]
+            text = given["messages"][0]["content"][1]["text"].rsplit("\n\n", 1)[1]
             answer = "Please: " + text if len(asked) % 3 else "Make it look nicer."
             body = json.dumps({"choices": [{"message": {"content": answer}}]}).encode()
             self.send_response(200)
@@ -299,6 +301,10 @@ def test_rewritten_instructions_must_say_the_same(endpoint, models, tmp_path):
         if meta.rewriting:
             assert meta.rewriting.model == "m" and meta.rewriting.prompt.endswith(instruction_for(meta.edit, row["key"], meta.split).text)
             assert f"rewritten by m, seed {meta.rewriting.seed}" in " ".join(why(row["key"], str(tmp_path)))
+    shown = {base64.b64decode(given["messages"][0]["content"][0]["image_url"]["url"].split(",")[1]) for given in asked}
+    assert shown == {read_members(version.uri, row)["source.jpg"] for row in rows}
+    answers = {path.name.split(".")[0] for path in (tmp_path / "rewrites").iterdir()}
+    assert answers == {row["key"] for row in rows}
     before = len(asked)
     (tmp_path / "versions/v1/index.json").unlink()
     assert build_dataset(rewritten, str(tmp_path), models).digest == version.digest
@@ -306,3 +312,6 @@ def test_rewritten_instructions_must_say_the_same(endpoint, models, tmp_path):
     gone = people.model_copy(update={"name": "v2", "instructions": RewriteConfig(endpoint="http://127.0.0.1:9/v1", model="other")})
     with pytest.raises(UserError, match="gave no answer"):
         build_dataset(gone, str(tmp_path), models)
+    forget(str(tmp_path), source=rows[0]["source_id"])  # what was said of their picture goes with them, and nothing else
+    left = {row["key"] for row in rows if row["source_id"] != rows[0]["source_id"]}
+    assert {path.name.split(".")[0] for path in (tmp_path / "rewrites").iterdir()} == left < answers

@@ -1,5 +1,6 @@
 """Instructions rewritten by an endpoint: each sample asks for its own, and only what says the edit and nothing else is taken."""
 
+import base64
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -7,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 import data_pipeline.rewrite as rewrite_module
-from data_pipeline.rewrite import RewriteConfig, Rewriter
+from data_pipeline.rewrite import RewriteConfig, Rewriter, Wanted
 from infra.errors import UserError
-from lato.edits import Edit, Expression, Intensity, instruction_for, unread_words
+from lato.edits import Edit, Expression, Intensity, instruction_for, unread_words, uses_template
 
 HAPPY = Edit(expression=Expression.HAPPY)
 
@@ -37,28 +38,86 @@ def endpoint(monkeypatch):
     server.server_close()
 
 
+def write(rewriter, *wanted):
+    """The instructions of samples, given as (key, split) or (key, split, edit)."""
+    samples = [Wanted(edit[0] if edit else HAPPY, key, split, "") for key, split, *edit in wanted]
+    return rewriter.write(samples)
+
+
+def blind(address, **changes):
+    return RewriteConfig(endpoint=address, picture=False, **changes)
+
+
 def test_each_sample_asks_for_its_own_and_only_once(endpoint, tmp_path):
     address, asked, statuses, _ = endpoint
     statuses += [429, 503]
-    rewriter = Rewriter(RewriteConfig(endpoint=address), str(tmp_path))
-    wanted = [(HAPPY, f"p_{number}", "train") for number in range(12)]
-    rewriter.ask(wanted)
+    rewriter = Rewriter(blind(address), str(tmp_path))
+    wanted = [(f"p_{number}", "train") for number in range(12)]
+    written = write(rewriter, *wanted)
     assert len(asked) == 14 and len({request["seed"] for request in asked}) == 12
-    written = [rewriter.instruction(*one) for one in wanted]
-    assert {one.text for one in written} == {"Make the person look happy"}
-    told = {(one.rewriting.model, one.rewriting.prompt, one.rewriting.seed) for one in written}
+    assert {one.text for one in written.values()} == {"Make the person look happy"}
+    told = {(one.rewriting.model, one.rewriting.prompt, one.rewriting.seed) for one in written.values()}
     assert told == {(request["model"], request["messages"][0]["content"], request["seed"]) for request in asked}
-    assert [one.template for one in written] == [instruction_for(*one).template for one in wanted]
-    assert len(asked) == 14
+    assert [written[key].template for key, _ in wanted] == [instruction_for(HAPPY, *one).template for one in wanted]
     assert rewriter.counts() == [{"step": "instructions", "name": "rewritten", "count": 12}]
+    assert write(Rewriter(blind(address), str(tmp_path)), *wanted) == written
+    assert len(asked) == 14
+
+
+def test_a_model_that_sees_is_shown_each_samples_source(endpoint, tmp_path):
+    """Another picture is another question; who asks a blind one sends none, and another prompt."""
+    address, asked, _, _ = endpoint
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+        written = Rewriter(RewriteConfig(endpoint=address), str(tmp_path)).write([Wanted(HAPPY, "p", "train", str(tmp_path / name))])
+    pictures = [request["messages"][0]["content"][0]["image_url"]["url"] for request in asked]
+    assert pictures == [f"data:image/jpeg;base64,{base64.b64encode(name).decode()}" for name in (b"a.jpg", b"b.jpg")]
+    assert asked[0]["messages"][0]["content"][1] == {"type": "text", "text": written["p"].rewriting.prompt}
+    assert written["p"].rewriting.picture and "the picture is the photo" in written["p"].rewriting.prompt
+    unseen = write(Rewriter(blind(address), str(tmp_path)), ("p", "train"))["p"]
+    assert not unseen.rewriting.picture and "picture" not in asked[2]["messages"][0]["content"]
 
 
 def test_a_refusal_for_good_is_not_asked_again(endpoint, tmp_path):
     address, asked, statuses, _ = endpoint
     statuses += [401]
-    with pytest.raises(UserError, match="in 1 tries"):
-        Rewriter(RewriteConfig(endpoint=address), str(tmp_path)).ask([(HAPPY, "p", "train")])
+    (tmp_path / "a.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"in 1 tries.*picture=false"):
+        Rewriter(RewriteConfig(endpoint=address), str(tmp_path)).write([Wanted(HAPPY, "p", "train", str(tmp_path / "a.jpg"))])
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("split", "reply", "taken"),
+    [
+        ("test", "MAKE the person look happy!", False),  # a template of train
+        ("test", "Kindly make the person look happy", True),
+        ("train", "could the person look happy?", False),  # one of test
+        ("val", "Could the person look happy", False),
+        ("val", "Make the person look happy", True),  # val has the templates of train
+        ("test", "Rotate the face by 30 degrees to the right, and let him smile", False),  # one clause of two
+        ("train", "Let this man smile", False),  # a sample of test that stands
+        ("test", "Let this woman smile", False),  # one of train
+    ],
+)
+def test_no_text_is_shared_between_test_and_the_rest(endpoint, tmp_path, split, reply, taken):
+    address, _, _, replies = endpoint
+    replies[0] = reply
+    published = [("test", "Let this man smile."), ("train", "let this woman smile")]
+    edit = Edit(expression=Expression.HAPPY, yaw=30) if "30" in reply else HAPPY
+    rewriter = Rewriter(blind(address), str(tmp_path), published)
+    found = write(rewriter, ("p", split, edit))["p"]
+    assert (found.text == reply) if taken else found == instruction_for(edit, "p", split)
+    assert rewriter.counts()[0]["name"] == ("rewritten" if taken else "refused: shared between test and the rest")
+
+
+def test_one_answer_for_all_is_trains_whatever_the_order(endpoint, tmp_path):
+    address, _, _, replies = endpoint
+    replies[0] = "Kindly make the man look happy"
+    rewriter = Rewriter(blind(address), str(tmp_path))
+    written = write(rewriter, ("p_1", "test"), ("p_2", "train"), ("p_3", "val"), ("p_4", "test"))
+    assert [key for key, one in written.items() if one.text == replies[0]] == ["p_2", "p_3"]
+    assert {row["name"]: row["count"] for row in rewriter.counts()} == {"rewritten": 2, "refused: shared between test and the rest": 2}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +135,7 @@ def test_a_refusal_for_good_is_not_asked_again(endpoint, tmp_path):
 def test_only_the_edit_and_nothing_else_is_taken(endpoint, tmp_path, reply, taken):
     address, _, _, replies = endpoint
     replies[0] = reply
-    found = Rewriter(RewriteConfig(endpoint=address), str(tmp_path)).instruction(HAPPY, "p", "train")
+    found = write(Rewriter(blind(address), str(tmp_path)), ("p", "train"))["p"]
     assert (found.text == reply) == taken
     assert (found.rewriting is not None) == taken
 
@@ -86,4 +145,6 @@ def test_every_text_of_ours_is_accounted_for():
     for split in ("train", "test"):
         for edit in edits:
             for number in range(60):
-                assert unread_words(instruction_for(edit, f"k{number}", split).text) == []
+                text = instruction_for(edit, f"k{number}", split).text
+                assert unread_words(text) == []
+                assert [side for side in ("train", "test") if uses_template(text, edit, side)] == [split]
