@@ -102,7 +102,7 @@ def begin_with_all_kinds_of_files(work, models, clip):
 
 
 @pytest.mark.slow
-def test_people_are_forgotten_even_if_killed_at_any_step(models, clip, tmp_path):
+def test_a_person_is_forgotten_even_if_killed_at_any_step(models, clip, tmp_path):
     """Before and after every commit and before every deletion, once and again and again: the files are then those of a removal that nothing ended. Nothing of
     them is left in any, and of the others' samples no byte is changed."""
     work = tmp_path / "w"
