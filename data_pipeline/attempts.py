@@ -12,8 +12,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from infra.addresses import join
 from infra.state import read_json
-from infra.storage import commit, delete, join, list_files
+from infra.storage import commit, delete, list_files
 
 
 @contextmanager

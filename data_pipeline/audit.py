@@ -25,9 +25,10 @@ from data_pipeline.versions import showing, whole_version
 from data_pipeline.why import pairing_config
 from data_pipeline.words import VERDICTS_SAID, instruction_of, missed_by
 from data_pipeline.worklist import read_worklist
+from infra.addresses import join
 from infra.errors import UserError
 from infra.state import INPUT, read_rows
-from infra.storage import commit, join
+from infra.storage import commit
 
 _AUDITED = LIMITS | VERIFIERS
 _WHOLE = {

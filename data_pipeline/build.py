@@ -17,10 +17,11 @@ from data_pipeline.publish import DatasetVersion, Plan, publish
 from data_pipeline.published import read_index
 from data_pipeline.rules import SETTINGS
 from data_pipeline.worklist import WorkItem
+from infra.addresses import join
 from infra.console import say
 from infra.errors import UserError
 from infra.state import PUBLISHED, read_json
-from infra.storage import exists, join, list_files, sha256_json
+from infra.storage import exists, list_files, sha256_json
 
 VERSION = 10
 """Raise it when the same plan would give other samples."""

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from data_pipeline.extend import read_components
 from data_pipeline.published import licence_text, licences_of, read_index, read_manifest
-from infra.storage import commit, commit_changed, join, sha256_bytes
+from infra.addresses import join
+from infra.storage import commit, commit_changed, sha256_bytes
 
 CARD, CROISSANT = "README.md", "croissant.json"
 _CONTEXT = Path(__file__).with_name("croissant_context.json")

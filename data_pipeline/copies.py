@@ -15,8 +15,9 @@ from data_pipeline.motion import READ, Clock, compare_tracks, tracks_of
 from data_pipeline.observations import read_columns
 from data_pipeline.removals import Removals
 from data_pipeline.worklist import WorkItem
+from infra.addresses import join
 from infra.state import PUBLISHED, read_json, reading
-from infra.storage import commit_changed, delete, exists, join, sha256_bytes
+from infra.storage import commit_changed, delete, exists, sha256_bytes
 
 FILE = "copies.json"
 """In a version's folder."""

@@ -17,9 +17,10 @@ from data_pipeline.extend import COMPONENTS, Base, read_merges
 from data_pipeline.people import nearest_in_train, source_of
 from data_pipeline.split import Components, SplitConfig, assign, find_components
 from data_pipeline.worklist import WorkItem
+from infra.addresses import join
 from infra.console import say
 from infra.errors import UserError
-from infra.storage import commit_changed, delete, exists, join, sha256_bytes
+from infra.storage import commit_changed, delete, exists, sha256_bytes
 from lato.pairs import Split
 
 CONFLICTS, SHEET = "conflicts.json", "conflicts.jpg"

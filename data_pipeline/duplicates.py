@@ -10,9 +10,10 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from data_pipeline.worklist import WorkItem
+from infra.addresses import join
 from infra.errors import UserError
 from infra.state import DERIVED, read_rows
-from infra.storage import join, sha256_bytes
+from infra.storage import sha256_bytes
 
 _DECLARED = ("identity", "licence", "consent", "split")
 """What must be said alike of equal contents: a row that is not used would take with it what it alone says."""

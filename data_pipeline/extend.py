@@ -15,9 +15,10 @@ from data_pipeline.cells import COLUMNS, cells_of
 from data_pipeline.published import read_index, read_manifest, sources_of
 from data_pipeline.rules import Usage
 from data_pipeline.versions import check_judged, whole_version
+from infra.addresses import join
 from infra.errors import UserError
 from infra.state import INPUT, PUBLISHED, read_json, read_rows
-from infra.storage import commit, exists, join, sha256_json
+from infra.storage import commit, exists, sha256_json
 from lato.pairs import Split
 
 COMPONENTS, MERGES = "components.json", "merges.jsonl"

@@ -28,18 +28,10 @@ from data_pipeline.removals import FILE, Removals, find_removed, hash_name, read
 from data_pipeline.replay import drop_replays
 from data_pipeline.versions import drop_empty
 from data_pipeline.worklist import read_worklist, write_worklist
+from infra.addresses import join
 from infra.errors import UserError
 from infra.state import INPUT, read_json, read_rows, reading
-from infra.storage import (
-    commit,
-    delete,
-    exists,
-    join,
-    list_files,
-    list_folders,
-    read_bytes,
-    sweep_temporaries,
-)
+from infra.storage import commit, delete, exists, list_files, list_folders, read_bytes, sweep_temporaries
 from lato.faces import FaceReader
 from lato.pairs import decode_image
 

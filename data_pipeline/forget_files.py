@@ -14,15 +14,9 @@ from data_pipeline.published import read_manifest
 from data_pipeline.removals import Removals, read_parts, read_sets
 from data_pipeline.sources import drop_staged
 from data_pipeline.worklist import WorkItem
+from infra.addresses import join
 from infra.state import DERIVED, read_json, read_rows
-from infra.storage import (
-    commit,
-    commit_changed,
-    delete,
-    exists,
-    join,
-    list_files,
-)
+from infra.storage import commit, commit_changed, delete, exists, list_files
 
 
 def sweep_crops(work: str) -> None:

@@ -15,18 +15,8 @@ from data_pipeline.published import beside, encode_table, licences_of, read_inde
 from data_pipeline.removals import Removals
 from data_pipeline.subset import remake_view
 from data_pipeline.succession import WITHDRAWN, entomb, read_withdrawn, succeed
-from infra.storage import (
-    commit,
-    commit_changed,
-    delete,
-    delete_folder,
-    exists,
-    join,
-    list_files,
-    list_folders,
-    sha256_bytes,
-    sha256_json,
-)
+from infra.addresses import join
+from infra.storage import commit, commit_changed, delete, delete_folder, exists, list_files, list_folders, sha256_bytes, sha256_json
 
 _PAGES = ("report.html", CONFLICTS, SHEET, COMPONENTS)
 """Beside a version's shards; they may name whom it showed."""

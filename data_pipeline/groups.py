@@ -34,11 +34,12 @@ from data_pipeline.chip_scores import (
 from data_pipeline.chips import Chip
 from data_pipeline.places import chips as chips_place
 from infra import assets
+from infra.addresses import join
 from infra.console import Progress
 from infra.errors import UserError
 from infra.pool import run_all
 from infra.state import DERIVED, read_schema, read_table, reading
-from infra.storage import commit, delete, join, list_files, list_folders, sha256_file, sha256_json
+from infra.storage import commit, delete, list_files, list_folders, sha256_file, sha256_json
 
 _FLOATS = pa.list_(pa.float32())
 _BUNDLE = 64

@@ -18,10 +18,11 @@ from data_pipeline.identities import NAME
 from data_pipeline.image_set import read_image_set
 from data_pipeline.sources import ContentHashes, staged
 from data_pipeline.worklist import IMAGE_SUFFIXES, VIDEO_SUFFIXES, WorkItem
+from infra.addresses import join
 from infra.config import Config
 from infra.console import say
 from infra.errors import UserError
-from infra.storage import files_below, join, read_bytes, sha256_bytes, sha256_json
+from infra.storage import files_below, read_bytes, sha256_bytes, sha256_json
 from lato.faces import FaceReader
 from lato.faces.quality import hash_distance
 from lato.pairs import decode_image

@@ -17,9 +17,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from data_pipeline.groups import GROUPS, GroupsConfig, compute_rows
+from infra.addresses import join
 from infra.errors import UserError
 from infra.state import read_table
-from infra.storage import join, list_files
+from infra.storage import list_files
 from lato.faces.identity import SAME_PERSON_THRESHOLD
 
 NAME = "identity"

@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from infra.storage import commit, join, read_bytes, sha256_bytes
+from infra.addresses import join
+from infra.storage import commit, read_bytes, sha256_bytes
 from lato.edits import Expression, Intensity
 
 GENERATED = (

@@ -7,9 +7,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from infra.addresses import join
 from infra.errors import UserError
 from infra.state import DERIVED, read_rows
-from infra.storage import exists, join
+from infra.storage import exists
 
 
 def warn_of_count(pieces: list[dict[str, Any]]) -> list[str]:

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.chips import Chip
+from infra.addresses import join
 from infra.errors import UserError
 from infra.state import DERIVED, read_schema, read_table, reading
-from infra.storage import commit, join, list_files
+from infra.storage import commit, list_files
 
 _FLOATS = pa.list_(pa.float32())
 

@@ -18,10 +18,11 @@ from data_pipeline.removals import FILE, Removals
 from data_pipeline.rules import READ_FROM
 from data_pipeline.synthetic.sources import synthetic_sources
 from data_pipeline.worklist import WorkItem, check_items, items_from_folder, read_worklist, write_worklist
+from infra.addresses import join
 from infra.console import say
 from infra.errors import UserError
 from infra.pool import prepare_places
-from infra.storage import join, sha256_json, sweep_temporaries
+from infra.storage import sha256_json, sweep_temporaries
 
 NO_SOURCES = "there are no sources: give worklist= (with rows), folder= or synthetic.anny.people="
 

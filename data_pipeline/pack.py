@@ -17,21 +17,10 @@ from data_pipeline.card import card_hashes
 from data_pipeline.extend import Base, read_components
 from data_pipeline.published import CANDIDATES, MANIFEST, encode_table, read_index, read_manifest, read_members
 from data_pipeline.succession import WITHDRAWN, read_withdrawn, succeed
+from infra.addresses import join
 from infra.config import Config
 from infra.console import Progress
-from infra.storage import (
-    commit,
-    commit_changed,
-    copy_file,
-    delete,
-    exists,
-    join,
-    list_files,
-    read_bytes,
-    sha256_bytes,
-    sha256_file,
-    sha256_json,
-)
+from infra.storage import commit, commit_changed, copy_file, delete, exists, list_files, read_bytes, sha256_bytes, sha256_file, sha256_json
 from lato.pairs import MEMBERS, FacePair, Split, encode_pair
 
 _BLOCK = tarfile.BLOCKSIZE

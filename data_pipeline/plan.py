@@ -30,8 +30,9 @@ from data_pipeline.places import places_of
 from data_pipeline.render import cut
 from data_pipeline.sources import staged
 from data_pipeline.worklist import WorkItem
+from infra.addresses import filesystem_of
 from infra.errors import UserError
-from infra.storage import filesystem_of, open_read, read_bytes
+from infra.storage import open_read, read_bytes
 from lato.faces import FaceReader
 from lato.pairs import decode_image
 

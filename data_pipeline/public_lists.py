@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import av
 
 from data_pipeline.worklist import VIDEO_SUFFIXES, WorkItem
+from infra.addresses import join
 from infra.console import say
 from infra.errors import UserError
-from infra.storage import exists, files_below, join, list_files, open_read, read_bytes
+from infra.storage import exists, files_below, list_files, open_read, read_bytes
 
 LICENCES = {
     "celebv_hq": "CelebV-HQ non-commercial",

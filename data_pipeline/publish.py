@@ -28,9 +28,10 @@ from data_pipeline.rules import CODE, SETTINGS, Rules, Usage
 from data_pipeline.samples import crops_to_render, plan_samples
 from data_pipeline.score import ScoreInput, score_pairs
 from data_pipeline.versions import keep_empty
+from infra.addresses import join
 from infra.console import heading, say, table
 from infra.errors import UserError
-from infra.storage import commit_changed, join, sha256_bytes
+from infra.storage import commit_changed, sha256_bytes
 
 Numbered = tuple[int, dict[str, Any]]
 """A row of a score table, and the table's number."""

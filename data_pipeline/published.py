@@ -8,9 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infra.addresses import join
 from infra.errors import UserError
 from infra.state import PUBLISHED, read_json, read_table
-from infra.storage import exists, join, open_read
+from infra.storage import exists, open_read
 from lato.pairs import MEMBERS
 
 MANIFEST, CANDIDATES = "manifest.parquet", "candidates.parquet"

@@ -10,8 +10,9 @@ from data_pipeline.image_set import GENERATED, read_image_set
 from data_pipeline.observations import committed_fingerprints, read_columns, read_ledger_row
 from data_pipeline.published import read_manifest
 from data_pipeline.worklist import WorkItem
+from infra.addresses import join
 from infra.state import INPUT, read_json, read_rows, reading
-from infra.storage import join, list_files, sha256_bytes
+from infra.storage import list_files, sha256_bytes
 
 FILE = "removals.jsonl"
 

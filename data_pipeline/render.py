@@ -16,10 +16,11 @@ from data_pipeline.image_set import content_sha256
 from data_pipeline.places import crops as crops_place
 from data_pipeline.seek import Seeker, read_frames_at
 from data_pipeline.sources import staged
+from infra.addresses import join
 from infra.config import Config
 from infra.console import Progress
 from infra.pool import run_all
-from infra.storage import commit, join, list_files, read_bytes, sha256_file, sha256_json
+from infra.storage import commit, list_files, read_bytes, sha256_file, sha256_json
 from lato.landmarks import CANVAS, Landmarks
 from lato.pairs import decode_image
 

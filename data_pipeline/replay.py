@@ -23,10 +23,11 @@ from data_pipeline.ledger import read_ledger
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.worker import LIBRARIES
 from data_pipeline.worklist import WorkItem, read_worklist
+from infra.addresses import join
 from infra.environment import describe_machine
 from infra.errors import UserError
 from infra.state import read_table
-from infra.storage import commit, exists, join, list_files, read_bytes, sha256_bytes
+from infra.storage import commit, exists, list_files, read_bytes, sha256_bytes
 from lato.pairs import decode_image
 
 

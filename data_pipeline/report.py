@@ -29,8 +29,9 @@ from data_pipeline.versions import showing, whole_version
 from data_pipeline.why import pairing_config
 from data_pipeline.words import VERDICTS_SAID
 from data_pipeline.worklist import WorkItem, read_worklist
+from infra.addresses import join
 from infra.state import PUBLISHED, read_json
-from infra.storage import commit, join
+from infra.storage import commit
 from lato.edits import POSE_STEP, Expression
 
 _MOST = 20

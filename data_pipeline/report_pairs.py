@@ -18,7 +18,7 @@ from data_pipeline.rules import LIMITS, VERIFIERS, PairingConfig
 from data_pipeline.sheet import draw_candidate, draw_faces, read_samples
 from data_pipeline.words import instruction_of, missed_by
 from data_pipeline.worklist import read_worklist
-from infra.storage import join
+from infra.addresses import join
 
 _ACCEPTED = 18
 _REJECTED = 6

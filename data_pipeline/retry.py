@@ -12,8 +12,9 @@ from data_pipeline.groups import delete_columns
 from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import part_uri
 from data_pipeline.published import read_index
+from infra.addresses import join
 from infra.errors import UserError
-from infra.storage import commit, delete, exists, join, list_files, list_folders
+from infra.storage import commit, delete, exists, list_files, list_folders
 
 
 def reopen(work: str, reason: str) -> list[str]:

@@ -16,12 +16,13 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from infra.addresses import join
 from infra.backoff import passes, wait
 from infra.config import Config
 from infra.console import say
 from infra.errors import UserError
 from infra.state import read_json
-from infra.storage import commit, exists, join, read_bytes, sha256_bytes, sha256_json
+from infra.storage import commit, exists, read_bytes, sha256_bytes, sha256_json
 from lato.edits import Edit, Instruction, Rewriting, instruction_for, parse_instruction, plain_words, unread_words, uses_template
 
 _PROMPT = (

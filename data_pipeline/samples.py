@@ -15,7 +15,8 @@ from data_pipeline.render import Crop, crop_landmarks
 from data_pipeline.rewrite import Rewriter, Wanted
 from data_pipeline.seek import Seeker
 from data_pipeline.worklist import WorkItem
-from infra.storage import join, read_bytes
+from infra.addresses import join
+from infra.storage import read_bytes
 from lato.edits import Expression, Instruction
 from lato.pairs import FacePair, FaceState, PairMeta, Provenance
 

@@ -20,9 +20,10 @@ from data_pipeline.identities import Identities, same_person_threshold
 from data_pipeline.observations import read_representatives
 from data_pipeline.pairing import OBSERVED, OF_GROUPS, SCORE_SCHEMA, Person, group_people, score_person
 from data_pipeline.places import scores
+from infra.addresses import join
 from infra.console import Progress
 from infra.pool import run_all
-from infra.storage import commit, exists, join, sha256_json
+from infra.storage import commit, exists, sha256_json
 
 VERSION = 5
 """Raise it when equal observations would give other scores."""

@@ -17,9 +17,10 @@ import av
 
 from data_pipeline.image_set import content_sha256
 from data_pipeline.worklist import WorkItem
+from infra.addresses import filesystem_of, is_local, join
 from infra.backoff import passes, retried
 from infra.state import DERIVED, read_json, reading
-from infra.storage import commit, exists, filesystem_of, is_local, join, open_read, sha256_bytes
+from infra.storage import commit, exists, open_read, sha256_bytes
 
 SEGMENT_SECONDS = 300.0
 """Longer videos are looked at in pieces of about this length, cut at keyframes."""

@@ -32,9 +32,10 @@ from data_pipeline.published import (
 from data_pipeline.succession import entomb, succeed
 from data_pipeline.verify import verify_samples
 from data_pipeline.versions import check_unchanged
+from infra.addresses import join
 from infra.console import say
 from infra.errors import UserError
-from infra.storage import commit, exists, join, list_files, sha256_bytes, sha256_json
+from infra.storage import commit, exists, list_files, sha256_bytes, sha256_json
 
 _CONDITION = re.compile(r"\s*(\w+)\s*(==|=|!=|<=|>=|<|>|(?<=\s)in(?=\s))\s*(.+?)\s*")
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {

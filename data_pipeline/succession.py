@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from infra.addresses import join
 from infra.state import read_json, reading
-from infra.storage import exists, join
+from infra.storage import exists
 
 WITHDRAWN = "index.withdrawn.json"
 """Index of a version that is being replaced; of it the next one takes over the tombstones."""

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from data_pipeline.published import home_of, read_index, read_manifest
-from infra.storage import exists, join, list_files, read_bytes, sha256_bytes, sha256_file, sha256_json
+from infra.addresses import join
+from infra.storage import exists, list_files, read_bytes, sha256_bytes, sha256_file, sha256_json
 from lato.pairs import MEMBERS, decode_pair
 
 

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from data_pipeline.published import home_of, read_index
+from infra.addresses import join
 from infra.errors import UserError
 from infra.lease import LEASE, lease
 from infra.state import DERIVED, read_json
-from infra.storage import commit, delete, exists, join, list_folders
+from infra.storage import commit, delete, exists, list_folders
 
 SHOWN = f"shown.{LEASE}"
 """The lease on what is written of a version's people beside its samples: taken for a moment by who writes a label or a report, also while a build runs, and by

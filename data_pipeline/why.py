@@ -16,9 +16,10 @@ from data_pipeline.published import home_of, read_manifest_table, read_members
 from data_pipeline.rules import SETTINGS, PairingConfig
 from data_pipeline.tracks import why_not_chosen
 from data_pipeline.versions import check_judged, find_version, why_empty
+from infra.addresses import join
 from infra.errors import UserError
 from infra.state import PUBLISHED, read_json, reading
-from infra.storage import exists, join
+from infra.storage import exists
 from lato.pairs import decode_pair
 
 _SHOWN = 12

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from infra.addresses import filesystem_of, folder_uri, is_local, join
 from infra.console import say
 from infra.errors import UserError
-from infra.storage import commit_changed, exists, filesystem_of, folder_uri, is_local, join, read_bytes, sha256_bytes, sha256_file
+from infra.storage import commit_changed, exists, read_bytes, sha256_bytes, sha256_file
 
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv"

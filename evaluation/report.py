@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 
 from evaluation.metrics import Mean
 from evaluation.run import METRICS, EvalResult, show
-from infra.storage import commit, join, read_bytes
+from infra.addresses import join
+from infra.storage import commit, read_bytes
 from lato.landmarks import draw_landmarks
 from lato.pairs import FacePair, decode_image
 

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 from evaluation.editors import SIDE, CopyEditor, Editor, EditResult, LaToEditor, WarpEditor
 from evaluation.metrics import Mean, mean_of, score
 from evaluation.samples import choose_samples
+from infra.addresses import join
 from infra.config import Config
 from infra.console import say, table
-from infra.storage import commit, exists, join, read_bytes, sha256_file, sha256_json
+from infra.storage import commit, exists, read_bytes, sha256_file, sha256_json
 from lato.faces import FaceReader
 from lato.guidance import Guidance
 from lato.landmarks import CANVAS

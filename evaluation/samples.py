@@ -9,8 +9,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from infra.addresses import join
 from infra.errors import UserError
-from infra.storage import exists, join, open_read, read_bytes, sha256_bytes
+from infra.storage import exists, open_read, read_bytes, sha256_bytes
 from lato.pairs import MEMBERS, FacePair, decode_pair
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from infra.addresses import filesystem_of, join
 from infra.errors import UserError
-from infra.storage import commit, filesystem_of, join, read_bytes
+from infra.storage import commit, read_bytes
 
 LEASE_EXPIRES = 60.0
 """Seconds without a heartbeat after which a lease is no longer held."""

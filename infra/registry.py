@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from infra.storage import is_local, list_files, list_folders, sha256_file, sha256_json
+from infra.addresses import is_local
+from infra.storage import list_files, list_folders, sha256_file, sha256_json
 
 SMALL_BYTES = 64 << 20
 """A model folder on this machine up to this size is stored among the run's artifacts; a larger one by reference."""

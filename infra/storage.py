@@ -15,46 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-import fsspec
-
+from infra.addresses import filesystem_of, folder_uri, is_local, join, local_path
 from infra.backoff import retried
 from infra.errors import UserError
-
-for _scheme in ("s3", "gs"):  # a listing that is kept knows nothing of what workers, or other jobs, write meanwhile
-    fsspec.config.conf.setdefault(_scheme, {}).setdefault("use_listings_cache", False)
-# gcsfs would ask over gRPC what kind of bucket each is, for a minute where nobody answers that (emulators, proxies); nothing here needs to know
-os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-
-
-def is_local(uri: str) -> bool:
-    """Whether a URI is a plain path on this machine's file system."""
-    return "://" not in uri or uri.startswith("file://")
-
-
-def join(uri: str, *parts: str) -> str:
-    """Joins names to a folder's URI."""
-    return "/".join([uri.rstrip("/"), *parts])
-
-
-def filesystem_of(uri: str) -> tuple[Any, str]:
-    """The fsspec file system of a URI, and the path in it.
-
-    Raises:
-        UserError: No library is here that speaks to such addresses: which one to install.
-    """
-    scheme = uri.split("://", 1)[0]
-    try:
-        return fsspec.core.url_to_fs(uri)
-    except ImportError as error:
-        cause = error.__cause__
-        library = (cause.name or "").split(".")[0] if isinstance(cause, ModuleNotFoundError) else ""
-        remedy = f"Install it with `pip install {library}`, on every machine that works on this" if library else str(error)
-        raise UserError(f"{uri}: a library for {scheme}:// is missing here. {remedy}.") from error
-    except ValueError as error:
-        if scheme in fsspec.available_protocols():
-            raise
-        raise UserError(f"{uri}: {scheme}:// is no kind of address that is known here. Give a path, or s3://, gs://, https://.") from error
-
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _steps = 0
@@ -76,11 +39,6 @@ def failpoint(uri: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def folder_uri(given: str) -> str:
-    """A folder as a user gives it: an object store's address as it is, a path made absolute."""
-    return str(_local(given).absolute()) if is_local(given) else given.rstrip("/")
-
-
 def commit(uri: str, data: bytes, *, exclusive: bool = False) -> bool:
     """Writes a whole file or nothing.
 
@@ -100,7 +58,7 @@ def commit(uri: str, data: bytes, *, exclusive: bool = False) -> bool:
     """
     if not is_local(uri):
         return _commit_object(uri, data, exclusive)
-    path = _local(uri)
+    path = local_path(uri)
     if exclusive and path.exists():
         return False
     try:
@@ -136,7 +94,7 @@ def sweep_temporaries(folder: str) -> int:
     """Deletes what killed commits left below a local folder that the caller holds; returns how many."""
     if not is_local(folder):
         return 0
-    stale = [path for path in _local(folder).rglob(".*.tmp") if path.is_file()]
+    stale = [path for path in local_path(folder).rglob(".*.tmp") if path.is_file()]
     for path in stale:
         path.unlink(missing_ok=True)
     return len(stale)
@@ -161,7 +119,7 @@ def scratch_for(uri: str) -> Iterator[str]:
     Raises:
         UserError: There is no room for it.
     """
-    place = _local(uri).parent if is_local(uri) else Path(tempfile.gettempdir())
+    place = local_path(uri).parent if is_local(uri) else Path(tempfile.gettempdir())
     place.mkdir(parents=True, exist_ok=True)
     try:
         handle, path = tempfile.mkstemp(prefix=f".{uri.rsplit('/', 1)[-1][:80]}.", suffix=".tmp", dir=place)
@@ -179,7 +137,7 @@ def scratch_for(uri: str) -> Iterator[str]:
 def commit_file(path: str, uri: str) -> None:
     """Commits a local file's content, without holding it in memory."""
     if is_local(uri):
-        target = _local(uri)
+        target = local_path(uri)
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name[:80]}.", suffix=".tmp", dir=target.parent)
         try:
@@ -205,9 +163,9 @@ def commit_file(path: str, uri: str) -> None:
 def copy_file(source: str, target: str) -> None:
     """Puts a committed file in a second place: a hard link on one disk (committed files are replaced, never changed), else a copy."""
     if is_local(source) and is_local(target):
-        _local(target).parent.mkdir(parents=True, exist_ok=True)
+        local_path(target).parent.mkdir(parents=True, exist_ok=True)
         with suppress(OSError):  # another disk, or one without links
-            os.link(_local(source), _local(target))
+            os.link(local_path(source), local_path(target))
             return
     commit(target, read_bytes(source))
 
@@ -235,7 +193,7 @@ def open_read(uri: str) -> IO[bytes]:
         FileNotFoundError: There is none, or what is there is no regular file: a pipe would be waited for, a device has no end.
     """
     if is_local(uri):
-        _check_regular(_local(uri))
+        _check_regular(local_path(uri))
     filesystem, path = filesystem_of(uri)
     return filesystem.open(path, "rb")
 
@@ -327,10 +285,6 @@ def _commit_object(uri: str, data: bytes, exclusive: bool) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def _local(uri: str) -> Path:
-    return Path(uri.removeprefix("file://"))
 
 
 def _fsync_folder(folder: Path) -> None:

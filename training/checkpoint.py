@@ -23,8 +23,9 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
+from infra.addresses import is_local, join
 from infra.errors import UserError
-from infra.storage import commit, commit_file, delete_folder, exists, is_local, join, list_folders, read_bytes, sha256_file, size_of
+from infra.storage import commit, commit_file, delete_folder, exists, list_folders, read_bytes, sha256_file, size_of
 from training.ema import Ema
 from training.shards import optimizer_step, shards
 from training.zero import reducible

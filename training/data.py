@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from infra.addresses import folder_uri, join
 from infra.console import Progress
 from infra.errors import UserError
-from infra.storage import exists, folder_uri, join, read_bytes, sha256_bytes, sha256_file, sha256_json
+from infra.storage import exists, read_bytes, sha256_bytes, sha256_file, sha256_json
 from lato.landmarks import Landmarks
 from lato.pairs import MEMBERS, FacePair, decode_pair
 from training.config import DataSource

@@ -21,24 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from infra.addresses import folder_uri, is_local, join
 from infra.config import Config
 from infra.console import Progress, say
 from infra.errors import UserError
 from infra.lease import lease
 from infra.place import Place
 from infra.pool import run_all
-from infra.storage import (
-    commit,
-    delete,
-    folder_uri,
-    is_local,
-    join,
-    list_files,
-    sha256_bytes,
-    sha256_file,
-    sha256_json,
-    sweep_temporaries,
-)
+from infra.storage import commit, delete, list_files, sha256_bytes, sha256_file, sha256_json, sweep_temporaries
 from training.data import Dataset
 from training.encode_worker import EncodeWorker, read_layout, size_of_sample
 from training.encoded import EncodedCache as EncodedCache

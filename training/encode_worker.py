@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from infra.addresses import join
 from infra.errors import UserError
-from infra.storage import commit, join, sha256_file
+from infra.storage import commit, sha256_file
 from lato.codec import SpaceToDepthCodec, encode_images, spatial_factor
 from lato.edits import mirror_instruction
 from lato.pairs import FacePair

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from infra.addresses import join
 from infra.errors import UserError
-from infra.storage import join, list_files, read_bytes, sha256_bytes
+from infra.storage import list_files, read_bytes, sha256_bytes
 from training.ranges import RangeReader, list_sizes
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from infra.storage import commit, join, read_bytes, sha256_bytes
+from infra.addresses import join
+from infra.storage import commit, read_bytes, sha256_bytes
 from training.checkpoint import MARKER
 from training.restore import ShardFiles
 from training.stage import Stage

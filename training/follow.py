@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from infra.addresses import join
 from infra.console import duration, say
-from infra.storage import exists, join, list_folders, read_bytes, sha256_bytes
+from infra.storage import exists, list_folders, read_bytes, sha256_bytes
 from infra.tracking import Run
 from training.checkpoint import MARKER, best
 from training.export import CARD

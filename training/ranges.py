@@ -8,8 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
+from infra.addresses import filesystem_of, is_local
 from infra.errors import UserError
-from infra.storage import filesystem_of, is_local
 
 _OPEN = 256
 """Local files that are kept open: opening is slow on network file systems."""

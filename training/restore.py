@@ -14,8 +14,9 @@ import torch.distributed as dist
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
+from infra.addresses import join
 from infra.errors import UserError
-from infra.storage import join, read_bytes
+from infra.storage import read_bytes
 from training.checkpoint import MARKER
 from training.ema import Ema
 from training.ranges import RangeReader

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from infra.addresses import join
 from infra.errors import UserError
-from infra.storage import commit, exists, join, read_bytes
+from infra.storage import commit, exists, read_bytes
 from training import checkpoint
 from training.config import MAY_CHANGE
 

@@ -18,11 +18,12 @@ from data_pipeline.synthetic.head_mesh import load_head
 from data_pipeline.synthetic.person import Pose, draw_person
 from data_pipeline.synthetic.rasterizer import project, render
 from data_pipeline.worklist import WorkItem
+from infra.addresses import join
 from infra.config import Config
 from infra.console import Progress
 from infra.pool import run_all
 from infra.state import DERIVED, read_json, reading
-from infra.storage import commit, exists, join, sha256_json
+from infra.storage import commit, exists, sha256_json
 from lato.edits import Expression, Intensity
 
 VERSION = 1

@@ -21,13 +21,14 @@ from data_pipeline.synthetic.diffusers_edit import DiffusersConfig, DiffusersEdi
 from data_pipeline.synthetic.warp import WarpConfig, Warper
 from data_pipeline.synthetic.weights import keep_weights
 from data_pipeline.worklist import WorkItem
+from infra.addresses import join
 from infra.config import Config
 from infra.console import Progress
 from infra.environment import describe_machine
 from infra.place import Place
 from infra.pool import run_all
 from infra.state import read_json
-from infra.storage import commit, exists, join, read_bytes, sha256_json
+from infra.storage import commit, exists, read_bytes, sha256_json
 from lato.faces import FaceReader
 from lato.faces.detect import Box
 from lato.pairs import decode_image

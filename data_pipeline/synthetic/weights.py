@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from infra.addresses import join
 from infra.state import read_json, reading
-from infra.storage import commit_changed, exists, join, sha256_file, sha256_json
+from infra.storage import commit_changed, exists, sha256_file, sha256_json
 
 _MEND = (
     "It says which weights made pictures that stay: restore it from a copy; or delete it, and versions list the pipeline without sha256."

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from infra import assets
+from infra.addresses import folder_uri, join
 from infra.config import Config, dump_config, load_config
 from infra.errors import UserError
 from infra.lease import lease
-from infra.storage import commit, exists, folder_uri, join
+from infra.storage import commit, exists
 
 C = TypeVar("C", bound=Config)
 

@@ -18,8 +18,8 @@ def audit(
 ) -> None:
     """Label a sample of accepted and just-rejected pairs in a browser; labels beat the filters at the next build."""
     from data_pipeline.audit import serve_audit, summarize
+    from infra.addresses import folder_uri
     from infra.console import say, table
-    from infra.storage import folder_uri
 
     work = folder_uri(work_dir)
     server = serve_audit(work, version, per_stratum, seed, port)
@@ -34,8 +34,8 @@ def audit(
 def verify(version: Annotated[str, typer.Argument(help="Folder of a published version.")]) -> None:
     """Re-reads everything: hashes, counts, members, decodability. Exits with 1 if anything is wrong."""
     from data_pipeline.verify import verify_version
+    from infra.addresses import folder_uri
     from infra.console import say
-    from infra.storage import folder_uri
 
     wrong = verify_version(folder_uri(version))
     for line in wrong:
@@ -47,8 +47,8 @@ def verify(version: Annotated[str, typer.Argument(help="Folder of a published ve
 def report(work_dir: BuildDir = "work/data", version: BuiltVersion = "v1") -> None:
     """One page about a version: funnel, filters, coverage, groups, contact sheets of accepted and just-rejected pairs."""
     from data_pipeline.report import write_data_report
+    from infra.addresses import folder_uri
     from infra.console import say
-    from infra.storage import folder_uri
 
     say(write_data_report(folder_uri(work_dir), version))
 
@@ -60,8 +60,8 @@ def why(
 ) -> None:
     """The path of a sample, source or frame: what became of it, every score beside its threshold."""
     from data_pipeline.why import why as explain
+    from infra.addresses import folder_uri
     from infra.console import say
-    from infra.storage import folder_uri
 
     for line in explain(what, folder_uri(work_dir), version):
         say(line)
@@ -70,8 +70,8 @@ def why(
 def diff(first: VersionDir, second: Annotated[str, typer.Argument(help="Folder of another.")]) -> None:
     """What changed from one version to another: samples added, removed and why, moved to another split, changed."""
     from data_pipeline.diff import diff_versions
+    from infra.addresses import folder_uri
     from infra.console import say
-    from infra.storage import folder_uri
 
     found = diff_versions(folder_uri(first), folder_uri(second))
     say(f"{found['samples'][0]} -> {found['samples'][1]} samples" + ("; the bytes are equal" if found["equal"] else ""))

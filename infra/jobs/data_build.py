@@ -93,8 +93,8 @@ def worklist(
     """Turns a public list into a work list."""
     from data_pipeline.public_lists import read_public_list
     from data_pipeline.worklist import write_worklist
+    from infra.addresses import folder_uri
     from infra.console import say
-    from infra.storage import folder_uri
 
     items, missing = read_public_list(name, path, folder_uri(videos))
     write_worklist(items, out)

@@ -43,12 +43,13 @@ def forget(
     from data_pipeline.forget import forget as take_out
     from data_pipeline.forget import sources_like
     from data_pipeline.versions import SHOWN
+    from infra.addresses import join
     from infra.console import say
     from infra.errors import UserError
     from infra.jobs.common import built_folder, perception_models
     from infra.lease import lease
     from infra.runs import check_tracking
-    from infra.storage import exists, join
+    from infra.storage import exists
     from infra.tracking import default_uri
 
     work = built_folder(work_dir)
@@ -103,9 +104,9 @@ def view(
     from data_pipeline.published import read_index
     from data_pipeline.subset import make_view
     from data_pipeline.versions import build_of
+    from infra.addresses import folder_uri
     from infra.console import say
     from infra.lease import lease
-    from infra.storage import folder_uri
 
     uri = folder_uri(version).rstrip("/")
     read_index(uri)  # before a folder is held that is not there
@@ -124,8 +125,8 @@ def export(
     """Copies a version into a folder that stands alone."""
     from data_pipeline.subset import export as copy_out
     from data_pipeline.subset import restricted_models
+    from infra.addresses import folder_uri
     from infra.console import say
-    from infra.storage import folder_uri
 
     exported, left = copy_out(folder_uri(version), folder_uri(folder), licence or [])
     for what, counts in (("exported", exported), ("left out", left)):

@@ -226,8 +226,9 @@ def _report(
     from data_pipeline.published import read_manifest
     from data_pipeline.sheet import draw_sheet, read_samples
     from evaluation.report import StageCurve, write_report
+    from infra.addresses import join
     from infra.environment import git_state
-    from infra.storage import commit, join
+    from infra.storage import commit
     from training.follow import read_metrics
 
     rows = [row for row in read_manifest(version.uri) if row["split"] == "train"]

@@ -155,9 +155,9 @@ def start_stage(
     Raises:
         UserError: All mistakes in one message, before anything has started.
     """
+    from infra.addresses import folder_uri, is_local, join
     from infra.jobs.common import hold_work
     from infra.runtime import RuntimeConfig, start_ray, stop_ray
-    from infra.storage import folder_uri, is_local, join
     from infra.tracking import default_uri
     from training import resume_rules
     from training.launch import made_of, train

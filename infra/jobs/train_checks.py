@@ -59,7 +59,7 @@ def parse_source(text: str) -> Any:
     Raises:
         UserError: The weight is not above 0.
     """
-    from infra.storage import folder_uri
+    from infra.addresses import folder_uri
     from training.config import DataSource
 
     uri, colon, last = text.rpartition(":")
@@ -110,7 +110,7 @@ def _unfit(settings: Any) -> list[str]:
 
 def open_datasets(mistakes: Mistakes, uris: list[str]) -> list[Any]:
     """The datasets; those that cannot be opened are mistakes and left out."""
-    from infra.storage import folder_uri
+    from infra.addresses import folder_uri
     from training.data import Dataset
 
     opened = [mistakes.catch(partial(Dataset.open, folder_uri(uri))) for uri in uris]

@@ -7,9 +7,10 @@ import pytest
 
 from data_pipeline.build import build_dataset
 from data_pipeline.verify import verify_version
+from infra.addresses import join
 from infra.errors import UserError, is_of_a_store
 from infra.lease import lease
-from infra.storage import commit, commit_file, delete, delete_folder, exists, join, list_files, list_folders, read_bytes
+from infra.storage import commit, commit_file, delete, delete_folder, exists, list_files, list_folders, read_bytes
 from tests.data_pipeline.crash_chain import CONFIG
 from tests.gcs import emulator
 

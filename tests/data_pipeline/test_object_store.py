@@ -10,9 +10,10 @@ import pytest
 from data_pipeline.build import build_dataset
 from data_pipeline.verify import verify_version
 from data_pipeline.worklist import WorkItem, item_for
+from infra.addresses import join
 from infra.errors import UserError
 from infra.lease import lease
-from infra.storage import commit, delete, exists, join, list_files, list_folders, read_bytes
+from infra.storage import commit, delete, exists, list_files, list_folders, read_bytes
 from tests.data_pipeline.crash_chain import CONFIG, build
 
 

@@ -7,9 +7,10 @@ import time
 import pytest
 
 from infra import lease as lease_module
+from infra.addresses import join
 from infra.errors import UserError
 from infra.lease import lease
-from infra.storage import commit, join, read_bytes
+from infra.storage import commit, read_bytes
 
 
 def test_a_held_folder_is_refused_and_a_dead_holder_is_taken_over(tmp_path):

@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from infra.addresses import filesystem_of, join
 from infra.errors import UserError
-from infra.storage import commit, filesystem_of, join, list_files, read_bytes, sha256_json
+from infra.storage import commit, list_files, read_bytes, sha256_json
 
 
 def test_a_failed_commit_leaves_nothing(tmp_path, monkeypatch):

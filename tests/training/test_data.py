@@ -12,8 +12,9 @@ import pytest
 from data_pipeline.forget_versions import shrink
 from data_pipeline.removals import Removals, hash_name
 from data_pipeline.subset import make_view
+from infra.addresses import join
 from infra.errors import UserError
-from infra.storage import commit, delete, join, list_files, read_bytes
+from infra.storage import commit, delete, list_files, read_bytes
 from tests.training.versions import make_pair, publish
 from training import ranges
 from training.config import DataSource
