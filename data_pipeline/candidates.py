@@ -23,7 +23,7 @@ _DROPPED = ("phash_source", "phash_target", "edit_expression", "edit_intensity")
 SCHEMA = pa.schema(
     [
         *(field for field in SCORE_SCHEMA if field.name not in _DROPPED),
-        ("similarity", pa.float32()),
+        *((name, pa.float32()) for name in ("similarity", "writing")),
         *((name, pa.string()) for name in ("verdict", "edit", "edit_kind", "split", "licence")),
         ("rendered", pa.list_(pa.string())),
     ]
@@ -58,7 +58,7 @@ def write_candidates(
             start = 0
             for piece in read_pieces(table_uri):
                 here = slice(start, start + len(piece))
-                table = _describe(piece, found.codes[here], found.similarity[here], splits, licences, rendered)
+                table = _describe(piece, found.codes[here], found.similarity[here], found.writing[here], splits, licences, rendered)
                 start += len(piece)
                 writer = writer or pq.ParquetWriter(scratch, table.schema, compression="zstd")
                 writer.write_table(table, row_group_size=len(table))
@@ -76,6 +76,7 @@ def _describe(
     piece: pa.Table,
     codes: npt.NDArray[np.int8],
     similarity: npt.NDArray[np.float32],
+    writing: npt.NDArray[np.float32],
     splits: dict[str, str],
     licences: dict[str, str],
     rendered: dict[str, list[str]],
@@ -88,6 +89,7 @@ def _describe(
     keys = piece["key"].to_pylist()
     added = {
         "similarity": pa.array(similarity, pa.float32(), from_pandas=True),  # null where it was not asked for
+        "writing": pa.array(writing, pa.float32(), from_pandas=True),
         "verdict": row_verdicts(codes),
         "edit": pa.array(np.array([texts[int(code)] for code in unique], object)[place], pa.string()),
         "edit_kind": pa.array(_KINDS[kind].astype(object), pa.string()),

@@ -63,11 +63,11 @@ TYPES: Mapping[str, Mapping[str, pa.DataType]] = {
     ),
     "columns/identity": _typed(int32="row", floats="embedding"),
     "columns/occlusion": _typed(float32="occlusion"),
-    "columns/writing": _typed(float32="writing"),
+    "columns/writing": _typed(int32="row", float32="writing"),
     "columns/surroundings": _typed(floats="background clothing"),
     "columns/fer": _typed(floats="fer_scores"),
     PAIRS: _SCORED,
-    CANDIDATES: _SCORED | _typed(text="verdict edit edit_kind split licence", float32="similarity", texts="rendered"),
+    CANDIDATES: _SCORED | _typed(text="verdict edit edit_kind split licence", float32="similarity writing", texts="rendered"),
     MANIFEST: _typed(
         text="key split kind source_id identity instruction edit_kind expression intensity shard licence consent url target_id target_licence target_consent "
         "target_url",
@@ -80,7 +80,7 @@ READS = (
     Reads("groups", PARTS, observations.CHIP_COLUMNS),
     Reads("score", PARTS, pairing.OBSERVED),
     *(Reads("score", f"columns/{group}", names) for group, names in pairing.OF_GROUPS.items()),
-    Reads("identities", f"columns/{identities.NAME}", identities.NEEDED),
+    *(Reads("what is asked for", f"columns/{name}", columns) for name, columns in identities.NEEDED.items()),
     Reads("judge", PAIRS, judge.NEEDED),
     Reads("cells", PAIRS, cells.NEEDED),
     Reads("accepted pairs (judge.OF_ACCEPTED)", PAIRS, judge.OF_ACCEPTED),
@@ -152,14 +152,17 @@ def _find_clashes(groups: Mapping[str, Group]) -> list[str]:
 
 
 def _find_odd_filters(filters: Mapping[str, str]) -> list[str]:
-    """Filters without a score, and groups of which `rules.READ_FROM` says other than `pairing.OF_GROUPS`: a build would warn wrongly, or not at all."""
+    """Filters without a score, and groups of which `rules.READ_FROM` says other than what is read of them: a build would warn wrongly, or not at all."""
     found = [
         f"the filter {name} asks for {score}; pairing.SCORES does not have it"
         for name, score in filters.items()
         if score not in pairing.SCORES
     ]
-    for group in sorted(pairing.OF_GROUPS.keys() | rules.READ_FROM.keys()):
+    read_of = pairing.OF_GROUPS | {identities.WRITING: identities.NEEDED[identities.WRITING][1:]}
+    for group in sorted(read_of.keys() | rules.READ_FROM.keys()):
         told = {filters.get(verdict) for verdict in rules.READ_FROM.get(group, ())}
-        if told != {pairing.SCORE_OF.get(column, column) for column in pairing.OF_GROUPS.get(group, ())}:
-            found.append(f"the filters of group {group} in rules.READ_FROM do not ask for what score reads of it (pairing.OF_GROUPS)")
+        if told != {pairing.SCORE_OF.get(column, column) for column in read_of.get(group, ())}:
+            found.append(
+                f"the filters of group {group} in rules.READ_FROM do not ask for what is read of it (pairing.OF_GROUPS, identities.NEEDED)"
+            )
     return found

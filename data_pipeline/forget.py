@@ -23,7 +23,7 @@ from data_pipeline.extend import MERGES
 from data_pipeline.forget_files import delete_images, delete_observations, sweep_crops, sweep_rewrites
 from data_pipeline.forget_versions import drop_unpublished, lost_keys, read_tombstones, refresh_view, shrink, tidy, versions_of
 from data_pipeline.groups import GroupsConfig, backfill, group_digests
-from data_pipeline.identities import NAME, Identities
+from data_pipeline.identities import NAME, AskedGroup
 from data_pipeline.removals import FILE, Removals, find_removed, hash_name, read_parts
 from data_pipeline.replay import drop_replays
 from data_pipeline.versions import drop_empty
@@ -157,7 +157,7 @@ def sources_like(work: str, photo: str, models: Path, similarity: float = 0.45) 
     config = GroupsConfig(names=(NAME,))  # the recognizer that read the photo, whichever the build used
     digests = group_digests(models, config)
     backfill(list(parts), digests, config, models, work, 0)  # a build computes identity only where a pair needs it
-    identities = Identities.open(work, digests, config, models, 0)
+    identities = AskedGroup.open(NAME, work, digests, config, models, 0)
     alike: dict[str, float] = {}
     for part, source in parts.items():
         best = max((float(np.dot(vector, reading.embedding)) for vector in identities.read(part).values()), default=-1.0)

@@ -1,6 +1,6 @@
 """Thresholds and quotas on stored scores: the one place where a pair is accepted or refused. Reads a table of scores in pieces; decodes nothing.
 
-Identity comes last: it is asked for where a pair passes all else and its quotas have room. What was not computed is taken for alike, computed, and the
+Identity and writing come last: they are asked for where a pair passes all else and its quotas have room. What was not computed is taken for well, computed, and the
 table judged again, until nothing is lacking; the verdicts are then those of one pass that knew all, whatever was known before.
 """
 
@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline.cells import over_quota
-from data_pipeline.identities import Asked, Vector, Vectors
+from data_pipeline.identities import NAME, WRITING, Asked, Face, Vector, Vectors
 from data_pipeline.pairing import AXES, EXPRESSIONS, INTENSITIES, STORED_SCORES, VERIFIABLE
-from data_pipeline.rules import ACCEPTED, CODE, FIRST, LIMITS, PASSED, VERDICTS, PairingConfig, Rules, Usage
+from data_pipeline.rules import ACCEPTED, ASKED, CODE, FIRST, LIMITS, PASSED, VERDICTS, PairingConfig, Rules, Usage
 from data_pipeline.tables import end_numbers, on_each, read_pieces
 from lato.faces.quality import hash_distance
 
@@ -43,11 +43,13 @@ class Judged:
     """Of its rows, in `VERDICTS`."""
     similarity: npt.NDArray[np.float32]
     """Of its rows; NaN where identity was not asked for."""
+    writing: npt.NDArray[np.float32]
+    """Likewise, the share of text."""
     people: dict[str, Vector]
     """Track (`source/track`) -> mean direction of its faces that were asked for. Synthetic people are left out: their identity is declared."""
 
 
-def judge(uris: list[str], rules: Rules, vectors: Vectors, workers: int = 0) -> list[Judged]:
+def judge(uris: list[str], rules: Rules, vectors: Vectors, workers: int = 0, writing: Vectors | None = None) -> list[Judged]:
     """Decides on every scored pair.
 
     Args:
@@ -55,6 +57,7 @@ def judge(uris: list[str], rules: Rules, vectors: Vectors, workers: int = 0) -> 
         rules: Thresholds, labels, what is frozen.
         vectors: Identity of the faces.
         workers: Ray actors, used where there are very many pairs; 0 works here.
+        writing: Text on the faces; None where it is not computed, and refuses nothing.
 
     Returns:
         What was decided on each table.
@@ -63,15 +66,19 @@ def judge(uris: list[str], rules: Rules, vectors: Vectors, workers: int = 0) -> 
     done: set[str] = set()
     todo = list(dict.fromkeys(uris))
     while todo:
-        wanted: dict[str, set[int]] = defaultdict(set)
-        for uri, (found, lacking) in zip(todo, on_each(functools.partial(_judge_table, rules, vectors), todo, workers), strict=True):
+        wanted: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+        for uri, (found, lacking) in zip(
+            todo, on_each(functools.partial(_judge_table, rules, vectors, writing), todo, workers), strict=True
+        ):
             judged[uri] = replace(found, codes=found.codes.copy())  # of Ray's memory nothing may be changed, and verdicts are added to
-            for part, row in lacking:
-                wanted[part].add(row)
+            for name, faces in lacking.items():
+                for part, row in faces:
+                    wanted[name][part].add(row)
             if not lacking:
                 done.add(uri)
-        if wanted:
-            vectors.compute(wanted)
+        for name, group in ((NAME, vectors), (WRITING, writing)):
+            if group and name in wanted:
+                group.compute(wanted[name])
         todo = [uri for uri in todo if uri not in done]
     if rules.config.cell_quota is not None:
         _cap_cells(judged, rules, rules.config.cell_quota)
@@ -89,14 +96,16 @@ def _cap_cells(judged: dict[str, Judged], rules: Rules, quota: int) -> None:
         judged[uri].codes[beyond] = CODE["cell quota"]
 
 
-def _judge_table(rules: Rules, vectors: Vectors, uri: str) -> tuple[Judged, set[tuple[str, int]]]:
-    """What is decided with the vectors that are there, and the faces that lack one."""
-    asked = Asked(vectors, rules.bars)
+def _judge_table(rules: Rules, vectors: Vectors, writing: Vectors | None, uri: str) -> tuple[Judged, dict[str, set[Face]]]:
+    """What is decided with what is known of faces, and those of which something is lacking, by group."""
+    asked = Asked(vectors, writing, rules.bars)
     used = rules.usage.copy()  # a source lies in one table
     pieces = [_judge_piece(table, rules, used, asked) for table in read_pieces(uri, NEEDED)]
-    codes = [codes for codes, _ in pieces] or [np.zeros(0, np.int8)]
-    similar = [similar for _, similar in pieces] or [np.zeros(0, np.float32)]
-    return Judged(np.concatenate(codes), np.concatenate(similar), asked.people()), asked.lacking
+    codes, similar, text = (
+        np.concatenate([piece[n] for piece in pieces]) if pieces else np.zeros(0, kind)
+        for n, kind in enumerate((np.int8, np.float32, np.float32))
+    )
+    return Judged(codes, similar, text, asked.people()), asked.lacking
 
 
 def edit_texts(table: pa.Table) -> tuple[npt.NDArray[np.int64], dict[int, str]]:
@@ -114,14 +123,14 @@ def edit_texts(table: pa.Table) -> tuple[npt.NDArray[np.int64], dict[int, str]]:
     return number, texts
 
 
-def _judge_piece(table: pa.Table, rules: Rules, used: Usage, asked: Asked) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    config = rules.config
-    code = _apply_limits(table, config)
-    frozen = np.zeros(len(code), bool)
-    waived = np.asarray(pc.equal(table["kind"], "synthetic"))
+def _judge_piece(
+    table: pa.Table, rules: Rules, used: Usage, asked: Asked
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Verdicts, and what was asked for of their faces: likeness and text."""
+    code = _apply_limits(table, rules.config)
+    frozen, good = np.zeros(len(code), bool), np.zeros(len(code), bool)
     if rules.labels:
         good = _among(table["key"], [key for key, label in rules.labels.items() if label])
-        waived = waived | good
         code[good & (code != CODE["no edit of ours"]) & ~_without_edit(table)] = ACCEPTED
         code[_among(table["key"], [key for key, label in rules.labels.items() if not label])] = CODE["labelled bad"]
     code[(code == ACCEPTED) & np.asarray(table["held_out"])] = CODE["held out"]
@@ -131,7 +140,7 @@ def _judge_piece(table: pa.Table, rules: Rules, used: Usage, asked: Asked) -> tu
     if rules.frozen:
         frozen = _among(table["key"], list(rules.frozen))
         code[frozen] = ACCEPTED
-    return code, _choose(table, code, frozen, waived | frozen, rules.config, used, asked)
+    return code, *_choose(table, code, frozen, good, rules.config, used, asked)
 
 
 def _without_edit(table: pa.Table) -> npt.NDArray[np.bool_]:
@@ -145,7 +154,7 @@ def _among(column: pa.ChunkedArray, keys: list[str]) -> npt.NDArray[np.bool_]:
 
 
 def _apply_limits(table: pa.Table, config: PairingConfig) -> npt.NDArray[np.int8]:
-    """First verdict that holds, in the order of `VERDICTS`; identity is not among them yet."""
+    """First verdict that holds, in the order of `VERDICTS`; what is asked for is not among them yet."""
     expression = np.asarray(table["edit_expression"])
     conditions = [
         np.asarray(table["misread"]),
@@ -155,7 +164,7 @@ def _apply_limits(table: pa.Table, config: PairingConfig) -> npt.NDArray[np.int8
         | (np.asarray(table["intensity_gap"]) > config.max_intensity_gap),
         (expression >= 0) & ~VERIFIABLE[np.maximum(expression, 0)],
     ]
-    limits = [name for name in LIMITS if name != "identity"]
+    limits = [name for name in LIMITS if name not in ASKED]
     for score, name, sign in (
         LIMITS[limit] for limit in limits
     ):  # what was not computed is NaN and refuses nothing: the build has warned of it
@@ -168,19 +177,21 @@ def _choose(
     table: pa.Table,
     code: npt.NDArray[np.int8],
     frozen: npt.NDArray[np.bool_],
-    waived: npt.NDArray[np.bool_],
+    good: npt.NDArray[np.bool_],
     config: PairingConfig,
     used: Usage,
     asked: Asked,
-) -> npt.NDArray[np.float32]:
-    """Caps what a person, a source and an edit contribute, best first, and asks for the identity of what they leave; returns the similarities.
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Caps what a person, a source and an edit contribute, best first, and asks for identity and writing of what they leave; returns likeness and text.
 
     A pair and its reverse count once, and are kept or dropped together where no label says otherwise.
     """
-    similar = np.full(len(code), np.nan, np.float32)
+    similar, text = np.full(len(code), np.nan, np.float32), np.full(len(code), np.nan, np.float32)
     rows = np.flatnonzero(code == ACCEPTED)
     if not len(rows):
-        return similar
+        return similar, text
+    spared = frozen | good
+    declared = spared | np.asarray(pc.equal(table["kind"], "synthetic"))
     taken = table.take(rows)
     edits, texts = edit_texts(taken)
     ends = end_numbers(taken)
@@ -201,7 +212,7 @@ def _choose(
         who, where = person[group[0]], source[group[0]]
         cells = [(who, texts[int(edits[n])]) for n in group]
         if frozen[rows[group]].all():  # counted already, in the usage of the version that is extended
-            similar[rows[group]] = asked.similarity(int(group[0]))
+            similar[rows[group]], text[rows[group]] = asked.similarity(int(group[0])), asked.text(int(group[0]))
             near.keep(group, cells)
         elif near.sees(group, cells):
             code[rows[group]] = CODE["near-duplicate"]
@@ -210,8 +221,10 @@ def _choose(
             and used.source[where] < config.per_source
             and all(used.cell[cell] < config.per_cell for cell in cells)
         ):
-            similar[rows[group]] = asked.similarity(int(group[0]))
-            code[rows[group[(similar[rows[group]] < config.min_similarity) & ~waived[rows[group]]]]] = CODE["identity"]
+            mine = rows[group]
+            similar[mine], text[mine] = asked.similarity(int(group[0])), asked.text(int(group[0]))
+            code[mine[(text[mine] > config.max_writing) & ~spared[mine]]] = CODE["writing"]
+            code[mine[(similar[mine] < config.min_similarity) & ~declared[mine]]] = CODE["identity"]
             if asked.barred(int(group[0])):
                 code[rows[group[(code[rows[group]] == ACCEPTED) & ~frozen[rows[group]]]]] = CODE["held out"]
             kept = code[rows[group]] == ACCEPTED
@@ -223,7 +236,7 @@ def _choose(
                 near.keep(group[kept], cells)
         else:
             code[rows[group]] = CODE["quota"]
-    return similar
+    return similar, text
 
 
 class _NearDuplicates:
@@ -283,12 +296,19 @@ def passed_sources(uri: str, judged: Judged) -> set[str]:
 
 
 def accepted_rows(uri: str, judged: Judged) -> list[dict[str, Any]]:
-    """The accepted rows of a score table (`OF_ACCEPTED`), each with its `similarity`, and its number as `number`."""
+    """The accepted rows of a score table (`OF_ACCEPTED`), each with its `similarity` and `writing`, and its number as `number`."""
     found: list[dict[str, Any]] = []
     start = 0
     for table in read_pieces(uri, OF_ACCEPTED):
         mine = np.flatnonzero(judged.codes[start : start + len(table)] == ACCEPTED)
         for n, row in zip((mine + start).tolist(), table.take(mine).to_pylist(), strict=True):
-            found.append(row | {"number": n, "similarity": float(judged.similarity[n])})
+            found.append(
+                row
+                | {
+                    "number": n,
+                    "similarity": float(judged.similarity[n]),
+                    "writing": None if np.isnan(judged.writing[n]) else float(judged.writing[n]),
+                }
+            )
         start += len(table)
     return found

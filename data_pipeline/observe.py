@@ -10,7 +10,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.contract import check_contract
 from data_pipeline.groups import backfill, group_digests, group_models
 from data_pipeline.holdout import Holdout
-from data_pipeline.identities import NAME, Identities
+from data_pipeline.identities import NAME, WRITING, AskedGroup
 from data_pipeline.ledger import Ledger
 from data_pipeline.places import places_of
 from data_pipeline.published import read_manifest, sources_of
@@ -37,7 +37,9 @@ class Observed:
     """Column group -> digest."""
     models: dict[str, str]
     """`group/file` of the groups' models -> sha256."""
-    identities: Identities
+    identities: AskedGroup
+    writing: AskedGroup | None
+    """None where it is not computed."""
     holdout: Holdout
 
     def digest(self) -> str:
@@ -65,7 +67,8 @@ def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] |
         say(f"  warning: analyze.groups.names has no {group}: not computed, and no pair is refused as {' or '.join(READ_FROM[group])}")
     groups, workers = config.analyze.groups, config.analyze.workers
     digests = group_digests(models, groups)
-    identities = Identities.open(work, digests, groups, models, workers)
+    identities = AskedGroup.open(NAME, work, digests, groups, models, workers)
+    writing = AskedGroup.open(WRITING, work, digests, groups, models, workers) if WRITING in digests else None
     items = _sources(config, work, models, extra or [])
     holdout = Holdout.read(config.holdout, models, config.analyze.groups)
     extended = read_manifest(join(work, "versions", config.extends)) if config.extends else []
@@ -75,8 +78,8 @@ def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] |
     _stop_if_pending(ledger)
     holdout = holdout.find_sources(items, work)
     parts = [part for row in ledger.usable() for part in row["parts"]]
-    backfill(parts, {name: digest for name, digest in digests.items() if name != NAME}, groups, models, work, workers)
-    return Observed({item.source_id: item for item in items}, ledger, digests, group_models(models, groups), identities, holdout)
+    backfill(parts, {name: digest for name, digest in digests.items() if name not in (NAME, WRITING)}, groups, models, work, workers)
+    return Observed({item.source_id: item for item in items}, ledger, digests, group_models(models, groups), identities, writing, holdout)
 
 
 def read_sources(config: DataConfig, extra: list[WorkItem], work: str) -> list[WorkItem]:

@@ -28,18 +28,18 @@ INTENSITIES = tuple(intensity.value for intensity in Intensity)
 _MILD, _STRONG = 0.62, 0.88
 """Readings under and over which an undeclared expression is called slight and strong."""
 SCORES = (
-    "similarity", "sharpness", "noise", "clipped", "blockiness", "letterbox", "upscale", "padding", "tilt", "occlusion", "writing",
+    "similarity", "writing", "sharpness", "noise", "clipped", "blockiness", "letterbox", "upscale", "padding", "tilt", "occlusion",
     "expression_strength", "agreement", "intensity_gap", "pose_miss", "declared_miss", "background", "clothing",
 )  # fmt: skip
-"""Of a pair: the worse of its two ends. The first, likeness of the two faces, is asked for when the pair is judged."""
-STORED_SCORES = SCORES[1:]
+"""Of a pair: the worse of its two ends. The first two, likeness of the two faces and text on them, are asked for when the pair is judged."""
+STORED_SCORES = SCORES[2:]
 """In the score table; null where it was not computed, because its column group is not among the config's."""
 OBSERVED = (
     "source_id", "source_sha256", "kind", "identity", "track", "frame", "pts", "width", "height", "landmarks", "yaw", "pitch", "roll", "expression",
     "expression_intensity", "declared", "representative", "sharpness", "noise", "clipped", "blockiness", "letterbox", "face_px", "skin_ita", "phash",
 )  # fmt: skip
 """What is read of a representative, here and to join tracks and mark who is held out."""
-OF_GROUPS = {"occlusion": ("occlusion",), "writing": ("writing",), "surroundings": ("background", "clothing"), "fer": ("fer_scores",)}
+OF_GROUPS = {"occlusion": ("occlusion",), "surroundings": ("background", "clothing"), "fer": ("fer_scores",)}
 """Column group -> what is read of its columns, where the group is among the config's."""
 SCORE_OF = {"fer_scores": "agreement"}
 """A group's column -> the score that is made of it, where that has another name."""
@@ -133,7 +133,7 @@ def score_person(person: Person, margin: float) -> dict[str, Any] | None:
         "sharpness": np.minimum(column("sharpness")[i], column("sharpness")[j]),
         **{
             name: np.maximum(column(name, np.nan)[i], column(name, np.nan)[j])
-            for name in ("noise", "clipped", "blockiness", "letterbox", "occlusion", "writing")
+            for name in ("noise", "clipped", "blockiness", "letterbox", "occlusion")
         },
         "upscale": 512.0 / np.minimum(crops[0][:, 2], crops[1][:, 2]),
         "padding": np.maximum(_padding(crops[0], frame[i]), _padding(crops[1], frame[j])),

@@ -125,7 +125,7 @@ def _judge(plan: Plan) -> _Found:
     compared: list[set[str]] = []
     while True:
         rules = Rules(pairing, plan.labels, keys, usage, observed.holdout.bars, frozenset(copies))
-        judged = judge(tables, rules, observed.identities, workers)
+        judged = judge(tables, rules, observed.identities, workers, observed.writing)
         accepted = [(number, row) for number, uri in enumerate(tables) for row in accepted_rows(uri, judged[number])]
         fresh = [(number, row) for number, row in accepted if row["key"] not in keys]
         centroids = {track: face for found in judged for track, face in found.people.items()}

@@ -92,6 +92,9 @@ LIMITS: dict[str, tuple[str, str, int]] = {
 }
 """Verdict -> its score, the threshold's name in `PairingConfig`, and 1 where the score must reach it, -1 where it must stay under."""
 
+ASKED = ("identity", "writing")
+"""Those whose score is asked for last, of what passes all else and finds room in its quotas."""
+
 VERIFIERS: dict[str, tuple[str, str, int]] = {
     "expression verifier": ("expression_strength", "min_expression", -1),
     "pose discriminator": ("declared_miss", "pose_tolerance", -1),

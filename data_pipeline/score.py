@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline.groups import read_columns
 from data_pipeline.holdout import Holdout
-from data_pipeline.identities import Identities, same_person_threshold
+from data_pipeline.identities import AskedGroup, same_person_threshold
 from data_pipeline.observations import read_representatives
 from data_pipeline.pairing import OBSERVED, OF_GROUPS, SCORE_SCHEMA, Person, group_people, score_person
 from data_pipeline.places import scores
@@ -25,7 +25,7 @@ from infra.console import Progress
 from infra.pool import run_all
 from infra.storage import commit, exists, sha256_json
 
-VERSION = 5
+VERSION = 6
 """Raise it when equal observations would give other scores."""
 _BUNDLE = 50
 """Sources a table, more where a declared person has more."""
@@ -42,7 +42,7 @@ class ScoreInput:
 
     columns: dict[str, str]
     """Column group -> its digest."""
-    identities: Identities
+    identities: AskedGroup
     margin: float
     same_person: bool
     holdout: Holdout
@@ -73,7 +73,7 @@ def score_pairs(ledger: list[dict[str, Any]], given: ScoreInput, identities: dic
     return tables
 
 
-def read_faces(row: dict[str, Any], columns: dict[str, str], identities: Identities, work: str) -> list[dict[str, Any]]:
+def read_faces(row: dict[str, Any], columns: dict[str, str], identities: AskedGroup, work: str) -> list[dict[str, Any]]:
     """A source's representatives with what is read of the groups' columns; tracks that meet at a segment's border are joined."""
     pieces = []
     for number, part in enumerate(row["parts"]):

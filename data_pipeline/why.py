@@ -13,7 +13,7 @@ from data_pipeline.copies import read_copies
 from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import read_part
 from data_pipeline.published import home_of, read_manifest_table, read_members
-from data_pipeline.rules import SETTINGS, PairingConfig
+from data_pipeline.rules import ASKED, LIMITS, SETTINGS, PairingConfig
 from data_pipeline.tracks import why_not_chosen
 from data_pipeline.versions import check_judged, find_version, why_empty
 from infra.addresses import join
@@ -170,7 +170,7 @@ def _explain_pair(row: dict[str, Any], config: PairingConfig, folder: str) -> li
             f"{side} {source} track {row[f'{side}_track']} frame {row[f'{side}_frame']} ({row[f'{side}_pts']:.2f} s): {face}, {pose}"
         )
     for name, score, limit, passed in explain(row, config):
-        if name == "identity" and row["similarity"] is None and row["verdict"] != "accepted":  # it is asked last, of what passes all else
+        if name in ASKED and row["verdict"] not in ("accepted", *ASKED) and row[LIMITS[name][0]] is None:
             passed = f"not asked: refused before by {row['verdict']}"
         lines.append(f"  {name:<18} {score:>8}  {limit:<10} {passed}")
     return lines + (_explain_sample(row["key"], folder) if row["split"] else [])

@@ -19,10 +19,10 @@ from data_pipeline.tracks import bin_of
 
 
 class Known:
-    """Vectors that are all there."""
+    """What could be asked for is all there."""
 
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self._vectors = {number: row["embedding"] for number, row in enumerate(rows)}
+    def __init__(self, rows: list[dict[str, Any]], name: str = "embedding") -> None:
+        self._vectors = {number: np.atleast_1d(row[name]) for number, row in enumerate(rows)}
 
     def read(self, part: str) -> Mapping[int, npt.NDArray[np.float32]]:
         """Of every row."""
@@ -59,7 +59,8 @@ def plain_cells(rows: list[dict[str, Any]], scorers: dict[str, Scorer], config: 
     ]
     with tempfile.NamedTemporaryFile(suffix=".parquet") as table:
         write_scores(group_people(whole, same_person=False), config.margin, table.name)
-        return cells([table.name], judge([table.name], Rules(config), Known(rows)), {row["frame"]: row["track"] for row in rows})
+        judged = judge([table.name], Rules(config), Known(rows), writing=Known(whole, "writing"))
+        return cells([table.name], judged, {row["frame"]: row["track"] for row in rows})
 
 
 def loose_cells(rows: list[dict[str, Any]], shots: dict[int, int], pairing: PairingConfig) -> set[tuple[Any, ...]]:

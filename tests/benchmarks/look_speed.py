@@ -22,9 +22,9 @@ from data_pipeline.analyze import analyze
 from data_pipeline.chips import Chip, cut_chip
 from data_pipeline.decode import sample_frames
 from data_pipeline.decoder import Frame
-from data_pipeline.groups import GROUPS, Face, GroupsConfig, Scorer, backfill, compute_rows, group_digests
+from data_pipeline.groups import GROUPS, Face, GroupsConfig, Scorer, backfill, group_digests
 from data_pipeline.holdout import Holdout, HoldoutConfig
-from data_pipeline.identities import NAME, Identities
+from data_pipeline.identities import NAME, WRITING, AskedGroup
 from data_pipeline.judge import judge
 from data_pipeline.pairing import OBSERVED
 from data_pipeline.rules import PairingConfig, Rules
@@ -51,7 +51,7 @@ _MORE = {name: 3 if name == "franck" else 12 for name in CLIPS}
 """A build of one clip and so many copies, less a build of the clip alone, is what they cost once models are loaded and hashed. The other ways look at a short
 clip as often, as the decoders' seconds are counted in hundredths."""
 PAIRING = PairingConfig(max_upscale=6.0)
-"""At the default limit of 1.5 nothing of franck and carphone is large enough, and no face of theirs would be asked for identity at all."""
+"""At the default limit of 1.5 nothing of franck and carphone is large enough, and no face of theirs would be asked for at all."""
 OPEN = PAIRING.model_copy(update={"per_cell": 10**9, "per_identity": 10**9, "per_source": 10**9, "near_duplicate_bits": -1})
 """The same filters without quotas: what may be accepted at all."""
 
@@ -115,11 +115,11 @@ class Bench:
                 self.reader.mesh.observe(frame.image, faces[frame.number])
 
     def ours(self, name: str, asked: set[int] | None) -> list[dict[str, Any]]:
-        """The builder's own decoding and model calls; identity of the rows that are `asked` for, None: of all representatives."""
+        """The builder's own decoding and model calls; identity and writing of the rows that are `asked` for, None: of all representatives."""
         rows, _ = perceive.watch_video(self.frames(name), self.reader)
         chosen = [(number, row, _face(row)) for number, row in enumerate(rows) if row["representative"]]
         for group, score in self.scorers.items():
-            score([face for number, _, face in chosen if group != NAME or asked is None or number in asked])
+            score([face for number, _, face in chosen if group not in (NAME, WRITING) or asked is None or number in asked])
         return rows
 
     def savings(self, name: str, representatives: int) -> dict[str, Callable[[], Any]]:
@@ -179,28 +179,31 @@ class Built:
         self.ledger = analyze(items, self._config, models, self.work).rows
         self.parts = [row["parts"][0] for row in self.ledger]
         self.part = self.parts[0]
-        others = {group: digest for group, digest in self._digests.items() if group != NAME}
+        others = {group: digest for group, digest in self._digests.items() if group not in (NAME, WRITING)}
         backfill(self.parts, others, self._config.groups, models, self.work, 0)
 
     def asked(self, rows: set[int]) -> None:
-        """Computes the identity of rows, as a build does."""
-        wanted = dict.fromkeys(self.parts, rows)
-        compute_rows(NAME, wanted, self._digests[NAME], self._config.groups, self._models, self.work, 0)
+        """Computes identity and writing of rows, as a build does."""
+        for name in (NAME, WRITING):
+            self._group(name).compute(dict.fromkeys(self.parts, rows))
 
     def known(self) -> list[dict[str, Any]]:
         """All representatives, with their identity."""
         rows = observations.read_representatives(self.work, self.part, OBSERVED)
-        identities = Identities.open(self.work, self._digests, self._config.groups, self._models, 0)
+        identities = self._group(NAME)
         identities.compute({self.part: {row["row"] for row in rows}})
         vectors = identities.read(self.part)
         return [row | {"embedding": vectors[row["row"]]} for row in rows]
 
     def judge(self, config: PairingConfig) -> tuple[list[str], list[Any], set[int]]:
-        """Score tables, what is decided, and the rows whose identity was computed by now."""
-        identities = Identities.open(self.work, self._digests, self._config.groups, self._models, 0)
+        """Score tables, what is decided, and the rows that were asked for by now."""
+        identities, writing = self._group(NAME), self._group(WRITING)
         given = ScoreInput(self._digests, identities, config.margin, False, Holdout.read(HoldoutConfig(), self._models))
         tables = score_pairs(self.ledger, given, {}, self.work, 0)
-        return tables, judge(tables, Rules(config), identities), set(identities.read(self.part))
+        return tables, judge(tables, Rules(config), identities, writing=writing), set(identities.read(self.part))
+
+    def _group(self, name: str) -> AskedGroup:
+        return AskedGroup.open(name, self.work, self._digests, self._config.groups, self._models, 0)
 
 
 def against_the_plain_loop(models: Path) -> Iterator[Row]:
@@ -238,17 +241,20 @@ def against_the_plain_loop(models: Path) -> Iterator[Row]:
         rows = [
             (f"{name}: faces by the plain loop, by ours", f"{len(made['plain'])}, {len(made['ours'])}"),
             (f"{name}: of the plain loop's faces, read in the same bits by ours", str(same)),
-            (f"{name}: representatives, of them asked for identity", f"{chosen}, {len(asked)}"),
+            (f"{name}: representatives, of them asked for identity and writing", f"{chosen}, {len(asked)}"),
             (f"{name}: plain loop / ours", f"{took['plain'] / took['ours']:.2f}"),
             (f"{name}: ceiling, plain / (decode + shots + mesh)", f"{took['plain'] / took['ceiling']:.2f}"),
             (f"{name}: ours of the ceiling", f"{100 * share:.0f} %"),
-            (f"{name}: the same before a pair asks for identity", f"{100 * took['ceiling'] / took['without identity']:.0f} %"),
+            (f"{name}: the same before a pair asks for them", f"{100 * took['ceiling'] / took['without identity']:.0f} %"),
             (f"{name}: CPU ms: ceiling, what 85 % allows above it, what is above it", _rest(took)),
             (f"{name}: what the platform adds to its own decoding and model calls, after start-up", f"{100 * added:.0f} %"),
         ]
         if name == "franck":
             steps = {"every model on every sampled frame": "plain", **{step: step for step in bench.savings(name, chosen)}}
-            steps |= {f"and identity only of the {len(asked)} faces that a pair needs (ours)": "ours", "decode + shots + mesh": "ceiling"}
+            steps |= {
+                f"and identity and writing only of the {len(asked)} faces that a pair needs (ours)": "ours",
+                "decode + shots + mesh": "ceiling",
+            }
             rows += [
                 (f"{name}, a saving at a time: {step}", f"{1000 * took[key] / len(made['plain']):.1f} ms a face")
                 for step, key in steps.items()

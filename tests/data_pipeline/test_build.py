@@ -20,7 +20,7 @@ from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
 from data_pipeline.groups import GroupsConfig, group_digests
-from data_pipeline.identities import Identities
+from data_pipeline.identities import NAME, AskedGroup
 from data_pipeline.judge import judge
 from data_pipeline.render import RenderConfig
 from data_pipeline.rules import CODE, PairingConfig, Rules
@@ -150,7 +150,7 @@ def test_judged_on_ray_by_tables_the_verdicts_are_the_same(built, models, monkey
     uris = [shutil.copy(path, tmp_path / f"{copy}_{path.name}") for copy in range(2) for path in sorted((work / "pairs").glob("*.parquet"))]
     rules = Rules(PairingConfig(max_upscale=6.0, per_source=3, cell_quota=2))
     groups = GroupsConfig()
-    identities = Identities.open(str(work), group_digests(models, groups), groups, models, 0)
+    identities = AskedGroup.open(NAME, str(work), group_digests(models, groups), groups, models, 0)
     here = judge([str(uri) for uri in uris], rules, identities)
     monkeypatch.setattr(tables, "MANY", 10)
     monkeypatch.setattr(tables, "_JOB", 10)

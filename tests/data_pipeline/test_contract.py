@@ -23,7 +23,10 @@ def test_the_contract_holds_for_the_report_too():
     assert {read.table for read in READS} >= {"parts", "columns/identity", "columns/surroundings", "pairs", CANDIDATES}
 
 
-@pytest.mark.parametrize(("group", "column", "stage"), [("writing", "writing", "score"), ("identity", "embedding", "identities")])
+@pytest.mark.parametrize(
+    ("group", "column", "stage"),
+    [("occlusion", "occlusion", "score"), ("identity", "embedding", "what is asked for"), ("writing", "writing", "what is asked for")],
+)
 def test_a_group_whose_column_is_renamed_is_found(group, column, stage):
     columns = {f"new_{name}" if name == column else name: kind for name, kind in GROUPS[group].columns.items()}
     (mistake,) = find_mistakes(GROUPS | {group: replace(GROUPS[group], columns=columns)}, READS, FILTERS)

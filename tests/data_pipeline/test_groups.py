@@ -16,7 +16,7 @@ from data_pipeline.candidates import read_candidates
 from data_pipeline.chips import SIDE, cut_chip
 from data_pipeline.config import DataConfig
 from data_pipeline.groups import GROUPS, Face, GroupsConfig, backfill, group_digests, read_columns
-from data_pipeline.identities import Identities
+from data_pipeline.identities import NAME, AskedGroup
 from data_pipeline.observations import read_chips, read_part
 from data_pipeline.published import read_manifest, read_members
 from data_pipeline.rules import PairingConfig
@@ -180,7 +180,7 @@ def test_a_long_video_is_cut_at_keyframes_and_its_tracks_go_on(models, clip, tmp
     assert len(set(times)) == len(times)
     work, config = str(tmp_path / "work"), GroupsConfig(names=("identity",))
     digests = group_digests(models, config)
-    identities = Identities.open(work, digests, config, models, 0)
+    identities = AskedGroup.open(NAME, work, digests, config, models, 0)
     borders = find_borders([row], work, 0)
     identities.compute(borders)
     assert {part: set(identities.read(part)) for part in borders} == borders  # identity where tracks may meet, and nowhere else

@@ -8,7 +8,7 @@ from data_pipeline.build import build_dataset
 from data_pipeline.candidates import explain, read_candidates
 from data_pipeline.config import DataConfig
 from data_pipeline.groups import GroupsConfig, backfill, group_digests
-from data_pipeline.identities import Identities
+from data_pipeline.identities import NAME, AskedGroup
 from data_pipeline.judge import count_verdicts, judge
 from data_pipeline.observe import observe
 from data_pipeline.published import read_index
@@ -33,7 +33,7 @@ def built(models, clip, tmp_path_factory):
 
 def known(work, models):
     """Part and row of every face that has a vector."""
-    identities = Identities.open(str(work), group_digests(models, IDENTITY), IDENTITY, models, 0)
+    identities = AskedGroup.open(NAME, str(work), group_digests(models, IDENTITY), IDENTITY, models, 0)
     return {(path.stem, row) for path in (work / "parts").glob("*.parquet") for row in identities.read(path.stem)}
 
 

@@ -62,7 +62,7 @@ def test_what_is_stored_comes_out_again_in_every_bit(observed, models):
     assert found.keys() == {"clip", "nobody", "photo", "broken"}
     assert all(one.equal and not one.notes for one in found.values())
     assert (found["photo"].rows, found["broken"].rows) == (1, 0) and found["clip"].rows > 4
-    assert found["clip"].groups.keys() == {"occlusion", "writing", "surroundings", "fer"}  # identity is for pairs that ask for it
+    assert found["clip"].groups.keys() == {"occlusion", "surroundings", "fer"}  # identity and writing are for pairs that ask for them
     assert run("--sample", "1", "--work-dir", str(work))[0] == 0
     for wrong, message in (
         (["else"], "nothing is stored of it; no source of this build has that name"),
@@ -107,7 +107,7 @@ def test_a_part_that_is_not_what_is_read_now_is_told_column_by_column(copied):
         ("observations", "yaw"),
         ("observations", "landmarks"),
         ("occlusion", "occlusion"),
-        *((group, "(rows only stored)") for group in ("occlusion", "writing", "surroundings", "fer")),  # the row that is gone had a chip
+        *((group, "(rows only stored)") for group in ("occlusion", "surroundings", "fer")),  # the row that is gone had a chip
     }
     assert (found["observations", "yaw"].rows, found["observations", "(rows only now)"].rows) == (2, 1)
     assert found["observations", "yaw"].largest == pytest.approx(2.0, abs=1e-5)
