@@ -115,12 +115,12 @@ def _components(tied: dict[str, Any] | None, sources: set[str]) -> str:
         return ""
     of_source = tied["components"]
     count = len({of_source.get(name, name) for name in sources})
-    return f" in {count:,} component{'s' if count != 1 else ''} (sources that share a declared person, a group or a face)"
+    return f" in {count:,} component{'s' if count != 1 else ''} (sources that share a declared person, a group, a file or a face)"
 
 
 def _sides(tied: dict[str, Any] | None) -> str:
     """What holds of the splits: by what is declared for sure, by faces as far as they were compared."""
-    declared = "No source, group or declared person is in two splits."
+    declared = "No source, file, group or declared person is in two splits."
     held = (tied or {}).get("held_out")
     if not held or not held["tracks"]:
         return declared + " People who are not declared are told apart by a face recognizer, as far as it reaches."

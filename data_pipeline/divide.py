@@ -200,7 +200,7 @@ def divide(accepted: list[dict[str, Any]], items: dict[str, WorkItem], tied: Tie
 
 
 def _find_ties(items: dict[str, WorkItem], base: Base | None, copies: Mapping[str, Copy]) -> dict[str, list[str]]:
-    """Source id -> what it shares with others: declared identity or group, a clip, a merge, a component of the version that is extended.
+    """Source id -> what it shares with others: declared identity or group, a file, a clip, a merge, a component of the version that is extended.
 
     Who was one person then stays so, in particular those who lost their samples to a merge; what was published on two sides although alike ties nobody.
     """
@@ -209,6 +209,14 @@ def _find_ties(items: dict[str, WorkItem], base: Base | None, copies: Mapping[st
         for kind, name in (("identity", item.identity), ("group", item.group)):
             if name:
                 ties[item.source_id].append(f"{kind}:{name}")
+    known = base.split_of_source if base else {}
+    files: dict[str, list[str]] = defaultdict(list)  # two spans, or two people, of one file have one room behind them
+    for item in items.values():
+        files[item.uri].append(item.source_id)
+    for uri, names in files.items():
+        if len(names) > 1 and len({known[name] for name in names if name in known}) < 2:
+            for name in names:
+                ties[name].append(f"file:{uri}")
     for name, copy in copies.items():
         for one in (name, copy.of):
             ties[one].append(f"clip:{copy.of}")
@@ -216,7 +224,6 @@ def _find_ties(items: dict[str, WorkItem], base: Base | None, copies: Mapping[st
         for number, (first, second) in enumerate(read_merges(base.work)):
             for name in (first, second):
                 ties[name].append(f"merge:{number}")
-        known = base.split_of_source
         sides: dict[str, set[Split]] = defaultdict(set)
         for name, component in base.components.items():
             sides[component] |= {known[name]} if name in known else set()

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import cv2
 
+from data_pipeline.divide import tie
 from data_pipeline.split import SplitConfig, find_components
 from tests.data_pipeline.links import base_of, divided, face, pair, source
 
@@ -95,3 +96,10 @@ def test_a_bridge_is_left_out_and_only_it():
     found = find_components(names, {}, centroids, SplitConfig(link_similarity=0.6, link_nearest=12), samples)
     assert found.bridges == {"m/0"}
     assert found.of_source["l0"] == found.of_source["l5"] != found.of_source["r0"]
+
+
+def test_spans_and_people_of_one_file_go_to_one_side():
+    items = {name: source(name).model_copy(update={"uri": f"{file}.mp4"}) for name, file in (("a", 1), ("b", 1), ("c", 2))}
+    assert tie([], items, {}, None, SplitConfig(), {}).components.of_source == {"a": "source:a", "b": "source:a", "c": "source:c"}
+    apart = base_of({"a": "train", "b": "test"})  # published so by an earlier LaTo
+    assert len(set(tie([], items, {}, apart, SplitConfig(), {}).components.of_source.values())) == 3
