@@ -84,7 +84,9 @@ def rerun_and_packing(models: Path) -> list[Row]:
     again = time.monotonic() - started
     rows = read_manifest(version.uri)
     pairs = [decode_pair(row["key"], read_members(version.uri, row)) for row in rows]
-    samples = [Planned(pair.key, "train", {}, lambda pair=pair: pair) for pair in pairs]
+    stored = {"key", "split", "shard", *(f"{member}_{what}" for member in MEMBERS for what in ("offset", "length"))}  # given by packing
+    columns = [{name: value for name, value in row.items() if name not in stored} for row in rows]
+    samples = [Planned(pair.key, "train", mine, lambda pair=pair: pair) for pair, mine in zip(pairs, columns, strict=True)]
     took = interleaved(
         {
             "ours": lambda: pack(samples, PackConfig(), tempfile.mkdtemp(), "v", "x"),

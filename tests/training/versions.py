@@ -38,7 +38,13 @@ def publish(folder, counts, per_shard=8, first=0, side=64, name="k", far=()):
     planned, number = [], first
     for split, count in counts.items():
         for _ in range(count):
-            columns = {"source_id": f"s{number}", "identity": f"p{number}", "licence": "test", "kind": "synthetic"}
+            columns = {
+                "source_id": f"s{number}",
+                "identity": f"p{number}",
+                "licence": "test",
+                "kind": "synthetic",
+                "edit_kind": "expression",
+            }
             columns["instruction"] = make_pair(number, split, side, name).meta.instruction
             load = lambda number=number, split=split: make_pair(number, split, side, name, far)  # noqa: E731
             planned.append(Planned(f"{name}{number:04d}", split, columns, load))
