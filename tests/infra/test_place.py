@@ -91,7 +91,7 @@ photo, wheel, work = sys.argv[1:]
 start_ray(RuntimeConfig(num_cpus=2))
 
 class Editor:
-    def edit(self, photo, seed):
+    def edit(self, photo, seed, box):
         import lato_small_wheel
         return [(lato_small_wheel.picture, None)]
 

@@ -26,7 +26,7 @@ def _history(uri, run_id, name):
     return [(entry.step, entry.value) for entry in MlflowClient(uri).get_metric_history(run_id, name)]
 
 
-def _until(condition, seconds=60):
+def _until(condition, seconds=180):
     for _ in range(int(seconds * 20)):
         if condition():
             return
