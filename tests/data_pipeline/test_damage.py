@@ -10,6 +10,7 @@ import pytest
 from data_pipeline.build import build_dataset
 from data_pipeline.config import DataConfig
 from data_pipeline.groups import read_models
+from data_pipeline.places import warps
 from data_pipeline.rewrite import RewriteConfig, Rewriter, Wanted
 from data_pipeline.sources import ContentHashes
 from data_pipeline.synthetic.sources import edit_photos
@@ -161,7 +162,7 @@ def test_a_damaged_record_of_an_edited_photo_is_told(tmp_path, clip, content):
     (tmp_path / "synthetic").mkdir()
 
     def edit():
-        return edit_photos("warp", config, NoFace, photos, str(tmp_path), 0, 0.0)
+        return edit_photos("warp", config, NoFace, photos, str(tmp_path), 0, warps())
 
     assert edit() == []
     (file,) = (tmp_path / "synthetic").iterdir()
