@@ -34,7 +34,8 @@ from training.data import Dataset
 
 LOOSE = PairingConfig(
     max_upscale=20, max_padding=1, same_person=True, min_background=-1, min_clothing=-1, min_similarity=-1, min_expression=0, max_occlusion=9,
-    near_duplicate_bits=-1, pose_tolerance=15.0, min_sharpness=0, max_writing=1, min_agreement=0, max_intensity_gap=9, max_noise=99, max_clipped=1, max_blockiness=99, per_cell=99,
+    near_duplicate_bits=-1, pose_tolerance=15.0, min_sharpness=0, max_writing=1, max_noise=99, max_clipped=1, max_blockiness=99, per_cell=99,
+    min_agreement=0, max_intensity_gap=9,
 )  # fmt: skip
 
 
