@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,15 +85,16 @@ class Holdout:
             raise UserError(f"holdout.folder: no face is found in {', '.join(blind[:5])}; take them out, or name their sources by sha256")
         return cls(config, np.stack(embeddings) if embeddings else np.zeros((0, 0), np.float32), tuple(hashes))
 
-    def find_sources(self, items: list[WorkItem], work: str) -> Holdout:
+    def find_sources(self, items: list[WorkItem], usable: Collection[str], work: str) -> Holdout:
         """With the sources that hold a content of `sha256`, by themselves or as one of a set's pictures; warns of names and contents that no source has.
 
         Args:
             items: All sources, generated ones too.
+            usable: Ids of those that could be read: of others no picture is used, and their sets may be damaged.
             work: The build's folder, where their hashes are kept.
         """
         known, wanted = ContentHashes(work), frozenset(self.config.sha256)
-        found = {item.source_id: wanted & _contents_of(item, known) for item in items} if wanted else {}
+        found = {item.source_id: wanted & _contents_of(item, known) for item in items if wanted and item.source_id in usable}
         people = {item.identity for item in items}
         met = frozenset[str]().union(*found.values())
         for name, given, there in (("identities", self.config.identities, people), ("sha256", self.config.sha256, met)):

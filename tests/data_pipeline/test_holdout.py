@@ -54,12 +54,15 @@ def test_a_content_is_held_out_with_the_sets_that_hold_it_and_what_fits_nothing_
     sets = [commit_set([(photos[name], None), (b"edited", None)], {}, str(tmp_path)) for name in photos]
     items = [item_for(clip(name), identity=name) for name in photos]
     items += [item_for(str(tmp_path / "synthetic" / made), source_id=f"{name}_set") for name, made in zip(photos, sets, strict=True)]
+    usable = {item.source_id for item in items}
+    (tmp_path / "torn.json").write_text("{")  # it failed, and is not read again
+    items.append(item_for(str(tmp_path / "torn.json")))
     known = HoldoutConfig(sha256=(sha256_bytes(photos["obama"]),), identities=("biden",))
-    found = Holdout.read(known, models).find_sources(items, str(tmp_path))
+    found = Holdout.read(known, models).find_sources(items, usable, str(tmp_path))
     assert found.sources == {"obama", "obama_set"} and "warning" not in capsys.readouterr().out
     assert found.digest != Holdout.read(known, models).digest
     wrong = HoldoutConfig(sha256=(*known.sha256, "abc"), identities=("biden", "nobody_of_that_name"))
-    assert Holdout.read(wrong, models).find_sources(items, str(tmp_path)).sources == {"obama", "obama_set"}
+    assert Holdout.read(wrong, models).find_sources(items, usable, str(tmp_path)).sources == {"obama", "obama_set"}
     told = capsys.readouterr().out
     assert "holdout.sha256: no source here is of abc:" in told and "holdout.identities: no source here is of nobody_of_that_name:" in told
 
