@@ -1,6 +1,7 @@
-"""Fixtures that every room uses: real models, real clips, a real Ray."""
+"""Fixtures that every room uses: real models, real clips, a real Ray, an empty MLflow database."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,27 @@ def person():
         return picture
 
     return make
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """An MLflow database without a run."""
+    from mlflow import MlflowClient
+
+    from infra.tracking import default_uri
+
+    folder = tmp_path_factory.mktemp("database")
+    MlflowClient(default_uri(str(folder))).search_experiments()  # makes its tables, which takes seconds
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def uri(tmp_path, empty_database):
+    """Tracking in the test's own folder."""
+    from infra.tracking import default_uri
+
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return default_uri(str(tmp_path))
 
 
 @pytest.fixture(scope="session")

@@ -9,24 +9,9 @@ import pytest
 from PIL import Image
 
 from infra.runs import delete_artifacts
-from infra.tracking import default_uri, open_run
+from infra.tracking import open_run
 from training import presets
 from training.follow import Follower
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    from mlflow import MlflowClient
-
-    folder = tmp_path_factory.mktemp("database")
-    MlflowClient(default_uri(str(folder))).search_experiments()  # makes its tables, which takes seconds
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def uri(tmp_path, empty_database):
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    return default_uri(str(tmp_path))
 
 
 def _write_metrics(folder, steps):
