@@ -111,7 +111,8 @@ def altered(path, target, start=0.0, seconds=None, crf=18, scale=1.0, crop=0.0, 
         video = given.streams.video[0]
         left, top = (int(side * crop) for side in (video.width, video.height))
         size = [round((side - 2 * cut) * scale / 2) * 2 for side, cut in ((video.width, left), (video.height, top))]
-        stream = made.add_stream("libx264", rate=video.average_rate, options={"crf": str(crf), "threads": "1", "preset": "fast"})
+        # without B-frames: x264's search for their places gives other bytes in each run, also in one thread
+        stream = made.add_stream("libx264", rate=video.average_rate, options={"crf": str(crf), "threads": "1", "preset": "fast", "bf": "0"})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 12800)
         first = None
