@@ -90,7 +90,7 @@ def packed_anew(path, target):
 
 def encoded_anew(path, target, crf):
     """The video compressed once more: what it shows is nearly the same."""
-    return _compress(path, target, {"crf": str(crf), "threads": "1"})
+    return _compress(path, target, {"crf": str(crf), "threads": "1", "bf": "0"})
 
 
 def altered(path, target, start=0.0, seconds=None, crf=18, scale=1.0, crop=0.0, mirror=False, still=False):
