@@ -41,16 +41,12 @@ def _regions() -> dict[str, npt.NDArray[np.uint8]]:
 
 def _colours(lab: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     counts = cv2.calcHist([lab], [0, 1, 2], mask, list(_BINS), [0, 256, *(_CHROMA[0], _CHROMA[1] + 1) * 2])
-    counts = np.asarray(counts, np.float64).reshape(_BINS)
-    for axis in range(3):  # a colour at a bin's border counts for its neighbour too
-        lines = np.moveaxis(counts, axis, 0)
-        counts = np.moveaxis(0.5 * lines + 0.25 * (_shifted(lines, 1) + _shifted(lines, -1)), 0, axis)
-    root = np.sqrt(counts).reshape(-1)
+    root = np.sqrt(_smoothing() @ np.asarray(counts, np.float64).reshape(-1))
     return (root / max(float(np.linalg.norm(root)), 1e-9)).astype(np.float32)
 
 
-def _shifted(lines: npt.NDArray[np.float64], by: int) -> npt.NDArray[np.float64]:
-    """Along the first axis; zeros come in."""
-    moved = np.zeros_like(lines)
-    moved[max(by, 0) : len(lines) + min(by, 0)] = lines[max(-by, 0) : len(lines) - max(by, 0)]
-    return moved
+@cache
+def _smoothing() -> npt.NDArray[np.float64]:
+    """(bins, bins): a colour at a bin's border counts for its neighbour along each axis too."""
+    lines = [0.5 * np.eye(size) + 0.25 * (np.eye(size, k=1) + np.eye(size, k=-1)) for size in _BINS]
+    return np.kron(np.kron(lines[0], lines[1]), lines[2])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+
+from lato.faces.onnx_session import open_session
 
 SAME_PERSON_THRESHOLD = {
     "face_recognition_sface_2021dec.onnx": 0.45,
@@ -68,63 +69,6 @@ class FaceEmbedder:
         rows = features(aligned) if self._batched and aligned else [features(face) for face in aligned]
         vectors = [np.asarray(row, np.float32).reshape(-1) for row in rows]
         return [vector / max(float(np.linalg.norm(vector)), 1e-9) for vector in vectors]
-
-
-_GPU = ("CUDAExecutionProvider", "ROCMExecutionProvider", "MIGraphXExecutionProvider")
-
-
-def open_session(path: Path, batched: bool = False, gpu: bool = False) -> object:
-    """An onnxruntime session of one thread, on the CPU unless a GPU is asked for: a worker that was given none must not take a share of one.
-
-    Args:
-        path: The ONNX file.
-        batched: Open the batch axis, in memory: the files have a batch of 1 baked in.
-        gpu: Run it on a GPU.
-
-    Raises:
-        ValueError: A GPU is asked for, and this onnxruntime has no provider for one.
-    """
-    import onnxruntime
-
-    there = [name for name in _GPU if name in onnxruntime.get_available_providers()] if gpu else []
-    if gpu and not there:
-        raise ValueError(
-            f"a GPU was asked for, but onnxruntime has none of {', '.join(_GPU)} here. Install onnxruntime-gpu on GPU nodes, or set gpus=0."
-        )
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    model = _open_batch_axis(path) if batched else str(path)
-    return onnxruntime.InferenceSession(model, options, providers=[*there, "CPUExecutionProvider"])
-
-
-def _open_batch_axis(path: Path) -> bytes:
-    import onnx
-
-    model = onnx.load(str(path))
-    weights = {tensor.name for tensor in model.graph.initializer}  # old files list them among the inputs
-    for value in (*model.graph.input, *model.graph.output):
-        if value.name not in weights and value.type.tensor_type.shape.dim:
-            value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    del model.graph.value_info[:]  # shapes in between are inferred anew
-    for node in model.graph.node:
-        if node.op_type == "Reshape":
-            _reshape_any_batch(model, node)
-    return model.SerializeToString()
-
-
-def _reshape_any_batch(model: Any, node: Any) -> None:
-    """A Reshape to (1, n) becomes one to (any, n)."""
-    from onnx import numpy_helper
-
-    for tensor in model.graph.initializer:
-        if tensor.name == node.input[1]:
-            shape = numpy_helper.to_array(tensor).copy()
-            if len(shape) and shape[0] == 1 and (shape > 0).all():
-                shape[0] = -1
-                tensor.CopyFrom(numpy_helper.from_array(shape, tensor.name))
 
 
 def similarity(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from lato.faces.identity import open_session
+from lato.faces.onnx_session import open_session
 from lato.landmarks import Landmarks
 
 _INPUT = 64

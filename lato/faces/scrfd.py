@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lato.faces.detect import Detection
-from lato.faces.identity import open_session
+from lato.faces.onnx_session import open_session
 
 _INPUT = (640, 640)
 _SCORE = 0.5

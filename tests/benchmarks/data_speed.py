@@ -41,6 +41,7 @@ from lato.pairs import MEMBERS, decode_pair
 from tests.benchmarks.decode_speed import decoders
 from tests.benchmarks.look_speed import against_the_plain_loop, interleaved, two_workers
 from tests.benchmarks.page import Row, measure
+from tests.benchmarks.recognizer_speed import recognizer
 from tests.benchmarks.truth import truth
 
 PAIRS = 10_000_000
@@ -58,10 +59,11 @@ NOTES = {
         "mesh at each of the plain loop's faces. The decoders' seconds are in all of them (they are children of the fork server).\n"
         "What the platform adds is measured on further copies of a clip in one build. Pairing is in neither way. `pairing.max_upscale` is 6 here: at the\n"
         "default of 1.5 no face of franck and carphone is large enough, and the builder would ask for no identity at all. A pair needs the identity of\n"
-        "two faces, about 37 ms each: where twice that is more than what 85 % allows above the ceiling, a clip misses the aim with its first pair. Cells\n"
-        "are (track, source bin, target bin); `all filters` judges both ways' faces by the same pairing rule without quotas, and computes for that,\n"
+        "two faces, and a look of the text detector at each: where that is more than what 85 % allows above the ceiling, a clip misses the aim with its first\n"
+        "pair. Cells are (track, source bin, target bin); `all filters` judges both ways' faces by the same pairing rule without quotas, and computes for that,\n"
         "outside the times, the identity that quotas spared."
     ),
+    "Recognizer": "SFace's file as onnxruntime opens it, and with its graph put into the form that runs fast (`lato/faces/onnx_session.py`).",
     "Decoders": (
         "In order: five frames a second of the first minute. Seeking: twelve frames far from each other, by the builder's own code with either library,\n"
         "compared with the frames that were looked at. Each in a process of its own; importing decord, about 400 MB and 0.4 s, is not in it."
@@ -258,6 +260,7 @@ def main() -> None:
     models = perception_models()
     sections: dict[str, Callable[[], Iterable[Row]]] = {
         "Videos": lambda: against_the_plain_loop(models),
+        "Recognizer": lambda: recognizer(models),
         "Decoders": decoders,
         "Workers": lambda: two_workers(models),
         "Building": lambda: rerun_and_packing(models),

@@ -27,7 +27,7 @@ from data_pipeline.sources import plan_segments
 from data_pipeline.worklist import item_for
 from infra import assets
 from infra.errors import UserError
-from lato.faces.identity import open_session
+from lato.faces.onnx_session import open_session
 from lato.faces.writing import TextDetector
 from lato.landmarks import interocular_distance
 from lato.pairs import decode_pair
@@ -89,6 +89,39 @@ def test_where_a_face_is_covered_the_two_readings_part(photo, reader, models):
     )
     cv2.rectangle(covered, tuple(low.tolist()), tuple(high.tolist()), (40, 90, 40), -1)
     assert reading(covered) > 1.5 * reading(photo)
+
+
+def test_a_recognizer_is_opened_in_a_form_that_gives_the_same_vectors(models):
+    """Its PRelus are computed by convolutions, its weights are no inputs: what cost more than half of a face (docs/benchmarks_data.md, Recognizer)."""
+    import onnxruntime
+
+    file = models / "face_recognition_sface_2021dec.onnx"
+    as_it_is, opened = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"]), open_session(file)
+    faces = np.random.default_rng(0).uniform(0, 255, (3, 1, 3, 112, 112)).astype(np.float32)
+    for face in faces:
+        expected = as_it_is.run(None, {"data": face})[0]
+        np.testing.assert_allclose(opened.run(None, {"data": face})[0], expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_slopes_of_any_sign_and_prelus_of_other_shapes_are_kept(tmp_path):
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 5, 5]) for name in ("in", "out")]
+    slopes = [
+        numpy_helper.from_array(array.astype(np.float32), name)
+        for name, array in (("a", np.array([[[-0.8]], [[0.3]], [[1.2]]])), ("b", np.array([0.5])))
+    ]
+    nodes = [helper.make_node("PRelu", ["in", "a"], ["middle"]), helper.make_node("PRelu", ["middle", "b"], ["out"])]
+    file = tmp_path / "two.onnx"
+    save(
+        helper.make_model(
+            helper.make_graph(nodes, "two", values[:1], values[1:], slopes), opset_imports=[helper.make_opsetid("", 11)], ir_version=6
+        ),
+        file,
+    )
+    given = np.random.default_rng(0).normal(size=(1, 3, 5, 5)).astype(np.float32)
+    first = np.where(given > 0, given, given * np.array([-0.8, 0.3, 1.2]).reshape(3, 1, 1))
+    np.testing.assert_allclose(open_session(file).run(None, {"in": given})[0], np.where(first > 0, first, 0.5 * first), atol=1e-6)
 
 
 def test_an_open_batch_axis_gives_the_same_vectors(chip, models):
