@@ -71,7 +71,7 @@ def _replace_prelu(model: Any) -> None:
         inside, out = node.input[0], node.output[0]
         factors = {f"{out}/below": a, f"{out}/rest": 1 - a}
         model.graph.initializer.extend(numpy_helper.from_array(each.reshape(-1, 1, 1, 1), name) for name, each in factors.items())
-        depthwise = {"group": len(a), "kernel_shape": [1, 1]}
+        depthwise: dict[str, Any] = {"group": len(a), "kernel_shape": [1, 1]}
         nodes += [
             helper.make_node("Relu", [inside], [f"{out}/positive"]),
             helper.make_node("Conv", [inside, f"{out}/below"], [f"{out}/all"], **depthwise),
