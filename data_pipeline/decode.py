@@ -21,6 +21,12 @@ _CUT = 27.0
 """PySceneDetect's own threshold for a cut."""
 _LATE = 0.5
 """A stream may end this many seconds before its stated length."""
+_SAY_WHEN_THEY_END = ("matroska,webm", "asf")
+"""Containers whose length is the time at which the pictures end, by the file's clock; in others it begins with the first picture."""
+_MAY_BE_JOINED = ("mpegts", "mpeg", "matroska,webm")
+"""Containers that are read on where another one follows in the same file: recordings that somebody wrote one behind the other, each with its own clock."""
+_CLOCK_FALLS = 1.0
+"""Seconds by which a keyframe is before what came before it, where another clock begins."""
 
 
 class FrameCount(NamedTuple):
@@ -65,10 +71,13 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
         stream.thread_type = "NONE"
         assert stream.time_base is not None, "an opened stream has a time base"
         tick = stream.time_base
-        length = _stated_length(container, stream)
         start = float((stream.start_time or 0) * tick)
+        length = _stated_length(container, stream, start)
         rate = float(stream.average_rate or 25)
         timed = stream.start_time is not None
+        alive = Alive(sender)
+        if timed and container.format.name in _MAY_BE_JOINED:
+            _check_clock(path, alive)
         if begin > 1.0 and timed:  # a piece of a long video: from the keyframe before it; frames without times are counted from the first
             place = _place_before(path, int((begin + start) / tick), stream)
             if place is not None:
@@ -77,7 +86,6 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
         stated = _stated_frames(stream)
         shots, upright = _ShotCounter(rate), Upright()
         torn: list[str] = []
-        alive = Alive(sender)
         for index, frame in enumerate(_frames_until_torn(container, stream, torn)):
             alive.tell()
             shots.see(frame)
@@ -117,16 +125,44 @@ def _place_before(path: str, wanted: int, stream: Any) -> int | None:
     return None
 
 
-def _stated_length(container: Any, stream: Any) -> float | None:
-    """Seconds of the pictures by the stream's header, or by the tag that Matroska's writers leave. By the container's only where nothing else is in it:
-    sound may be longer."""
-    if stream.duration:
+def _check_clock(path: str, alive: Alive) -> None:
+    """Refuses a file in which a second recording has the times of the first: whoever seeks a frame by its time may get the other's.
+
+    Raises:
+        DecodeError: Its clock starts again.
+    """
+    import av
+
+    with av.open(path) as probe, suppress(av.error.InvalidDataError):  # a tear is for who decodes it to tell
+        stream = probe.streams.video[0]
+        assert stream.time_base is not None and stream.start_time is not None, "a stream with times"
+        last = stream.start_time
+        for packet in probe.demux(stream):
+            alive.tell()
+            if packet.pts is None:
+                continue
+            if packet.is_keyframe and float((last - packet.pts) * stream.time_base) > _CLOCK_FALLS:  # others may come before what they follow
+                after = float((last - stream.start_time) * stream.time_base)
+                raise DecodeError(
+                    "decode",
+                    f"its clock starts again after {after:.1f} s, so that one time is that of several frames. "
+                    "Give what was joined as files of their own, or write it anew with one clock",
+                )
+            last = max(last, packet.pts)
+
+
+def _stated_length(container: Any, stream: Any, start: float) -> float | None:
+    """Seconds of the pictures, from their start on, by the stream's header, or by the tag that Matroska's writers leave. By the container's only where
+    nothing else is in it: sound may be longer."""
+    name = container.format.name
+    if stream.duration and name != "asf":  # there it is the container's
         return float(stream.duration * stream.time_base)
-    tags = [value for name, value in stream.metadata.items() if name.startswith("DURATION")]
+    ahead = start if name in _SAY_WHEN_THEY_END else 0.0
+    tags = sorted((name, value) for name, value in stream.metadata.items() if name.startswith("DURATION"))
     with suppress(IndexError, ValueError):  # no tag, or one that is no time
-        hours, minutes, seconds = tags[0].split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    return (container.duration or 0) / 1e6 or None if len(container.streams) == 1 else None
+        hours, minutes, seconds = tags[0][1].split(":")  # before those with a language: a cut file has them as its whole had
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds) - ahead
+    return container.duration / 1e6 - ahead if container.duration and len(container.streams) == 1 else None
 
 
 def _stated_frames(stream: Any) -> int:

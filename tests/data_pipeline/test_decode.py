@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -117,6 +118,50 @@ def test_a_whole_video_is_not_called_truncated(tmp_path, kind, suffix):
     times, sound, last = WHOLE[kind]
     path = write_with_sound(tmp_path / f"x.{suffix}", times, sound, last)
     assert len(list(sample_frames(str(path), 20.0))) == len(times)
+
+
+@pytest.mark.parametrize(("suffix", "sound"), [("mkv", 0), ("mkv", 5.0), ("mkv", 6.5), ("webm", 0), ("wmv", 0), ("mp4", 0), ("mp4", 5.0), ("ts", 0)])
+def test_nor_one_whose_pictures_begin_late(tmp_path, suffix, sound):
+    """Some containers say how long the pictures last, others when they end."""
+    codec = {"webm": "libvpx-vp9", "wmv": "wmv2"}.get(suffix, "libx264")
+    path = write_with_sound(tmp_path / f"x.{suffix}", [3.0 + n * 0.05 for n in range(40)], sound, codecs=(codec, "aac"))
+    frames = list(sample_frames(str(path), 20.0))
+    assert (len(frames), frames[0].pts, frames[-1].pts) == (40, 0.0, pytest.approx(1.95, abs=0.01))
+
+
+def test_one_that_begins_late_may_be_torn(tmp_path):
+    path = write_with_sound(tmp_path / "x.mkv", [3.0 + n * 0.05 for n in range(100)], 0)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DecodeError, match=r"ends at 2\.\d s of 5\.0 s") as error:
+        list(sample_frames(str(path), 5.0))
+    assert error.value.kind == "truncated"
+
+
+def test_longer_sound_of_a_wmv(tmp_path):
+    path = write_with_sound(tmp_path / "x.wmv", [n * 0.05 for n in range(40)], 4.5, codecs=("wmv2", "wmav2"))
+    assert len(list(sample_frames(str(path), 20.0))) == 40
+
+
+def test_a_length_that_a_cut_file_has_from_its_whole_is_not_its_own(tmp_path):
+    """mkvmerge's tags have a language; who cuts its files copies them, and adds one without."""
+    path = write_with_sound(tmp_path / "x.mkv", [n * 0.05 for n in range(40)], 0, tags={"DURATION-eng": "00:01:00.000000000"})
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].metadata["DURATION-eng"] == "00:01:00.000000000"
+    assert len(list(sample_frames(str(path), 20.0))) == 40
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mpg", "mkv"])
+@pytest.mark.parametrize("span", [(0.0, None), (0.5, 1.0), (1.5, None)])
+def test_recordings_that_were_joined_as_bytes_are_refused(tmp_path, suffix, span):
+    """A time tells a frame of each: what is sought would be the other's."""
+    files = [Path(write(tmp_path / f"{count}.{suffix}", count, options={"g": "10"})) for count in (60, 80)]
+    joined = tmp_path / f"joined.{suffix}"
+    joined.write_bytes(b"".join(file.read_bytes() for file in files))
+    for file in files:
+        assert list(sample_frames(str(file), 5.0, *span))
+    with pytest.raises(DecodeError, match=r"its clock starts again after (2\.9|3\.0) s") as error:
+        list(sample_frames(str(joined), 5.0, *span))
+    assert error.value.kind == "decode"
 
 
 @pytest.mark.parametrize(("suffix", "sound"), [("mkv", 0), ("mkv", 4.5), ("mp4", 4.5)])

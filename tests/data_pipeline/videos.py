@@ -30,13 +30,14 @@ def write(path, count=40, size=(120, 160), codec="libx264", pixels="yuv420p", ti
     return str(path)
 
 
-def write_with_sound(path, times, sound, last=None):
+def write_with_sound(path, times, sound, last=None, codecs=("libx264", "aac"), tags=None):
     """Pictures at those times (seconds), the last one shown for `last` seconds, and so many seconds of silence."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=20, options={"bf": "0"})
+        stream = container.add_stream(codecs[0], rate=20, options={"bf": "0"})
+        stream.metadata.update(tags or {})
         stream.height, stream.width, stream.pix_fmt = 120, 160, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
-        voice = container.add_stream("aac", rate=48000) if sound else None
+        voice = container.add_stream(codecs[1], rate=48000, layout="mono", bit_rate=128000) if sound else None
         for number, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
             frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
