@@ -23,7 +23,7 @@ GENERATED = (
 class Declared(BaseModel):
     """What the maker of a picture knows of it. Degrees; landmarks in image pixels, (68, 2)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     expression: Expression | None
     """None where it is not known beforehand (a photo of which another pose was asked): what is read decides, as on any photo."""

@@ -7,13 +7,14 @@ import functools
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import av
 
-from data_pipeline.worklist import VIDEO_SUFFIXES, WorkItem
+from data_pipeline.worklist import VIDEO_SUFFIXES, WorkItem, check_items, with_names_in_utf8
 from infra.addresses import join
 from infra.console import say
 from infra.errors import UserError
@@ -34,7 +35,7 @@ class _Clip(NamedTuple):
     columns: dict[str, Any]
     """Of its work item."""
     cut: tuple[str, ...]
-    """Names without suffix of files that hold this clip alone, cropped to its face."""
+    """Files that hold this clip alone, cropped to its face: names without suffix, or a path as the list gives it."""
     whole: tuple[str, ...] = ()
     """And of the video that it is a part of."""
     span: tuple[float, float] | None = None
@@ -47,7 +48,7 @@ class _Clip(NamedTuple):
 
 def read_public_list(name: str, path: str, videos: str) -> tuple[list[WorkItem], list[str]]:
     """Work items of a list's clips that lie in a folder, and the clips that do not. A clip is its own file where that is there, else its span and its face
-    in the whole video. All may lie on disk or in an object store.
+    in the whole video. Where several files could be a clip's, none is taken, and it is told. All may lie on disk or in an object store.
 
     Args:
         name: One of `LICENCES`.
@@ -55,7 +56,7 @@ def read_public_list(name: str, path: str, videos: str) -> tuple[list[WorkItem],
         videos: Folder with the files.
 
     Raises:
-        UserError: The name, file or folder is not there, or the file is not of that format.
+        UserError: The name, file or folder is not there, the file is not of that format, or it names two files alike.
     """
     if name not in LICENCES:
         raise UserError(f"{name!r}: expected one of {', '.join(LICENCES)}")
@@ -63,16 +64,21 @@ def read_public_list(name: str, path: str, videos: str) -> tuple[list[WorkItem],
     if not exists(path) or files is None:
         raise UserError(f"{path if not exists(path) else videos}: there is no such file or folder")
     readers = {"celebv_hq": _celebv, "celebv_text": _celebv, "hdtf": _hdtf, "openhumanvid": _openhumanvid}
-    here = {PurePosixPath(file).stem: join(videos, file) for file in files if file.lower().endswith(VIDEO_SUFFIXES)}
+    files = with_names_in_utf8(videos, [file for file in files if file.lower().endswith(VIDEO_SUFFIXES)])
     items: list[WorkItem] = []
     missing: list[str] = []
+    unclear: list[str] = []
     faceless: list[str] = []
     try:
-        for clip in readers[name](path):
+        clips = list(readers[name](path))
+        here, several = _find(files, {wanted for clip in clips for wanted in (*clip.cut, *clip.whole)})
+        for clip in clips:
             columns = clip.columns | {"source_id": _id(name, clip.name), "kind": "video", "licence": LICENCES[name]}
-            cut, whole = (next((here[stem] for stem in stems if stem in here), None) for stems in (clip.cut, clip.whole))
+            cut, whole = (next((join(videos, here[one]) for one in wanted if one in here), None) for wanted in (clip.cut, clip.whole))
             if cut:
                 items.append(WorkItem(uri=cut, **columns))
+            elif several & {*clip.cut, *clip.whole}:
+                unclear.append(clip.name)
             elif whole:
                 start, end = clip.span or (None, None)
                 box = _box(clip, whole)
@@ -82,16 +88,68 @@ def read_public_list(name: str, path: str, videos: str) -> tuple[list[WorkItem],
                 missing.append(clip.name)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a list of {name}: {type(error).__name__} {error}") from error
+    if unclear:
+        say(
+            f"  warning: of {len(unclear)} clips ({', '.join(unclear[:5])}) it is not clear which file is theirs, and they are left out: files in {videos} "
+            "have the same name. Let each lie below the folders that the list names, or take out those that are not meant"
+        )
     if faceless:
         say(
             f"  warning: of {len(faceless)} clips ({', '.join(faceless[:5])}) it is not known which face is meant: all in them are looked at"
         )
-    return items, missing
+    return check_items(items, path), missing
 
 
-def _id(name: str, stem: str) -> str:
-    """A key that no other stem gives: letters of another case or other signs are spelled by their code."""
-    return name + "_" + re.sub(r"[^a-z0-9]", lambda sign: "_" if sign.group() in "_-" else f"x{ord(sign.group()):02x}", stem)
+def _find(files: list[str], wanted: set[str]) -> tuple[dict[str, str], set[str]]:
+    """Which files are meant.
+
+    Args:
+        files: Paths in their folder.
+        wanted: Names without suffix, or paths as a list gives them, which may begin higher or lower than the folder.
+
+    Returns:
+        Those for which there is one file, by its path, or by its name where nothing else has it; and those that might be several, or share one.
+    """
+    by_name: dict[str, list[str]] = {}
+    for file in files:
+        by_name.setdefault(_without_suffix(PurePosixPath(file).name), []).append(file)
+    alike = Counter(_without_suffix(PurePosixPath(one).name) for one in wanted)
+    found: dict[str, str] = {}
+    unclear: set[str] = set()
+    for one in sorted(wanted):
+        name = _without_suffix(PurePosixPath(one).name)
+        named = by_name.get(name, [])
+        by_path = [file for file in named if file == one] or [file for file in named if _same_end(file, one)]
+        if len(by_path) == 1:
+            found[one] = by_path[0]
+        elif len(named) == 1 and alike[name] == 1:
+            found[one] = named[0]
+        elif named:
+            unclear.add(one)
+    used = Counter(found.values())
+    shared = {one for one, file in found.items() if used[file] > 1 and one != file}
+    taken = set(found.values())
+    unclear = {
+        one for one in unclear if not taken.issuperset(by_name[_without_suffix(PurePosixPath(one).name)])
+    }  # all are others': it is missing
+    return {one: file for one, file in found.items() if one not in shared}, unclear | shared
+
+
+def _same_end(file: str, wanted: str) -> bool:
+    """Whether one of two paths, without suffix, is the end of the other, a folder at least."""
+    ends = [PurePosixPath(_without_suffix(path)).parts[::-1] for path in (file, wanted)]
+    both = min(len(parts) for parts in ends)
+    return both > 1 and ends[0][:both] == ends[1][:both]
+
+
+def _without_suffix(path: str) -> str:
+    return path[: -len(PurePosixPath(path).suffix)] if path.lower().endswith(VIDEO_SUFFIXES) else path
+
+
+def _id(name: str, clip: str) -> str:
+    """A key that no other clip's name gives: all but small letters, digits and `_` is spelled by the codes of its bytes, and so is an x that looks like one."""
+    plain = re.sub(r"x(?=[0-9a-f]{2})", "x78", clip)
+    return name + "_" + re.sub(r"[^a-z0-9_]", lambda sign: "".join(f"x{byte:02x}" for byte in sign.group().encode()), plain)
 
 
 def _celebv(path: str) -> Iterator[_Clip]:
@@ -168,9 +226,10 @@ def _openhumanvid(path: str) -> Iterator[_Clip]:
         name = next((row[column] for column in ("path", "video_path", "video_id", "id") if row.get(column)), None)
         if name is None:
             raise ValueError("expected a column path, video_path, video_id or id")
-        stem = PurePosixPath(name).stem
+        clip = _without_suffix(name)
+        stem = PurePosixPath(clip).name
         kept = {key: value for key, value in row.items() if value and len(value) <= 64 and key not in ("path", "video_path")}
-        yield _Clip(stem, {"group": row.get("original_video") or stem.rsplit("_", 1)[0], "attributes": kept}, (stem,))
+        yield _Clip(clip, {"group": row.get("original_video") or stem.rsplit("_", 1)[0], "attributes": kept}, (name,))
 
 
 def _box(clip: _Clip, video: str) -> tuple[float, float, float, float] | None:

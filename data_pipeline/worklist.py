@@ -32,7 +32,7 @@ _MISTAKES = 50
 class WorkItem(BaseModel):
     """One source."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source_id: str
     """`[a-z0-9_]+`, unique."""
@@ -62,6 +62,9 @@ class WorkItem(BaseModel):
         super().__init__(**values)
         if not _ID.fullmatch(self.source_id):
             raise ValueError(f"source_id: expected [a-z0-9_]+, given {self.source_id!r}")
+        for name, value in [*self, *self.attributes.items()]:
+            if not (_is_utf8(name) and (not isinstance(value, str) or _is_utf8(value))):
+                raise ValueError(f"{name!r}: expected text that UTF-8 can hold, given {value!r}")
         if (self.start or 0.0) < 0 or (self.end is not None and self.end <= (self.start or 0.0)):
             raise ValueError(f"start, end: expected 0 <= start < end in seconds, given {self.start} and {self.end}")
         if self.box and not (0 <= self.box[0] < self.box[2] <= 1 and 0 <= self.box[1] < self.box[3] <= 1):
@@ -102,7 +105,7 @@ def items_from_folder(folder: str, work: str | None = None, **columns: Any) -> l
         columns: The same of all.
 
     Raises:
-        UserError: There is no such folder, or nothing usable in it; or it is the build's own.
+        UserError: There is no such folder, or nothing usable in it; its name is not UTF-8; or it is the build's own.
     """
     folder = folder_uri(folder)
     filesystem, root = filesystem_of(folder)
@@ -114,13 +117,44 @@ def items_from_folder(folder: str, work: str | None = None, **columns: Any) -> l
         raise UserError(f"{folder}: this is the build's own folder, and what builds make lies in it. Give a folder elsewhere: --work-dir")
     inside = [name for name in inside if own is None or not name.startswith(f"{own}/")]
     shown = [name for name in inside if not any(part.startswith(".") for part in name.split("/"))]
-    files = [name for name in shown if name.lower().endswith(VIDEO_SUFFIXES + IMAGE_SUFFIXES)]
-    _tell_others(folder, sorted(set(shown) - set(files)), len(inside) - len(shown))
+    known_kinds = [name for name in shown if name.lower().endswith(VIDEO_SUFFIXES + IMAGE_SUFFIXES)]
+    _tell_others(folder, sorted(set(shown) - set(known_kinds)), len(inside) - len(shown))
+    files = with_names_in_utf8(folder, known_kinds)
     if not files:
         known = " ".join(VIDEO_SUFFIXES + IMAGE_SUFFIXES)
         raise UserError(f"{folder}: no videos or images in it. Looked for {known}.")
     named = [(join(folder, name), _id_of(name.rsplit(".", 1)[0])) for name in files]
     return check_items([item_for(uri, **({"source_id": source_id} | columns)) for uri, source_id in named], folder)
+
+
+def with_names_in_utf8(folder: str, names: list[str]) -> list[str]:
+    """Those names of files in a folder that a work list can hold; tells the others.
+
+    Raises:
+        UserError: The folder's own name is none of these.
+    """
+    if not _is_utf8(folder):
+        raise UserError(f"{_spelled(folder)}: this folder's name is not UTF-8, and a work list cannot hold it. Rename it.")
+    others = [_spelled(name) for name in names if not _is_utf8(name)]
+    if others:
+        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        say(
+            f"  warning: {folder}: {len(others)} files are passed over, as their names are not UTF-8 ({shown}). Rename them to have them used."
+        )
+    return [name for name in names if _is_utf8(name)]
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # Python holds bytes that are none as signs of their own
+        return False
+    return True
+
+
+def _spelled(name: str) -> str:
+    """A file's name as it can be printed."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _place_in(folder: str, other: str) -> str | None:
@@ -136,7 +170,9 @@ def _tell_others(folder: str, others: list[str], hidden: int) -> None:
     kinds: dict[str, list[str]] = {}
     for name in others:
         kinds.setdefault(Path(name).suffix.lower() or "without a suffix", []).append(name)
-    told = [f"{len(names)} {kind} ({names[0]}{', ...' if len(names) > 1 else ''})" for kind, names in sorted(kinds.items())]
+    told = [
+        f"{len(names)} {_spelled(kind)} ({_spelled(names[0])}{', ...' if len(names) > 1 else ''})" for kind, names in sorted(kinds.items())
+    ]
     told += [f"{hidden} hidden"] if hidden else []
     if told:
         say(

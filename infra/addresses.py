@@ -32,8 +32,14 @@ def filesystem_of(uri: str) -> tuple[Any, str]:
     Raises:
         UserError: No library is here that speaks to such addresses: which one to install.
     """
+    if is_local(uri):  # fsspec would take `::` in a name for a chain of file systems
+        local = fsspec.filesystem("file")
+        return local, local._strip_protocol(str(local_path(uri)))
     scheme = uri.split("://", 1)[0]
     try:
+        if "://" not in uri.rsplit("::", 1)[-1]:  # in a name too
+            kind = fsspec.get_filesystem_class(scheme)
+            return fsspec.filesystem(scheme, **kind._get_kwargs_from_urls(uri)), kind._strip_protocol(uri)
         return fsspec.core.url_to_fs(uri)
     except ImportError as error:
         cause = error.__cause__

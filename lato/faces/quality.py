@@ -126,7 +126,9 @@ def _skin_ita(image: npt.NDArray[np.uint8], landmarks: npt.NDArray[np.floating])
     patches = []
     for eye, mouth in ((points[36:42].mean(0), points[48]), (points[42:48].mean(0), points[54])):
         x, y = np.rint((eye + mouth) / 2).astype(int)
-        patch = image[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1]
+        patch = image[
+            max(y - radius, 0) : max(y + radius + 1, 0), max(x - radius, 0) : max(x + radius + 1, 0)
+        ]  # below 0 counts from the end
         if patch.size:
             patches.append(patch.reshape(-1, 3))
     if not patches:

@@ -129,6 +129,14 @@ IMAGES = {
     "an ear only": ("a.png", lambda f: encoded(half(f, 0.15), "PNG"), NO_FACE),
     "set outside its folder": ("a.json", lambda f: b'{"images": [{"uri": "../x.jpg"}]}', FAILED),
     "set that is no set": ("a.json", lambda f: b'{"pictures": []}', FAILED),
+    "set with a pose that is no number": (
+        "a.json",
+        lambda f: (
+            b'{"images": [{"uri": "x.jpg", "declared": {"expression": "happy", "intensity": "plain", "yaw": NaN, "pitch": 0, "roll": 0, '
+            b'"landmarks": []}}]}'
+        ),
+        FAILED,
+    ),
     "set that is no json": ("a.json", lambda f: b"{", FAILED),
 }
 

@@ -120,7 +120,9 @@ def test_a_whole_video_is_not_called_truncated(tmp_path, kind, suffix):
     assert len(list(sample_frames(str(path), 20.0))) == len(times)
 
 
-@pytest.mark.parametrize(("suffix", "sound"), [("mkv", 0), ("mkv", 5.0), ("mkv", 6.5), ("webm", 0), ("wmv", 0), ("mp4", 0), ("mp4", 5.0), ("ts", 0)])
+@pytest.mark.parametrize(
+    ("suffix", "sound"), [("mkv", 0), ("mkv", 5.0), ("mkv", 6.5), ("webm", 0), ("wmv", 0), ("mp4", 0), ("mp4", 5.0), ("ts", 0)]
+)
 def test_nor_one_whose_pictures_begin_late(tmp_path, suffix, sound):
     """Some containers say how long the pictures last, others when they end."""
     codec = {"webm": "libvpx-vp9", "wmv": "wmv2"}.get(suffix, "libx264")

@@ -137,7 +137,70 @@ def test_openhumanvid(tmp_path, videos):
     path = tmp_path / "part.csv"
     path.write_text("path,luminance,caption\nraw/clip_7_1.mp4,0.4," + "long " * 40 + "\nraw/gone.mp4,0.2,x\n")
     items, missing = read_public_list("openhumanvid", str(path), str(videos))
-    assert (items[0].attributes, items[0].group, missing) == ({"luminance": "0.4"}, "clip_7", ["gone"])
+    assert (items[0].attributes, items[0].group, missing) == ({"luminance": "0.4"}, "clip_7", ["raw/gone"])
+
+
+def _found(tmp_path, rows, files):
+    """Row -> file, and what is missing, of an OpenHumanVid list and a folder."""
+    folder = tmp_path / "clips"
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(file.encode())
+    path = tmp_path / "part.csv"
+    path.write_text("path,row\n" + "".join(f"{row},{row}\n" for row in rows))
+    items, missing = read_public_list("openhumanvid", str(path), str(folder))
+    assert len({item.source_id for item in items}) == len({item.uri for item in items}) == len(items)
+    return {item.attributes["row"]: item.uri.removeprefix(f"{folder}/") for item in items}, missing
+
+
+@pytest.mark.parametrize("above", ["", "hf/videos/"])
+def test_clips_of_one_name_in_two_folders_are_two(tmp_path, above):
+    rows = ["a/0001.mp4", "b/0001.mp4", "b/0002.mp4"]
+    assert _found(tmp_path, rows, [above + row for row in rows]) == ({row: above + row for row in rows}, [])
+
+
+def test_a_folder_that_begins_lower_than_the_lists_paths(tmp_path):
+    assert _found(tmp_path, ["x/a/0001.mp4", "x/b/0001.mp4"], ["a/0001.mp4", "b/0001.mp4"])[0]["x/b/0001.mp4"] == "b/0001.mp4"
+
+
+def test_a_clip_that_is_not_there_does_not_get_anothers_file(tmp_path, capsys):
+    assert _found(tmp_path, ["a/0001.mp4", "b/0001.mp4"], ["b/0001.mp4"]) == ({"b/0001.mp4": "b/0001.mp4"}, ["a/0001"])
+    assert "not clear" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rows", "files", "unclear"),
+    [
+        (["a/0001.mp4", "b/0001.mp4"], ["0001.mp4"], "a/0001, b/0001"),  # two clips, one file
+        (["0001.mp4", "c/0002.mp4"], ["a/0001.mp4", "b/0001.mp4", "c/0002.mp4"], "0001"),  # one clip, two files
+        (["c/0001.mp4"], ["a/0001.mp4", "b/0001.mp4"], "c/0001"),
+        (["x/a/0001.mp4", "y/a/0001.mp4"], ["a/0001.mp4"], "x/a/0001, y/a/0001"),
+    ],
+)
+def test_what_could_be_several_files_is_told_and_left_out(tmp_path, capsys, rows, files, unclear):
+    found, missing = _found(tmp_path, rows, files)
+    assert set(found) == {"c/0002.mp4"} & set(rows) and not missing
+    assert f"of {unclear.count('0001')} clips ({unclear}) it is not clear which file is theirs" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_whole_video_that_is_there_twice_is_told(tmp_path, videos, capsys):
+    (videos / "old").mkdir()
+    write_video(videos / "old/_0tf2n3rlJU.mp4", 64, 36)
+    (tmp_path / "hq.json").write_text(json.dumps(HQ))
+    items, missing = read_public_list("celebv_hq", str(tmp_path / "hq.json"), str(videos))
+    assert ([item.group for item in items], missing) == (["M2Ohb0FAaJU"], ["gone_2"])
+    assert "of 1 clips (_0tf2n3rlJU_0)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_names_that_nearly_are_the_same_have_ids_of_their_own(tmp_path):
+    names = ["A", "x41", "xx41", "x7841", "a-b", "a_b", "a/b", "ax2fb", "ä", "xc3xa4", "日", "xX41", "x 1"]
+    found, missing = _found(tmp_path, [f"{name}.mp4" for name in names], [f"{name}.mp4" for name in names])
+    assert found == {f"{name}.mp4": f"{name}.mp4" for name in names} and not missing
+
+
+def test_two_files_that_a_list_names_alike_are_refused(tmp_path):
+    with pytest.raises(UserError, match="names two sources"):
+        _found(tmp_path, ["a/0001.mp4", "a/0001.mkv"], ["a/0001.mp4", "a/0001.mkv"])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Work lists: all mistakes of a file at once; equal rows merged; different ones under one id refused."""
 
+import os
 from pathlib import Path
 
 import av
@@ -11,6 +12,7 @@ from data_pipeline.decode import sample_frames
 from data_pipeline.seek import read_frames_at
 from data_pipeline.worklist import IMAGE_SUFFIXES, VIDEO_SUFFIXES, WorkItem, check_items, items_from_folder, read_worklist, write_worklist
 from infra.errors import UserError
+from infra.storage import read_bytes
 from lato.pairs import decode_image
 
 
@@ -113,6 +115,9 @@ def test_a_folder_of_an_object_store():
         ("w.csv", b"source_id,uri,kind,box\na,a.mp4,video,left\n", r"w\.csv \(row 1 is .*row 1: box: expected four numbers.*given 'left'"),
         ("w.csv", b"source_id,uri,kind,start\nb,b.mp4,video,1\na,a.mp4,video,noon\n", r"row 2: start: .*number.*given 'noon'"),
         ("w.csv", b"source_id,uri,kind\na,a.mp4,film\n", r"row 1: kind: .*'video'.*given 'film'"),
+        ("w.jsonl", b'{"source_id": "a", "uri": "a.mp4", "kind": "video", "start": NaN}\n', r"row 1: start: .*finite number.*given nan"),
+        ("w.jsonl", b'{"source_id": "a", "uri": "a.mp4", "kind": "video", "end": 1e999}\n', r"row 1: end: .*finite number.*given inf"),
+        ("w.jsonl", b'{"source_id": "a", "uri": "caf\\udce9.mp4", "kind": "video"}\n', r"row 1: 'uri': expected text that UTF-8 can hold"),
         ("w.jsonl", b'{"uri": "a.mp4", "kind": "video"}\n', r"w\.jsonl:\n  row 1: source_id: field required"),
         ("w.csv", b"id,path\n" + b"a,b\n" * 40, r"200 mistakes in .*and 150 more"),
     ],
@@ -137,6 +142,31 @@ def test_what_a_folder_has_beside_is_told(tmp_path, capsys):
     said = " ".join((captured.out + captured.err).split())
     assert "4 files are passed over" in said
     assert "2 .heic (f.heic, ...)" in said and "1 .txt (notes.txt)" in said and "1 hidden" in said
+
+
+def test_names_that_are_not_utf8_are_told_and_end_nothing(tmp_path, capsys):
+    for name in (b"a.mp4", b"caf\xe9.mp4", b"caf\xe9/b.jpg", b"r\xe9sum\xe9.txt", "café.mp4".encode()):
+        path = os.path.join(os.fsencode(tmp_path), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Path(os.fsdecode(path)).write_bytes(b"x")
+    assert [Path(item.uri).name for item in items_from_folder(str(tmp_path))] == ["a.mp4", "café.mp4"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert r"2 files are passed over, as their names are not UTF-8 (caf\xe9.mp4, caf\xe9/b.jpg). Rename them" in said
+    assert r"1 .txt (r\xe9sum\xe9.txt)" in said
+    with pytest.raises(UserError, match=r"caf\\xe9: this folder's name is not UTF-8.*Rename it"):
+        items_from_folder(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+
+
+def test_a_name_with_two_colons_is_a_name(tmp_path):
+    """fsspec reads a chain of file systems in it."""
+    (tmp_path / "Foo::Bar").mkdir()
+    for name in ("Foo::Bar.mp4", "Foo::Bar/a::b.mp4"):
+        (tmp_path / name).write_bytes(name.encode())
+    items = items_from_folder(str(tmp_path))
+    assert {read_bytes(item.uri).decode() for item in items} == {"Foo::Bar.mp4", "Foo::Bar/a::b.mp4"}
+    assert len(items_from_folder(str(tmp_path / "Foo::Bar"))) == 1
+    (tmp_path / "w.csv").write_text("source_id,uri,kind\na,Foo::Bar.mp4,video\n")
+    assert read_bytes(read_worklist(str(tmp_path / "w.csv"))[0].uri) == b"Foo::Bar.mp4"
 
 
 @pytest.mark.parametrize("suffix", [".m4v", ".ts", ".mpg", ".wmv", ".flv", ".bmp", ".tiff"])

@@ -82,3 +82,15 @@ def test_hashes_are_near_for_the_same_face_and_far_for_others(scene, reader, cli
 def test_a_box_over_the_edge_is_measured(scene):
     image, points = scene
     assert np.isfinite(measure(image, points - points.mean(0)).sharpness)
+
+
+def test_cheeks_above_the_picture_take_no_pixels_of_its_lower_edge():
+    image = np.full((200, 200, 3), (30, 20, 15), np.uint8)
+    image[150:] = (240, 230, 220)
+    points = np.zeros((68, 2))
+    points[36:42], points[42:48], points[36], points[45], points[48], points[54] = (
+        *((60, -60), (120, -60)),
+        *((55, -60), (125, -60), (70, -10), (110, -10)),
+    )
+    assert measure(image, points).skin_ita == 0.0  # none is seen
+    assert measure(image.swapaxes(0, 1), points[:, ::-1]).skin_ita == 0.0

@@ -66,3 +66,17 @@ def test_equal_values_have_equal_digests():
 def test_what_no_library_here_reads_is_said(uri, message):
     with pytest.raises(UserError, match=message):
         filesystem_of(uri)
+
+
+@pytest.mark.parametrize(
+    "uri", ["/d/Foo::Bar.mp4", "file:///d/Foo::Bar.mp4", "s3://bucket/d/Foo::Bar.mp4", "gs://bucket/d/Foo::Bar::1.mp4"]
+)
+def test_two_colons_in_a_name_are_a_part_of_it(uri):
+    filesystem, path = filesystem_of(uri)
+    assert f"/{path.lstrip('/')}" in (uri.removeprefix("file://"), "/" + uri.split("://")[-1])
+    assert type(filesystem) is type(filesystem_of(uri.replace("::", ""))[0])
+
+
+def test_a_chain_of_file_systems_is_one(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"inside")
+    assert filesystem_of(f"simplecache::file://{tmp_path}/a.txt")[0].protocol == ("simplecache",)
