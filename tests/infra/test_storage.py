@@ -79,4 +79,4 @@ def test_two_colons_in_a_name_are_a_part_of_it(uri):
 
 def test_a_chain_of_file_systems_is_one(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"inside")
-    assert filesystem_of(f"simplecache::file://{tmp_path}/a.txt")[0].protocol == ("simplecache",)
+    assert filesystem_of(f"simplecache::file://{tmp_path}/a.txt")[0].protocol == "simplecache"
