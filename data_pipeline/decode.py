@@ -141,9 +141,8 @@ def _check_clock(path: str, alive: Alive) -> None:
             alive.tell()
             if packet.pts is None:
                 continue
-            if (
-                packet.is_keyframe and float((last - packet.pts) * stream.time_base) > _CLOCK_FALLS
-            ):  # others may come before what they follow
+            falls = float((last - packet.pts) * stream.time_base)
+            if packet.is_keyframe and falls > _CLOCK_FALLS:  # others may come before what they follow
                 after = float((last - stream.start_time) * stream.time_base)
                 raise DecodeError(
                     "decode",

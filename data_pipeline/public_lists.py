@@ -128,10 +128,8 @@ def _find(files: list[str], wanted: set[str]) -> tuple[dict[str, str], set[str]]
             unclear.add(one)
     used = Counter(found.values())
     shared = {one for one, file in found.items() if used[file] > 1 and one != file}
-    taken = set(found.values())
-    unclear = {
-        one for one in unclear if not taken.issuperset(by_name[_without_suffix(PurePosixPath(one).name)])
-    }  # all are others': it is missing
+    # where all files of that name are others', it is missing
+    unclear = {one for one in unclear if not used.keys() >= set(by_name[_without_suffix(PurePosixPath(one).name)])}
     return {one: file for one, file in found.items() if one not in shared}, unclear | shared
 
 

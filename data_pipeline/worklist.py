@@ -118,8 +118,8 @@ def items_from_folder(folder: str, work: str | None = None, **columns: Any) -> l
     inside = [name for name in inside if own is None or not name.startswith(f"{own}/")]
     shown = [name for name in inside if not any(part.startswith(".") for part in name.split("/"))]
     known_kinds = [name for name in shown if name.lower().endswith(VIDEO_SUFFIXES + IMAGE_SUFFIXES)]
-    _tell_others(folder, sorted(set(shown) - set(known_kinds)), len(inside) - len(shown))
     files = with_names_in_utf8(folder, known_kinds)
+    _tell_others(folder, sorted(set(shown) - set(known_kinds)), len(inside) - len(shown))
     if not files:
         known = " ".join(VIDEO_SUFFIXES + IMAGE_SUFFIXES)
         raise UserError(f"{folder}: no videos or images in it. Looked for {known}.")

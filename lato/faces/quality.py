@@ -126,9 +126,8 @@ def _skin_ita(image: npt.NDArray[np.uint8], landmarks: npt.NDArray[np.floating])
     patches = []
     for eye, mouth in ((points[36:42].mean(0), points[48]), (points[42:48].mean(0), points[54])):
         x, y = np.rint((eye + mouth) / 2).astype(int)
-        patch = image[
-            max(y - radius, 0) : max(y + radius + 1, 0), max(x - radius, 0) : max(x + radius + 1, 0)
-        ]  # below 0 counts from the end
+        (left, top), (right, bottom) = ((max(x + side, 0), max(y + side, 0)) for side in (-radius, radius + 1))
+        patch = image[top:bottom, left:right]  # what is below 0 would count from the end
         if patch.size:
             patches.append(patch.reshape(-1, 3))
     if not patches:
