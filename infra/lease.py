@@ -1,15 +1,17 @@
-"""The lease that keeps two jobs out of one folder: who holds it, and the heartbeat that says the holder still lives."""
+"""The lease that keeps two jobs out of one folder: who holds it, and the heartbeat that says the holder still lives. Who loses it ends at once."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 from infra.addresses import filesystem_of, join
 from infra.errors import UserError
@@ -17,6 +19,8 @@ from infra.storage import commit, read_bytes
 
 LEASE_EXPIRES = 60.0
 """Seconds without a heartbeat after which a lease is no longer held."""
+_GIVES_UP = 5 / 6
+"""Of that time without a heartbeat the holder ends itself: before others may take the lease."""
 _TRIES = 10
 """So often a lease is asked for that others let go at that very moment."""
 LEASE = "lease.json"
@@ -26,6 +30,10 @@ LEASE = "lease.json"
 @contextmanager
 def lease(folder: str, purpose: str, name: str = LEASE) -> Iterator[None]:
     """Holds a folder while a job works in it.
+
+    Where the lease is lost meanwhile (another job has it, or no heartbeat could be written for nearly a minute) this process says so and ends with status 2, in
+    whatever it is: no exception would get it out of a library's wait, and SIGTERM asks a training run for one more checkpoint, in a folder that may be another's.
+    What a kill leaves is harmless; workers and ranks end with their driver.
 
     Args:
         folder: Which.
@@ -59,14 +67,12 @@ def lease(folder: str, purpose: str, name: str = LEASE) -> Iterator[None]:
         break
     else:
         raise UserError(f"{folder} is taken and let go again by other jobs, {_TRIES} times just now. Start again.")
-    stop = threading.Event()
-    heart = threading.Thread(target=_keep_alive, args=(uri, mine, stop), daemon=True, name="lease")
+    heart = _Heart(folder, uri, mine)
     heart.start()
     try:
         yield
     finally:
-        stop.set()
-        heart.join()
+        heart.stop()
         filesystem, path = filesystem_of(uri)
         if _is_of(uri, mine):
             with suppress(FileNotFoundError):
@@ -84,9 +90,63 @@ def _beat(holder: dict[str, str]) -> bytes:
     return json.dumps(holder | {"heartbeat": time.time()}).encode()
 
 
-def _keep_alive(uri: str, mine: dict[str, str], stop: threading.Event) -> None:
-    while not stop.wait(LEASE_EXPIRES / 6):
-        commit(uri, _beat(mine))
+class _Heart:
+    """Beats while the job works, in one thread; another sees whether it does, as a disk or store that does not answer may hold the first for ever."""
+
+    def __init__(self, folder: str, uri: str, mine: dict[str, str]) -> None:
+        self._folder, self._uri, self._mine = folder, uri, mine
+        self._stop = threading.Event()
+        self._beats = threading.Thread(target=self._run, daemon=True, name="lease")
+        self._awake = self._beaten = 0.0  # seconds, without those in which this process was stopped: of those the next beat asks whether the lease outlived them
+        self._failure: Exception | None = None
+
+    def start(self) -> None:
+        self._beats.start()
+        threading.Thread(target=self._watch, daemon=True, name="lease's watch").start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._beats.join()
+
+    def _run(self) -> None:
+        pause = LEASE_EXPIRES / 6
+        while not self._stop.wait(pause):
+            begun, pause = self._awake, LEASE_EXPIRES / 6
+            try:
+                if not _is_of(self._uri, self._mine):  # not written then: it would take from another job what it holds
+                    self._end(_whose(self._uri))
+                commit(self._uri, _beat(self._mine))
+                self._beaten, self._failure = begun, None
+            except Exception as error:  # a full disk, a busy store: it may pass, and where it does not the watch tells it
+                self._failure, pause = error, LEASE_EXPIRES / 60
+
+    def _watch(self) -> None:
+        while True:
+            self._beats.join(LEASE_EXPIRES / 60)
+            if not self._beats.is_alive():
+                return
+            self._awake += LEASE_EXPIRES / 60
+            if self._awake - self._beaten > LEASE_EXPIRES * _GIVES_UP:
+                self._end(f"no heartbeat could be written for {self._awake - self._beaten:.0f} s: {self._failure or 'there is no answer'}")
+
+    def _end(self, why: str) -> NoReturn:
+        try:
+            print(
+                f"\nerror: {self._folder} is no longer held by this job ({why}). It ends here, so that no two jobs write there. What was done stands: "
+                "once the folder is free, run the same command again.",
+                file=sys.stderr,
+                flush=True,
+            )
+        finally:  # also where nobody can be told
+            os._exit(2)
+
+
+def _whose(uri: str) -> str:
+    """Who has a lease that was lost."""
+    with suppress(FileNotFoundError, UserError):
+        if holder := _holder(uri):
+            return f"now in use: {holder}"
+    return f"{uri} was deleted or overwritten"
 
 
 def _holder(uri: str) -> str | None:

@@ -1,8 +1,15 @@
 """A folder has one holder."""
 
+import errno
 import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -59,3 +66,108 @@ def test_a_lease_that_is_never_seen_is_not_asked_for_for_ever(tmp_path, monkeypa
     with pytest.raises(UserError, match="taken and let go again"), lease(str(tmp_path), "mine"):
         pass
     assert 1 < len(asked) < 100
+
+
+QUICK = 3.0
+"""Seconds after which a lease expires in the tests below."""
+_HOLDS = """
+import sys, time
+from infra import lease
+lease.LEASE_EXPIRES = float(sys.argv[2])
+with lease.lease(sys.argv[1], "the first job"):
+    print("held", flush=True)
+    {meanwhile}
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holding(folder, meanwhile="pass"):
+    """A process that holds a folder until its input ends, in a library's call that no exception gets it out of."""
+    command = [sys.executable, "-c", _HOLDS.format(meanwhile=meanwhile), str(folder), str(QUICK)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ends_at_once(process):
+    assert process.wait(30) == 2
+    said = process.stderr.read()
+    assert "is no longer held by this job" in said and "run the same command again" in said and "Traceback" not in said
+    return said
+
+
+def beats_again(file, after):
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        if json.loads(file.read_bytes())["heartbeat"] > after:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_heartbeat_that_fails_once_is_made_good(tmp_path, monkeypatch):
+    """A disk that is full for a moment; the folder is refused to others ever after."""
+    monkeypatch.setattr(lease_module, "LEASE_EXPIRES", QUICK)
+    failed = []
+
+    def full_once(*given, **named):
+        if threading.current_thread() is not threading.main_thread() and not failed:
+            failed.append(time.time())
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return commit(*given, **named)
+
+    monkeypatch.setattr(lease_module, "commit", full_once)
+    with lease(str(tmp_path), "first job"):
+        assert beats_again(tmp_path / "lease.json", time.time())
+        assert failed
+        with pytest.raises(UserError, match="in use: first job"), lease(str(tmp_path), "second"):
+            pass
+
+
+def test_a_job_that_was_stopped_until_another_took_its_folder_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease_module, "LEASE_EXPIRES", QUICK)
+    with holding(tmp_path) as first:
+        first.send_signal(signal.SIGSTOP)
+        time.sleep(QUICK + 0.5)
+        with lease(str(tmp_path), "the second job"):
+            first.send_signal(signal.SIGCONT)
+            assert "now in use: the second job (process" in ends_at_once(first)
+            assert json.loads((tmp_path / "lease.json").read_bytes())["purpose"] == "the second job"
+
+
+def test_a_job_that_was_stopped_while_nobody_took_its_folder_goes_on(tmp_path):
+    with holding(tmp_path) as first:
+        first.send_signal(signal.SIGSTOP)
+        time.sleep(QUICK + 0.5)
+        now = time.time()
+        first.send_signal(signal.SIGCONT)
+        assert beats_again(tmp_path / "lease.json", now)
+        first.communicate(timeout=30)
+        assert first.returncode == 0 and list(tmp_path.iterdir()) == []
+
+
+def test_a_job_whose_folder_was_deleted_ends_and_does_not_make_it_anew(tmp_path):
+    with holding(tmp_path / "work") as first:
+        shutil.rmtree(tmp_path / "work")
+        assert "was deleted or overwritten" in ends_at_once(first)
+        assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "why"),
+    [
+        ("import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))", "File too large"),
+        ("lease.read_bytes = lambda uri: time.sleep(1000)", "there is no answer"),
+    ],
+    ids=["a disk that takes nothing", "a store that does not answer"],
+)
+def test_a_job_that_cannot_say_that_it_lives_ends_before_others_may_take_its_folder(tmp_path, meanwhile, why):
+    with holding(tmp_path, meanwhile) as first:
+        said = ends_at_once(first)
+        assert "no heartbeat could be written for" in said and why in said
+        assert time.time() - json.loads((tmp_path / "lease.json").read_bytes())["heartbeat"] < QUICK + 1  # a busy machine's second
