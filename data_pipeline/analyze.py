@@ -27,7 +27,7 @@ from data_pipeline.worklist import WorkItem
 from infra.backoff import wait
 from infra.console import Progress
 from infra.pool import Died, run_jobs
-from infra.storage import commit_changed, exists, sha256_file
+from infra.storage import commit_changed, sha256_file
 from lato.faces import MODEL_FILES
 
 
@@ -66,10 +66,11 @@ def analyze(items: list[WorkItem], config: AnalyzeConfig, models: Path, work: st
         if failed_rounds:
             wait(failed_rounds, 0.5)  # no memory, a node on its way out: what may have been the machine's doing needs a moment to pass
         idle_rounds = 0 if observations.committed_fingerprints(work) - done or attempts.total() > blamed else idle_rounds + 1
+    done = observations.committed_fingerprints(work)
     rows = [
         duplicate_row(item.source_id, duplicates[item.source_id])
         if item.source_id in duplicates
-        else _ledger_row(item, planned[item.source_id], work)
+        else _ledger_row(item, planned[item.source_id], done, work)
         for item in items
     ]
     return Ledger(sorted(rows, key=lambda row: row["source_id"]))
@@ -94,14 +95,13 @@ def plan(
     return planned, duplicates
 
 
-def _ledger_row(item: WorkItem, pieces: list[Segment], work: str) -> dict[str, Any]:
+def _ledger_row(item: WorkItem, pieces: list[Segment], done: Collection[str], work: str) -> dict[str, Any]:
     """What became of a source: done when all its segments are; failed where one is, and what the others saw goes on."""
     if not pieces:
         message = f"{item.uri} is missing or unreadable"
         return {"source_id": item.source_id, "status": "failed", "reason": "missing", "message": message, "parts": []}
     names = [piece.fingerprint for piece in pieces]
-    there = [name for name in names if exists(observations.part_uri(work, name))]
-    if len(there) < len(names):
+    if not all(name in done for name in names):
         return {"source_id": item.source_id, "status": "pending", "reason": "interrupted", "parts": names}
     rows = [observations.read_ledger_row(work, name) for name in names]
     worst = next((row for status in ("failed", "ok", "rejected") for row in rows if row["status"] == status), rows[0])

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infra.backoff import passes, retried
 from infra.errors import UserError
-from infra.storage import exists, read_bytes
+from infra.storage import exists, open_read, read_bytes
 
 DERIVED = "Delete it and run lato data build again: it is made anew from what else is there."
 INPUT = "It holds what people said, and cannot be made anew: mend it, or restore it from a copy."
 PUBLISHED = "Copy the version again, or delete this file and build the version again."
+T = TypeVar("T")
 
 
 @contextmanager
@@ -34,20 +36,34 @@ def reading(what: str, mend: str) -> Iterator[None]:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
         if isinstance(error, MemoryError) or (
-            isinstance(error, OSError) and error.errno is not None
-        ):  # the machine's; Arrow's own have no number
+            isinstance(error, OSError) and (error.errno is not None or passes(error))
+        ):  # the machine's, or a store's that does not answer; Arrow's own have no number
             raise
         said = f"{error} is missing" if isinstance(error, KeyError) else (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{what} is damaged ({said}). {mend}") from error
 
 
 def _read(uri: str, mend: str) -> bytes:
+    return _there(uri, mend, lambda: read_bytes(uri))
+
+
+def _there(uri: str, mend: str, read: Callable[[], T]) -> T:
     try:
-        return read_bytes(uri)
+        return read()
     except FileNotFoundError as error:
         if mend != PUBLISHED:  # what a build made may be away: who asks for it knows what that means
             raise
         raise UserError(f"{uri} is missing or damaged: there is no such file. Copy the version again, or build it again.") from error
+
+
+def _read_some(uri: str, mend: str, take: Callable[[IO[bytes]], T]) -> T:
+    """What `take` reads here and there in a file; of a file on a store nothing else is fetched."""
+
+    def read() -> T:
+        with open_read(uri, ahead=False) as file, reading(uri, mend):
+            return take(file)
+
+    return _there(uri, mend, lambda: retried(read))
 
 
 def read_json(uri: str, needed: Collection[str] = (), mend: str = DERIVED) -> Any:
@@ -92,13 +108,13 @@ def read_table(uri: str, columns: list[str] | None = None, mend: str = DERIVED) 
         FileNotFoundError: There is none, and it is no file of a published version.
         UserError: It is damaged, or a published version lacks it.
     """
+    if columns is not None:
+        return _read_some(uri, mend, lambda file: pq.read_table(file, columns=columns))
     data = _read(uri, mend)
     with reading(uri, mend):
-        return pq.read_table(io.BytesIO(data), columns=columns)
+        return pq.read_table(io.BytesIO(data))
 
 
 def read_schema(uri: str, mend: str = DERIVED) -> pa.Schema:
-    """A Parquet file's columns, and what is told of the whole in its metadata; raises as `read_table` does."""
-    data = _read(uri, mend)
-    with reading(uri, mend):
-        return pq.read_schema(io.BytesIO(data))
+    """A Parquet file's columns, and what is told of the whole in its metadata: its last bytes. Raises as `read_table` does."""
+    return _read_some(uri, mend, pq.read_schema)

@@ -186,8 +186,12 @@ def _read(uri: str) -> bytes:
         return file.read()
 
 
-def open_read(uri: str) -> IO[bytes]:
+def open_read(uri: str, *, ahead: bool = True) -> IO[bytes]:
     """A seekable binary file.
+
+    Args:
+        uri: Which.
+        ahead: Fetch more from a store than is read, as most files are read to their end.
 
     Raises:
         FileNotFoundError: There is none, or what is there is no regular file: a pipe would be waited for, a device has no end.
@@ -195,7 +199,7 @@ def open_read(uri: str) -> IO[bytes]:
     if is_local(uri):
         _check_regular(local_path(uri))
     filesystem, path = filesystem_of(uri)
-    return filesystem.open(path, "rb")
+    return filesystem.open(path, "rb") if ahead or is_local(uri) else filesystem.open(path, "rb", cache_type="none")
 
 
 def _check_regular(path: Path) -> None:
