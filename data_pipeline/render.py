@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -14,9 +15,9 @@ import numpy.typing as npt
 from data_pipeline.decoder import PERHAPS_THE_MACHINE, DecodeError, Decoder
 from data_pipeline.image_set import content_sha256
 from data_pipeline.places import crops as crops_place
-from data_pipeline.seek import Seeker, read_frames_at
+from data_pipeline.seek import Seeker, frames_at
 from data_pipeline.sources import staged
-from infra.addresses import join
+from infra.addresses import is_local, join
 from infra.config import Config
 from infra.console import Progress
 from infra.pool import run_all
@@ -118,18 +119,38 @@ class _Worker:
 
 
 def _render_source(uri: str, crops: list[Crop], work: str, decoder: Decoder, seeker: Seeker) -> None:
-    """One opening of the source for all its crops; a source that is no longer what was looked at gives none."""
-    images: dict[float, npt.NDArray[np.uint8]] = {}
-    times = sorted({crop.pts for crop in crops if crop.image_uri is None})
-    if times:
-        with staged(uri) as path:
-            _check_content(sha256_file(str(path)), crops[0], uri)
-            images = {frame.pts: frame.image for frame in read_frames_at(str(path), times, decoder, seeker)}
-    else:
-        _check_content(content_sha256(uri), crops[0], uri)
+    """One opening of the source for all its crops, one picture held at a time; a source that is no longer what was looked at gives none."""
+    if crops[0].image_uri is None:
+        _render_video(uri, crops, work, decoder, seeker)
+        return
+    _check_content(content_sha256(uri), crops[0], uri)
     for crop in crops:
-        image = decode_image(read_bytes(crop.image_uri), crop.image_uri) if crop.image_uri else images[crop.pts]
-        commit(join(work, "renders", crop.name), cut(image, crop.square), exclusive=True)
+        assert crop.image_uri is not None
+        _keep(decode_image(read_bytes(crop.image_uri), crop.image_uri), crop, work)
+
+
+def _render_video(uri: str, crops: list[Crop], work: str, decoder: Decoder, seeker: Seeker) -> None:
+    wanted: dict[float, list[Crop]] = defaultdict(list)
+    for crop in crops:
+        wanted[crop.pts].append(crop)
+    with staged(uri) as path:
+        before = _state(path)
+        _check_content(sha256_file(str(path)), crops[0], uri)
+        for frame in frames_at(str(path), list(wanted), decoder, seeker):
+            if is_local(uri) and _state(path) != before:  # a copy in scratch is nobody else's to change
+                raise ValueError(f"{uri} changed while it was cut")
+            for crop in wanted[frame.pts]:
+                _keep(frame.image, crop, work)
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    """What changes when a file does: a crop stands under its content's name for good, so that none may be of another."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _keep(image: npt.NDArray[np.uint8], crop: Crop, work: str) -> None:
+    commit(join(work, "renders", crop.name), cut(image, crop.square), exclusive=True)
 
 
 def _check_content(found: str, crop: Crop, uri: str) -> None:

@@ -6,7 +6,7 @@ another frame. What each takes: docs/benchmarks_data.md, Decoders.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
@@ -20,8 +20,8 @@ _SAME = 0.0005
 """Seconds by which a time may differ from a frame's."""
 
 
-def read_frames_at(path: str, pts: list[float], decoder: Decoder | None = None, seeker: Seeker = "pyav") -> list[Frame]:
-    """The frames shown at the given times (as `sample_frames` gave them).
+def frames_at(path: str, pts: list[float], decoder: Decoder | None = None, seeker: Seeker = "pyav") -> Iterator[Frame]:
+    """The frames shown at the given times (as `sample_frames` gave them), each time once and in ascending order, as they are read.
 
     Args:
         path: The file.
@@ -32,12 +32,13 @@ def read_frames_at(path: str, pts: list[float], decoder: Decoder | None = None, 
     Raises:
         DecodeError: One of them could not be read.
     """
-    frames = list(run_decoder(decoder, SEEKERS[seeker], path, sorted(set(pts))))
-    by_time = {round(frame.pts, 6): frame for frame in frames}
-    missing = [time for time in pts if round(time, 6) not in by_time]
-    if missing:
-        raise DecodeError("decode", f"no frame at {missing[0]:.3f} s")
-    return [by_time[round(time, 6)] for time in pts]
+    yield from run_decoder(decoder, SEEKERS[seeker], path, sorted(set(pts)))
+
+
+def read_frames_at(path: str, pts: list[float], decoder: Decoder | None = None, seeker: Seeker = "pyav") -> list[Frame]:
+    """The same all at once, in the order of `pts`."""
+    by_time = {frame.pts: frame for frame in frames_at(path, pts, decoder, seeker)}
+    return [by_time[time] for time in pts]
 
 
 def _send_at(sender: Connection, path: str, times: list[float]) -> None:

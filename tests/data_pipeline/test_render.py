@@ -1,0 +1,74 @@
+"""Cutting crops: memory of a worker does not grow with how many are cut of a source, and none stands under the name of another content."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from data_pipeline import render
+from data_pipeline.render import Crop, RenderConfig, render_crops
+from infra.storage import sha256_file
+from tests.data_pipeline.videos import picture, write
+
+SIZE = (1080, 1920)
+"""Height and width: a picture is 6 MB."""
+_PEAK = """
+import sys
+from pathlib import Path
+from data_pipeline.render import Crop, RenderConfig, render_crops
+from infra.storage import sha256_file
+
+path, work = sys.argv[1:]
+content = sha256_file(path)
+crops = [Crop("a", content, f"{number}.jpg", None, number * 0.05, (0.0, 0.0, 600.0)) for number in range(80)]
+for some in (crops[:2], crops):
+    assert render_crops(some, {"a": path}, work, 0, RenderConfig()) == {}
+    print(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))  # KB at most
+"""
+
+
+def crops_of(path, times):
+    return [Crop("a", sha256_file(str(path)), f"{time}.jpg", None, time, (10.0, 10.0, 60.0)) for time in times]
+
+
+def test_memory_does_not_grow_with_the_pictures_that_are_cut(tmp_path):
+    path = write(tmp_path / "a.mp4", 80, SIZE, options={"preset": "ultrafast"})
+    done = subprocess.run([sys.executable, "-c", _PEAK, path, str(tmp_path / "w")], capture_output=True, text=True, check=True)
+    two, all_of_them = (int(line.split()[1]) / 1024 for line in done.stdout.splitlines() if line.startswith("VmHWM"))
+    assert len(os.listdir(tmp_path / "w/renders")) == 80
+    assert all_of_them - two < 60, "MB; all pictures are 500"
+
+
+def test_a_video_that_changes_while_it_is_cut_is_told_and_leaves_no_crop_of_another_content(tmp_path, monkeypatch):
+    """The decoder may still read the old pictures: who knows which they are."""
+    path, work = write(tmp_path / "a.mp4"), tmp_path / "w"
+    other = write(tmp_path / "b.mp4", make=lambda number, *size: 255 - picture(number, *size))
+    cut = render.cut
+
+    def meanwhile(*given):
+        if os.path.exists(other):
+            os.replace(other, path)
+        return cut(*given)
+
+    monkeypatch.setattr(render, "cut", meanwhile)
+    times = [0.0, 0.5, 1.0]
+    failed = render_crops(crops_of(path, times), {"a": path}, str(work), 0, RenderConfig())
+    assert failed["a"].endswith("changed while it was cut")
+    assert os.listdir(work / "renders") == ["0.0.jpg"]  # its picture was read before
+
+
+@pytest.mark.parametrize("seeker", ["pyav", "decord"])
+def test_crops_are_those_of_their_times(tmp_path, seeker):
+    """In whichever order they are asked for, and several of one picture."""
+    path, work = write(tmp_path / "a.mp4"), tmp_path / "w"
+    alone = {}
+    for time in (1.0, 0.25, 0.5):
+        assert render_crops(crops_of(path, [time]), {"a": path}, str(tmp_path / f"{time}"), 0, RenderConfig(seeker=seeker)) == {}
+        alone[time] = (tmp_path / f"{time}/renders/{time}.jpg").read_bytes()
+    crops = crops_of(path, alone)
+    twice = crops[0]._replace(name="again.jpg")
+    assert render_crops([*crops, twice], {"a": path}, str(work), 0, RenderConfig(seeker=seeker)) == {}
+    assert {time: (work / f"renders/{time}.jpg").read_bytes() for time in alone} == alone
+    assert (work / "renders/again.jpg").read_bytes() == alone[1.0]
+    assert len(set(alone.values())) == 3
