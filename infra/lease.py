@@ -97,7 +97,8 @@ class _Heart:
         self._folder, self._uri, self._mine = folder, uri, mine
         self._stop = threading.Event()
         self._beats = threading.Thread(target=self._run, daemon=True, name="lease")
-        self._awake = self._beaten = 0.0  # seconds, without those in which this process was stopped: of those the next beat asks whether the lease outlived them
+        # seconds without those in which this process was stopped: whether the lease outlived such, the next beat sees
+        self._awake = self._beaten = 0.0
         self._failure: Exception | None = None
 
     def start(self) -> None:

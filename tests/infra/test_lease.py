@@ -161,7 +161,10 @@ def test_a_job_whose_folder_was_deleted_ends_and_does_not_make_it_anew(tmp_path)
 @pytest.mark.parametrize(
     ("meanwhile", "why"),
     [
-        ("import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))", "File too large"),
+        (
+            "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))",
+            "File too large",
+        ),
         ("lease.read_bytes = lambda uri: time.sleep(1000)", "there is no answer"),
     ],
     ids=["a disk that takes nothing", "a store that does not answer"],
