@@ -122,11 +122,13 @@ class _Heart:
                 self._failure, pause = error, LEASE_EXPIRES / 60
 
     def _watch(self) -> None:
+        look = LEASE_EXPIRES / 60
         while True:
-            self._beats.join(LEASE_EXPIRES / 60)
+            begun = time.monotonic()
+            self._beats.join(look)
             if not self._beats.is_alive():
                 return
-            self._awake += LEASE_EXPIRES / 60
+            self._awake += min(time.monotonic() - begun, 2 * look)
             if self._awake - self._beaten > LEASE_EXPIRES * _GIVES_UP:
                 self._end(f"no heartbeat could be written for {self._awake - self._beaten:.0f} s: {self._failure or 'there is no answer'}")
 
