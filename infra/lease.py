@@ -19,8 +19,6 @@ from infra.storage import commit, read_bytes
 
 LEASE_EXPIRES = 60.0
 """Seconds without a heartbeat after which a lease is no longer held."""
-_GIVES_UP = 5 / 6
-"""Of that time without a heartbeat the holder ends itself: before others may take the lease."""
 _TRIES = 10
 """So often a lease is asked for that others let go at that very moment."""
 LEASE = "lease.json"
@@ -31,7 +29,7 @@ LEASE = "lease.json"
 def lease(folder: str, purpose: str, name: str = LEASE) -> Iterator[None]:
     """Holds a folder while a job works in it.
 
-    Where the lease is lost meanwhile (another job has it, or no heartbeat could be written for nearly a minute) this process says so and ends with status 2, in
+    Where the lease is lost meanwhile (another job has it, as this one could not say for a minute that it lives) this process says so and ends with status 2, in
     whatever it is: no exception would get it out of a library's wait, and SIGTERM asks a training run for one more checkpoint, in a folder that may be another's.
     What a kill leaves is harmless; workers and ranks end with their driver.
 
@@ -67,12 +65,14 @@ def lease(folder: str, purpose: str, name: str = LEASE) -> Iterator[None]:
         break
     else:
         raise UserError(f"{folder} is taken and let go again by other jobs, {_TRIES} times just now. Start again.")
-    heart = _Heart(folder, uri, mine)
+    stop = threading.Event()
+    heart = threading.Thread(target=_keep_alive, args=(folder, uri, mine, stop), daemon=True, name="lease")
     heart.start()
     try:
         yield
     finally:
-        heart.stop()
+        stop.set()
+        heart.join()
         filesystem, path = filesystem_of(uri)
         if _is_of(uri, mine):
             with suppress(FileNotFoundError):
@@ -90,58 +90,37 @@ def _beat(holder: dict[str, str]) -> bytes:
     return json.dumps(holder | {"heartbeat": time.time()}).encode()
 
 
-class _Heart:
-    """Beats while the job works, in one thread; another sees whether it does, as a disk or store that does not answer may hold the first for ever."""
-
-    def __init__(self, folder: str, uri: str, mine: dict[str, str]) -> None:
-        self._folder, self._uri, self._mine = folder, uri, mine
-        self._stop = threading.Event()
-        self._beats = threading.Thread(target=self._run, daemon=True, name="lease")
-        # seconds without those in which this process was stopped: whether the lease outlived such, the next beat sees
-        self._awake = self._beaten = 0.0
-        self._failure: Exception | None = None
-
-    def start(self) -> None:
-        self._beats.start()
-        threading.Thread(target=self._watch, daemon=True, name="lease's watch").start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._beats.join()
-
-    def _run(self) -> None:
-        pause = LEASE_EXPIRES / 6
-        while not self._stop.wait(pause):
-            begun, pause = self._awake, LEASE_EXPIRES / 6
-            try:
-                if not _is_of(self._uri, self._mine):  # not written then: it would take from another job what it holds
-                    self._end(_whose(self._uri))
-                commit(self._uri, _beat(self._mine))
-                self._beaten, self._failure = begun, None
-            except Exception as error:  # a full disk, a busy store: it may pass, and where it does not the watch tells it
-                self._failure, pause = error, LEASE_EXPIRES / 60
-
-    def _watch(self) -> None:
-        look = LEASE_EXPIRES / 60
-        while True:
-            begun = time.monotonic()
-            self._beats.join(look)
-            if not self._beats.is_alive():
-                return
-            self._awake += min(time.monotonic() - begun, 2 * look)
-            if self._awake - self._beaten > LEASE_EXPIRES * _GIVES_UP:
-                self._end(f"no heartbeat could be written for {self._awake - self._beaten:.0f} s: {self._failure or 'there is no answer'}")
-
-    def _end(self, why: str) -> NoReturn:
+def _keep_alive(folder: str, uri: str, mine: dict[str, str], stop: threading.Event) -> None:
+    """Beats while the job works. A full disk or busy store may pass: the job goes on, as nobody else's lease is there, and the next second is another try."""
+    beaten, told, pause = time.monotonic(), False, LEASE_EXPIRES / 6
+    while not stop.wait(pause):
         try:
-            print(
-                f"\nerror: {self._folder} is no longer held by this job ({why}). It ends here, so that no two jobs write there. What was done stands: "
-                "once the folder is free, run the same command again.",
-                file=sys.stderr,
-                flush=True,
-            )
-        finally:  # also where nobody can be told
-            os._exit(2)
+            if not _is_of(uri, mine):  # not written then: it would take from another job what it holds
+                _end(folder, _whose(uri))
+            commit(uri, _beat(mine))
+            beaten, told, pause = time.monotonic(), False, LEASE_EXPIRES / 6
+        except Exception as error:
+            pause = LEASE_EXPIRES / 60
+            if time.monotonic() - beaten > LEASE_EXPIRES and not told:
+                told = True
+                print(
+                    f"warning: {folder}: for {LEASE_EXPIRES:.0f} s nothing could say that this job lives ({error}). "
+                    "Another may take the folder; then this one ends.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+
+def _end(folder: str, why: str) -> NoReturn:
+    try:
+        print(
+            f"\nerror: {folder} is no longer held by this job ({why}). It ends here, so that no two jobs write there. What was done stands: "
+            "once the folder is free, run the same command again.",
+            file=sys.stderr,
+            flush=True,
+        )
+    finally:  # also where nobody can be told
+        os._exit(2)
 
 
 def _whose(uri: str) -> str:
