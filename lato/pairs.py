@@ -162,6 +162,12 @@ def decode_pair(key: str, members: dict[str, Any]) -> FacePair:
     missing = [name for name in MEMBERS if name not in members]
     if missing:
         raise ValueError(f"sample {key}: expected members {', '.join(MEMBERS)}, missing {', '.join(missing)}")
-    landmarks = np.load(io.BytesIO(members["landmarks.npy"]), allow_pickle=False)
-    meta = PairMeta.model_validate_json(members["json"])
+    try:
+        landmarks = np.lib.format.read_array(io.BytesIO(members["landmarks.npy"]), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"sample {key}: landmarks.npy: {error}") from error
+    try:
+        meta = PairMeta.model_validate_json(members["json"])
+    except ValueError as error:
+        raise ValueError(f"sample {key}: json: {error}") from error
     return FacePair(key, members["source.jpg"], members["target.jpg"], landmarks.astype(np.float32), meta)

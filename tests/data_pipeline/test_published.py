@@ -18,13 +18,14 @@ from data_pipeline.published import read_index, read_manifest, read_members
 from data_pipeline.rules import PairingConfig
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.subset import export, make_view
-from data_pipeline.verify import verify_version
+from data_pipeline.verify import verify_samples, verify_version
 from data_pipeline.worklist import item_for
 from infra.errors import UserError
 from infra.storage import sha256_bytes, sha256_file
 from tests.data_pipeline.commands import put_manifest
 from tests.data_pipeline.small import build
 from tests.data_pipeline.videos import write
+from tests.training.versions import publish
 from training.data import Dataset
 
 
@@ -100,6 +101,24 @@ def test_two_samples_under_one_key_are_no_version(built, tmp_path):
     put_manifest(tmp_path / "v1", rows)
     (told,) = verify_version(str(tmp_path / "v1"))
     assert told.startswith("train-000000.tar: webdataset cannot read it") and "duplicate file name" in told
+
+
+@pytest.mark.parametrize("member", ["landmarks.npy", "json", "source.jpg"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00v\x00{", b"{"])
+def test_verify_names_a_member_that_cannot_be_read(tmp_path, member, content):
+    """Whatever is wrong with it, it is a line, in a shard whose hash is right."""
+    folder = tmp_path / "v1"
+    publish(str(folder), {"train": 3})
+    rows = read_manifest(str(folder))
+    samples = [(row, read_members(str(folder), row) | ({member: content} if row["key"] == "k0001" else {})) for row in rows]
+    data, rows = write_shard(samples, "train-000000.tar")
+    (folder / "shards/train-000000.tar").write_bytes(data)
+    index = read_index(str(folder))
+    index["shards"][0] |= {"bytes": len(data), "sha256": sha256_bytes(data)}
+    (folder / "index.json").write_text(json.dumps(index))
+    put_manifest(folder, rows)
+    (told,) = verify_samples(str(folder))
+    assert told.startswith("train-000000.tar: ") and "k0001" in told and member in told
 
 
 def test_a_video_of_less_than_a_frame_a_second_gives_shards_that_can_be_read(models, person, tmp_path):
