@@ -9,7 +9,7 @@ in the work folder (text states, edits, pages, pictures of runs) is deleted firs
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -169,16 +169,19 @@ def sources_like(work: str, photo: str, models: Path, similarity: float = 0.45) 
 def _clean_inputs(work: str, removals: Removals) -> None:
     """Takes the removed people out of labels and merges, while the versions still say which keys are theirs."""
     keys = {key for folder in versions_of(work, views=False) for key in lost_keys(folder, removals)}
-    for name in (LABELS, MERGES):  # of keys, of source ids
-        uri = join(work, name)
-        lines = read_bytes(uri).decode().splitlines() if exists(uri) else []
-        rows = zip(lines, read_rows(uri, (), INPUT), strict=True)
-        values = {line: [value for value in row.values() if isinstance(value, str)] for line, row in rows}
-        kept = [line for line in lines if not any(value in keys or removals.covers(value, None, None) for value in values[line])]
-        if kept != lines:
-            commit(uri, "".join(f"{line}\n" for line in kept).encode())
+    _drop_rows(join(work, LABELS), ("key",), lambda key: key in keys)
+    _drop_rows(join(work, MERGES), ("first", "second"), lambda source: removals.covers(source, None, None))
     if keys:
         _clean_derived(work)
+
+
+def _drop_rows(uri: str, names: tuple[str, ...], gone: Callable[[str], bool]) -> None:
+    """Takes the rows out of a file of which one of these columns names what goes; what the others say is no name, whatever it reads like."""
+    lines = read_bytes(uri).decode().splitlines() if exists(uri) else []
+    rows = read_rows(uri, names, INPUT)
+    kept = [line for line, row in zip(lines, rows, strict=True) if not any(gone(row[name]) for name in names)]
+    if kept != lines:
+        commit(uri, "".join(f"{line}\n" for line in kept).encode())
 
 
 def _clean_derived(work: str) -> None:
