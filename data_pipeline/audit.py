@@ -6,8 +6,9 @@ import hashlib
 import json
 import math
 import threading
+from array import array
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from typing import Any
 import cv2
 import jinja2
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from data_pipeline.candidates import read_candidates
+from data_pipeline.candidates import find_candidates, read_candidate_pieces, take_candidates
 from data_pipeline.decoder import DecodeError
+from data_pipeline.pairing import AXES
 from data_pipeline.published import read_index, read_manifest_table
 from data_pipeline.rules import LIMITS, VERIFIERS, PairingConfig
 from data_pipeline.sheet import draw_candidate
@@ -39,6 +43,12 @@ _WHOLE = {
 that a near-duplicate which is called good stays."""
 _BESIDE = 2
 """Accepted pairs that are shown below one that was refused as their near-duplicate."""
+_CHOSEN_BY = [
+    *("key", "verdict", "person", "edit", "split"),
+    *(f"step_{axis}" for axis in AXES),
+    *dict.fromkeys(score for score, _, _ in _AUDITED.values()),
+]
+"""What the sample is chosen by."""
 LABELS = "labels.jsonl"
 _TEXT = "text/plain; charset=utf-8"
 _TEMPLATE = Path(__file__).parent / "templates/audit.html.jinja"
@@ -77,21 +87,42 @@ def choose(work: str, version: str, per_stratum: int, seed: int) -> list[Entry]:
     def drawn(row: dict[str, Any]) -> bytes:
         return hashlib.sha256(f"{seed}/{row['key']}".encode()).digest()
 
-    strata: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    strata: dict[str, _Stratum] = defaultdict(_Stratum)
     accepted: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for row in read_candidates(folder):
+    rows = (row for piece in read_candidate_pieces(folder, _CHOSEN_BY) for row in piece.to_pylist())
+    for number, row in enumerate(rows):
         if row["verdict"] in _WHOLE or ((row["verdict"] == "accepted" or row["verdict"] in _AUDITED) and instruction_of(row)):
-            strata[row["verdict"]].append(row)  # of the others, without an instruction nobody could judge it
+            score, _, sign = _AUDITED.get(row["verdict"], (None, None, 0))  # of the others, without an instruction nobody could judge it
+            strata[row["verdict"]].add(number, drawn(row), -row[score] * sign if score else 0.0)
         if row["verdict"] == "accepted":
             accepted[row["person"], row["edit"]].append(row["key"])
-    chosen: list[dict[str, Any]] = []
-    for stratum in sorted(strata):
-        ordered = sorted(strata[stratum], key=drawn)
-        if stratum in _AUDITED:
-            score, _, sign = _AUDITED[stratum]
-            ordered = sorted(ordered[: max(per_stratum, len(ordered) // 10)], key=lambda row: -row[score] * sign)
-        chosen += ordered[:per_stratum]
+    chosen = take_candidates(folder, [number for name in sorted(strata) for number in strata[name].choose(per_stratum, name in _AUDITED)])
     return [_entry(row, config, said, accepted[row["person"], row["edit"]]) for row in sorted(chosen, key=drawn)]
+
+
+@dataclass(frozen=True)
+class _Stratum:
+    """The candidates of one stratum: 24 bytes each, as there may be ten millions."""
+
+    numbers: array[int] = field(default_factory=lambda: array("q"))
+    """In the table."""
+    drawn: array[int] = field(default_factory=lambda: array("Q"))
+    """The first 8 bytes of their digests."""
+    missed: array[float] = field(default_factory=lambda: array("d"))
+    """Less is nearer to the threshold."""
+
+    def add(self, number: int, digest: bytes, missed: float) -> None:
+        self.numbers.append(number)
+        self.drawn.append(int.from_bytes(digest[:8]))
+        self.missed.append(missed)
+
+    def choose(self, count: int, nearest: bool) -> list[int]:
+        """Numbers of the first that are drawn, or of the nearest to the threshold among the first tenth."""
+        order = np.argsort(np.array(self.drawn), kind="stable")
+        if nearest:
+            tenth = order[: max(count, len(order) // 10)]
+            order = tenth[np.argsort(np.array(self.missed)[tenth], kind="stable")]
+        return [self.numbers[place] for place in order[:count]]
 
 
 def _entry(row: dict[str, Any], config: PairingConfig, said: dict[str, str], alike: list[str]) -> Entry:
@@ -167,7 +198,8 @@ class _Page:
         self._folder = join(work, "versions", version)
         self._beside = {entry.key: entry.beside for entry in entries}
         wanted = {key for entry in entries for key in (entry.key, *entry.beside)}
-        self._rows = {row["key"]: row for row in read_candidates(self._folder) if row["key"] in wanted}
+        found = find_candidates(self._folder, ["key"], lambda piece: pc.is_in(piece["key"], pa.array(sorted(wanted), pa.string())))
+        self._rows = {row["key"]: row for row in found}
         self._uris = {item.source_id: item.uri for item in read_worklist(join(work, "worklist.parquet"))}
         self._lock = threading.Lock()
         self._html = jinja2.Template(_TEMPLATE.read_text(), autoescape=True)

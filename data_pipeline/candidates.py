@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipeline.judge import Judged, edit_texts, row_verdicts
 from data_pipeline.pairing import SCORE_SCHEMA
 from data_pipeline.published import CANDIDATES, home_of, read_index
 from data_pipeline.rules import LIMITS, PairingConfig
-from data_pipeline.tables import read_pieces
+from data_pipeline.tables import read_pieces, take_rows
 from infra.addresses import join
+from infra.errors import UserError
 from infra.state import PUBLISHED, read_table
 from infra.storage import commit_file, exists, scratch_for, sha256_file
 
@@ -111,9 +114,73 @@ def read_candidates(folder: str) -> list[dict[str, Any]]:
 
 def read_candidates_table(folder: str, columns: list[str] | None = None) -> pa.Table:
     """The same as a table."""
+    uri = _uri(folder)
+    return pa.table({}) if uri is None else read_table(uri, columns, PUBLISHED)
+
+
+def read_candidate_pieces(folder: str, columns: list[str]) -> Iterator[pa.Table]:
+    """Some columns of the same, a row group at a time: of the ten millions that there may be, all of all rows are never in memory at once."""
+    uri = _uri(folder)
+    if uri is not None:
+        yield from (piece for piece in read_pieces(uri, columns, PUBLISHED) if len(piece))
+
+
+def take_candidates(folder: str, numbers: Iterable[int]) -> list[dict[str, Any]]:
+    """Rows of the same by their numbers, in the order of these."""
+    uri, wanted = _uri(folder), np.fromiter(numbers, np.int64)
+    return take_rows(uri, wanted, PUBLISHED).to_pylist() if uri is not None and len(wanted) else []
+
+
+def find_candidates(folder: str, columns: list[str], wanted: Callable[[pa.Table], pa.ChunkedArray]) -> list[dict[str, Any]]:
+    """Rows of the same for which `wanted`, which is given these columns, says so. Only theirs is read of the other columns."""
+    numbers, start = [np.zeros(0, np.int64)], 0
+    for piece in read_candidate_pieces(folder, columns):
+        numbers.append(np.flatnonzero(wanted(piece)) + start)
+        start += len(piece)
+    return take_candidates(folder, np.concatenate(numbers))
+
+
+def shrink_candidates(folder: str, lost: Collection[str], name: str) -> str | None:
+    """Writes a version's table without some pairs, under another name beside it, where it holds any of them; a row group at a time.
+
+    Args:
+        folder: The version's.
+        lost: Keys of these pairs.
+        name: Of the new file.
+
+    Returns:
+        Its sha256; None where there are none of them.
+    """
+    uri, gone = _uri(folder), pa.array(sorted(lost), pa.string())
+    if uri is None or not any(pc.any(pc.is_in(piece["key"], gone)).as_py() for piece in read_candidate_pieces(folder, ["key"])):
+        return None
+    target, writer = join(folder, name), None
+    with scratch_for(target) as scratch:
+        for piece in read_pieces(uri, mend=PUBLISHED):
+            writer = writer or pq.ParquetWriter(scratch, piece.schema, compression="zstd")
+            kept = piece.filter(pc.invert(pc.is_in(piece["key"], gone)))
+            if len(kept):
+                writer.write_table(kept, row_group_size=len(kept))
+        assert writer, "a table that holds any of them has a piece"
+        writer.close()
+        digest = sha256_file(scratch)
+        commit_file(scratch, target)
+    return digest
+
+
+def _uri(folder: str) -> str | None:
+    """Of the table of a version, or of the one a view is of; None for an export.
+
+    Raises:
+        UserError: The version lacks it.
+    """
     home = home_of(folder)
     name = read_index(home).get("candidates")
-    return pa.table({}) if name is None else read_table(join(home, name), columns, PUBLISHED)
+    if name is None:
+        return None
+    if not exists(join(home, name)):
+        raise UserError(f"{join(home, name)} is missing or damaged: there is no such file. Copy the version again, or build it again.")
+    return join(home, name)
 
 
 def explain(row: dict[str, Any], config: PairingConfig) -> list[tuple[str, str, str, str]]:

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import networkx
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from data_pipeline.candidates import read_candidates_table
+from data_pipeline.candidates import SCHEMA, read_candidate_pieces
 from data_pipeline.cells import COLUMNS, cells_of
 from data_pipeline.published import read_index, read_manifest, sources_of
 from data_pipeline.rules import Usage
@@ -124,9 +126,10 @@ def read_base(folder: str, work: str) -> Base:
     components = (read_components(folder) or {}).get("components", {})
     gone = merged_away(rows, read_merges(work), components)
     kept = [row for row in rows if row["key"] not in gone]
-    table = read_candidates_table(folder, NEEDED)
-    cells = dict(zip(table["key"].to_pylist(), cells_of(table).tolist(), strict=True)) if table.num_rows else {}
-    judged = {row["key"]: row for row in table.to_pylist() if row["rendered"]}
+    samples = [piece.filter(pc.greater(pc.list_value_length(piece["rendered"]), 0)) for piece in read_candidate_pieces(folder, NEEDED)]
+    table = pa.concat_tables([pa.schema([SCHEMA.field(name) for name in NEEDED]).empty_table(), *samples], promote_options="permissive")
+    cells = dict(zip(table["key"].to_pylist(), cells_of(table).tolist(), strict=True))
+    judged = {row["key"]: row for row in table.to_pylist()}
     usage = Usage()
     twins, tracks = set(), set()
     for row in (judged[row["key"]] for row in kept if row["key"] in judged):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pyarrow.compute as pc
+
 from data_pipeline.attempts import clear_attempts
-from data_pipeline.candidates import read_candidates
+from data_pipeline.candidates import read_candidate_pieces
 from data_pipeline.forget_versions import versions_of
 from data_pipeline.groups import delete_columns
 from data_pipeline.image_set import read_image_set
@@ -23,7 +25,8 @@ def sweep_crops(work: str) -> None:
     """Deletes the crops that no version's candidates name any more."""
     named: set[str] = set()
     for folder in versions_of(work, views=False):
-        named.update(name for row in read_candidates(folder) for name in row["rendered"])
+        for piece in read_candidate_pieces(folder, ["rendered"]):
+            named.update(pc.list_flatten(piece["rendered"]).to_pylist())
     for uri in list_files(join(work, "renders")):
         if uri.rsplit("/", 1)[-1] not in named:
             delete(uri)

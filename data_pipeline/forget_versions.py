@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from data_pipeline import copies
-from data_pipeline.candidates import read_candidates, read_candidates_table
+from data_pipeline.candidates import read_candidate_pieces, shrink_candidates
 from data_pipeline.card import card_hashes, write_card
 from data_pipeline.divide import CONFLICTS, SHEET
 from data_pipeline.extend import COMPONENTS
 from data_pipeline.pack import rewrite_shards, sweep
 from data_pipeline.published import beside, encode_table, licences_of, read_index, read_manifest, read_manifest_table, sources_of
-from data_pipeline.removals import Removals
+from data_pipeline.removals import Removals, hash_name
 from data_pipeline.subset import remake_view
 from data_pipeline.succession import WITHDRAWN, entomb, read_withdrawn, succeed
 from infra.addresses import join
@@ -26,12 +30,13 @@ def shrink(folder: str, removals: Removals, removed: bool) -> int:
     """Publishes a version without what was removed; returns the number of samples taken out. `removed`: whether there was anything of it in the build."""
     index, manifest, lost = read_index(folder), read_manifest(folder), lost_keys(folder, removals)
     keep = [row for row in manifest if row["key"] not in lost]
-    revision = index.get("revision", 0) + 1
+    revision = _next_revision(index)
+    candidates = f"candidates.r{revision}.parquet"
     if len(keep) == len(manifest):
         fresh = entomb(index) if removed else index
-        smaller = _shrink_candidates(folder, lost, revision)
+        smaller = shrink_candidates(folder, lost, candidates)
         if smaller:  # refused pairs name people too; samples and digest stay
-            fresh = fresh | {"candidates": f"candidates.r{revision}.parquet", "revision": revision}
+            fresh = fresh | {"candidates": candidates, "revision": revision}
         fresh = _with_files(fresh, index, folder, smaller, removals, removed)
         if fresh != index:
             commit(join(folder, "index.json"), json.dumps(fresh, indent=1, sort_keys=True).encode())
@@ -42,7 +47,7 @@ def shrink(folder: str, removals: Removals, removed: bool) -> int:
     manifest_name = f"manifest.r{revision}.parquet"
     data = encode_table(sorted(rows, key=lambda row: (row["shard"], row["key"])), read_manifest_table(folder).schema)
     commit(join(folder, manifest_name), data)
-    smaller = _shrink_candidates(folder, lost, revision)
+    smaller = shrink_candidates(folder, lost, candidates)
     changed = {
         "shards": shards,
         "manifest": manifest_name,
@@ -51,7 +56,7 @@ def shrink(folder: str, removals: Removals, removed: bool) -> int:
         "revision": revision,
     }
     if smaller:
-        changed["candidates"] = f"candidates.r{revision}.parquet"
+        changed["candidates"] = candidates
     fresh = {name: value for name, value in index.items() if name != "replaced"} | changed | entomb(succeed(index, None))
     fresh["digest"] = sha256_json({"shards": shards, "manifest": fresh["manifest_sha256"]})
     fresh = _with_files(fresh, index, folder, smaller, removals, removed)
@@ -61,13 +66,29 @@ def shrink(folder: str, removals: Removals, removed: bool) -> int:
     return len(manifest) - len(keep)
 
 
+def _next_revision(index: dict[str, Any]) -> int:
+    """The number in the names of what is written anew: higher than all that the index names, so that no file is written over that it still needs.
+
+    An index without a revision may name revised shards: those of a version that it extends.
+    """
+    names = [*(shard["name"] for shard in index["shards"]), index["manifest"], index.get("candidates") or ""]
+    return 1 + max(index.get("revision", 0), *(int(number) for name in names for number in re.findall(r"\.r(\d+)\.", name)), 0)
+
+
 def lost_keys(folder: str, removals: Removals) -> set[str]:
     """Keys of a version's samples and refused pairs of which either end was removed; candidates name the targets that older manifests do not."""
-    lost = set()
-    for row in [*read_manifest(folder), *read_candidates(folder)]:
-        person = row.get("identity") or row.get("person")
-        if any(removals.covers(name, person, None) for name in sources_of(row)) or licences_of(row) & removals.licences:
-            lost.add(row["key"])
+    lost = {
+        row["key"]
+        for row in read_manifest(folder)
+        if any(removals.covers(name, row["identity"], None) for name in sources_of(row)) or licences_of(row) & removals.licences
+    }
+    for piece in read_candidate_pieces(folder, ["key", "source_id", "target_id", "person", "licence"]):
+        gone = pc.is_in(piece["licence"], pa.array(sorted(removals.licences), pa.string()))
+        for name in ("source_id", "target_id", "person"):
+            hashes = removals.identities if name == "person" else removals.sources
+            theirs = [value for value in piece[name].unique().to_pylist() if value is not None and hash_name(value) in hashes]
+            gone = pc.or_(gone, pc.is_in(piece[name], pa.array(theirs, pa.string())))
+        lost.update(piece["key"].filter(gone).to_pylist())
     return lost
 
 
@@ -82,17 +103,6 @@ def _with_files(
     files = {name: digest for name, digest in index["files"].items() if name not in gone}
     files |= copies.hash_copies(copies.keep_copies(folder, removals))
     return fresh | {"files": files | ({fresh["candidates"]: smaller} if smaller else {})}
-
-
-def _shrink_candidates(folder: str, lost: set[str], revision: int) -> str | None:
-    """Writes the candidates without what was removed, where they hold any of it, and gives their sha256; None where they do not."""
-    table = read_candidates_table(folder)
-    kept = [row for row in table.to_pylist() if row["key"] not in lost]
-    if len(kept) == len(table):
-        return None
-    data = encode_table(kept, table.schema)
-    commit(join(folder, f"candidates.r{revision}.parquet"), data)
-    return sha256_bytes(data)
 
 
 def tidy(folder: str, removals: Removals, removed: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from data_pipeline.candidates import read_candidates_table
+from data_pipeline.candidates import read_candidate_pieces
 from data_pipeline.image_set import GENERATED, read_image_set
 from data_pipeline.observations import committed_fingerprints, read_columns, read_ledger_row
 from data_pipeline.published import read_manifest
@@ -115,13 +115,8 @@ def _facts_of(folder: str) -> Iterator[tuple[str, str | None, str | None]]:
     for row in read_manifest(folder):
         yield row["source_id"], row["identity"], row["licence"]
         yield row.get("target_id") or row["source_id"], row["identity"], row.get("target_licence") or row["licence"]
-    table = read_candidates_table(folder)
-    if table.num_rows:
-        for row in (
-            table.select(["source_id", "target_id", "person", "licence"])
-            .group_by(["source_id", "target_id", "person", "licence"])
-            .aggregate([])
-            .to_pylist()
-        ):
+    names = ["source_id", "target_id", "person", "licence"]
+    for piece in read_candidate_pieces(folder, names):
+        for row in piece.group_by(names).aggregate([]).to_pylist():
             yield row["source_id"], row["person"], row["licence"]
             yield row["target_id"], row["person"], None

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from data_pipeline.candidates import read_candidates_table
+from data_pipeline.candidates import read_candidate_pieces, take_candidates
 from data_pipeline.decoder import DecodeError
 from data_pipeline.rules import LIMITS, VERIFIERS, PairingConfig
 from data_pipeline.sheet import draw_candidate, draw_faces, read_samples
@@ -72,13 +72,10 @@ def _by_source(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def rejected_pairs(folder: str, work: str, config: PairingConfig) -> list[tuple[str, list[Shown]]]:
     """Filter -> the pairs that missed it by least, of different sources as far as there are, drawn from the sources."""
     uris = {item.source_id: item.uri for item in read_worklist(join(work, "worklist.parquet"))}
-    table = read_candidates_table(folder)
     sheets = []
-    for verdict, (score, _, sign) in ({"expression verifier": VERIFIERS["expression verifier"]} | LIMITS | VERIFIERS).items():
-        refused = table.filter(pc.equal(table["verdict"], verdict))
-        order = np.argsort(-np.asarray(refused[score], np.float64) * sign, kind="stable")[:_NEAREST]
+    for verdict, numbers in _nearest(folder).items():
         shown: list[Shown] = []
-        for row in _by_source(_one_way(refused.take(order).to_pylist())):
+        for row in _by_source(_one_way(take_candidates(folder, numbers))):
             instruction = instruction_of(row)
             if instruction is None:
                 continue  # misread as another expression, and as the same one on both pictures
@@ -93,6 +90,23 @@ def rejected_pairs(folder: str, work: str, config: PairingConfig) -> list[tuple[
         if shown:
             sheets.append((verdict, shown))
     return sheets
+
+
+def _nearest(folder: str) -> dict[str, npt.NDArray[np.int64]]:
+    """Filter -> the numbers of the candidates that missed it by least, nearest first. No more of the others than a row group is ever in memory."""
+    filters = {"expression verifier": VERIFIERS["expression verifier"]} | LIMITS | VERIFIERS
+    kept = {verdict: (np.zeros(0, np.int64), np.zeros(0)) for verdict in filters}
+    start = 0
+    for piece in read_candidate_pieces(folder, ["verdict", *dict.fromkeys(score for score, _, _ in filters.values())]):
+        for verdict in set(piece["verdict"].unique().to_pylist()) & filters.keys():
+            score, _, sign = filters[verdict]
+            mine = np.flatnonzero(pc.equal(piece["verdict"], verdict))
+            numbers = np.concatenate([kept[verdict][0], mine + start])
+            missed = np.concatenate([kept[verdict][1], -np.asarray(piece[score], np.float64)[mine] * sign])
+            order = np.lexsort((numbers, missed))[:_NEAREST]
+            kept[verdict] = numbers[order], missed[order]
+        start += len(piece)
+    return {verdict: numbers for verdict, (numbers, _) in kept.items()}
 
 
 def _sources(row: dict[str, Any]) -> str:

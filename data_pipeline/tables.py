@@ -4,6 +4,7 @@ partition by identity, and what one worker finds does not depend on another."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -53,19 +54,53 @@ def on_each(work: Callable[[str], R], uris: Sequence[str], workers: int) -> list
     return [found[uri] for uri in uris]
 
 
-def read_pieces(uri: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The row groups of a score table, one at a time.
+def read_pieces(uri: str, columns: list[str] | None = None, mend: str = DERIVED) -> Iterator[pa.Table]:
+    """The row groups of a table, one at a time.
+
+    Args:
+        uri: A score table, or a version's candidates.
+        columns: Which; all by default.
+        mend: What to do where it is damaged.
 
     Raises:
         UserError: It is damaged.
     """
-    with open_read(uri) as file:
-        with reading(uri, DERIVED):
-            table = pq.ParquetFile(file)
+    with _opened(uri, mend) as table:
+        if columns and table.metadata.num_rows:
+            with reading(uri, mend):
+                for name in columns:
+                    table.schema_arrow.field(name)  # which a row group would pass over
         for number in range(table.num_row_groups):
-            with reading(uri, DERIVED):
+            with reading(uri, mend):
                 piece = table.read_row_group(number, columns=columns)
             yield piece
+
+
+def take_rows(uri: str, numbers: npt.NDArray[np.int64], mend: str = DERIVED) -> pa.Table:
+    """Whole rows by their numbers in the table, in the order of these; only the row groups that have any are read, one at a time.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    ordered, found, start = np.sort(numbers), [], 0
+    with _opened(uri, mend) as table:
+        for group in range(table.num_row_groups):
+            end = start + table.metadata.row_group(group).num_rows
+            mine = ordered[slice(*np.searchsorted(ordered, (start, end)))] - start
+            if len(mine):
+                with reading(uri, mend):
+                    found.append(table.read_row_group(group).take(mine))
+            start = end
+        rows = pa.concat_tables(found) if found else table.schema_arrow.empty_table()
+    return rows.take(np.argsort(np.argsort(numbers, kind="stable"), kind="stable"))
+
+
+@contextmanager
+def _opened(uri: str, mend: str) -> Iterator[pq.ParquetFile]:
+    with open_read(uri) as file:
+        with reading(uri, mend):
+            table = pq.ParquetFile(file)
+        yield table
 
 
 def end_numbers(table: pa.Table) -> npt.NDArray[np.int64]:

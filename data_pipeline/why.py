@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from data_pipeline.candidates import explain, read_candidates_table
+from data_pipeline.candidates import explain, find_candidates, read_candidate_pieces
 from data_pipeline.copies import read_copies
 from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import read_part
@@ -56,15 +56,13 @@ def why(what: str, work: str, version: str = "v1") -> list[str]:
         return lines + (why_empty(work, version) or [f"no version {version!r} is published here: of its pairs nothing is known"])
     folder = find_version(work, version)
     check_judged(folder)
-    table = read_candidates_table(folder)
-    by_key = table.filter(pc.equal(table["key"], what)).to_pylist()
+    by_key = find_candidates(folder, ["key"], lambda piece: pc.equal(piece["key"], what))
     if by_key:
         return _explain_pair(by_key[0], pairing_config(folder), folder)
     ledger = {row["source_id"]: row for row in read_ledger(work)}
     if source_id not in ledger:
-        raise UserError(
-            f"{what}: neither a sample's key nor a source of this build. {len(ledger)} sources, {len(table)} candidates are known."
-        )
+        known = sum(map(len, read_candidate_pieces(folder, ["key"])))
+        raise UserError(f"{what}: neither a sample's key nor a source of this build. {len(ledger)} sources, {known} candidates are known.")
     lines = _explain_source(ledger[source_id])
     copy = read_copies(home_of(folder)).get(source_id)
     if copy:
@@ -72,7 +70,8 @@ def why(what: str, work: str, version: str = "v1") -> list[str]:
             f"not used (near-duplicate): it shows the clip of {copy.of}: faces move alike in {copy.moments} of {copy.out_of} moments of the shorter one, "
             f"{abs(copy.offset):.1f} s {'later' if copy.offset >= 0 else 'earlier'} here"
         )
-    mine = table.filter(pc.or_(pc.equal(table["source_id"], source_id), pc.equal(table["target_id"], source_id))).to_pylist()
+    ends = ["source_id", "target_id"]
+    mine = find_candidates(folder, ends, lambda piece: pc.or_(*(pc.equal(piece[end], source_id) for end in ends)))
     if second:
         faces = _faces_at(ledger[source_id], _seconds(second), work)
         lines += _explain_faces(faces, second)
