@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -73,7 +74,7 @@ def pack(
     _check_keys([*(sample.key for sample in samples), *(row["key"] for row in (base.rows if base else ()))])
     progress = Progress("pack", len(samples), "samples")
     shards, manifest = _take_over(base, folder) if base else ([], [])
-    first = Counter(shard["split"] for shard in base.index["shards"]) if base else Counter[str]()
+    first = _first_numbers(base.index["shards"]) if base else Counter[str]()
     for split in ("train", "val", "test"):
         mine = sorted((s for s in samples if s.split == split), key=lambda s: sha256_bytes(f"{config.seed}/{s.key}".encode()))
         for number, start in enumerate(range(0, len(mine), config.samples_per_shard)):
@@ -85,6 +86,8 @@ def pack(
             shards.append({"name": shard, "split": split, "count": len(group), "bytes": len(data), "sha256": sha256_bytes(data)})
             manifest += rows
             progress.advance(len(group))
+    names = Counter(shard["name"] for shard in shards)
+    assert len(names) == len(shards), f"two shards of one name ({names.most_common(1)[0][0]}): a mistake in the code, nothing is published"
     table = encode_table(manifest)
     commit_changed(join(folder, MANIFEST), table)
     index: dict[str, Any] = {
@@ -113,6 +116,16 @@ def _check_keys(keys: list[str]) -> None:
     assert not twice, (
         f"{len(twice)} keys are those of two samples each ({', '.join(twice[:3])}): a mistake in the code, nothing is published"
     )
+
+
+def _first_numbers(shards: list[dict[str, Any]]) -> Counter[str]:
+    """Split -> the number of its first new shard: after the highest that there is. There may be fewer shards than numbers, where one was emptied."""
+    first = Counter[str]()
+    for shard in shards:
+        found = re.fullmatch(r"[a-z]+-(\d+)\..*", shard["name"])  # `train-000002.tar`, or written anew: `train-000002.r1.tar`
+        assert found, f"{shard['name']}: no name of a shard"
+        first[shard["split"]] = max(first[shard["split"]], int(found[1]) + 1)
+    return first
 
 
 def withdraw(folder: str) -> None:

@@ -16,6 +16,7 @@ import pyarrow.dataset  # noqa: F401  (the first read of a Parquet file would im
 
 from data_pipeline.forget import forget
 from data_pipeline.published import read_index, read_manifest, read_members
+from lato.pairs import decode_pair
 
 
 def forked(work: Path, asked: dict[str, str], fail_at: int) -> bool:
@@ -40,7 +41,7 @@ def check_published(work: Path) -> None:
         folder = str(index.parent)
         if "view_of" not in read_index(folder):
             for row in read_manifest(folder):
-                assert set(read_members(folder, row)) == {"json", "landmarks.npy", "source.jpg", "target.jpg"}
+                decode_pair(row["key"], read_members(folder, row))
 
 
 def files_of(work: Path) -> dict[str, bytes]:

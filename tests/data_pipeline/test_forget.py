@@ -71,14 +71,17 @@ def kill_at_every_step(start, scratch, **asked):
 
 def begin_with_all_kinds_of_files(work, models, clip):
     """A build in which people are in every place that there is: two versions, a view, what was never published, what is replaced, what was made of samples.
-    One of them the last work list does not name."""
-    warped = SyntheticConfig(warp=WarpConfig(workers=0, expressions=(Expression.HAPPY,)), anny=AnnyConfig(people=2, images=3, workers=0))
+    One of them the last work list does not name. The first version had somebody removed before the second extended it: that one has revised shards, and an
+    index without a revision."""
+    warped = SyntheticConfig(warp=WarpConfig(workers=0, expressions=(Expression.HAPPY,)), anny=AnnyConfig(people=3, images=3, workers=0))
     config = CONFIG.model_copy(
         update={"synthetic": warped, "analyze": AnalyzeConfig(workers=0), "pairing": LOOSE, "split": SplitConfig(val=0, test=0)}
     )
     photos = [item_for(clip(name), licence="theirs", identity=name) for name in ("obama", "obama2")]
     version = build_dataset(config, str(work), models, photos)
-    build_dataset(config.model_copy(update={"name": "v2", "extends": "v1"}), str(work), models, photos)
+    assert forget(str(work), source="anny_0_00002").samples.keys() == {"v1"}
+    second = build_dataset(config.model_copy(update={"name": "v2", "extends": "v1"}), str(work), models, photos)
+    assert all(".r1." in shard["name"] for shard in read_index(second.uri)["shards"]) and "revision" not in read_index(second.uri)
     make_view(version.uri, "all", "kind in image,synthetic")
     write_data_report(str(work))
     for name in ("begun", "replaced"):  # a build that was killed before it published, and one that was replacing a version
@@ -197,6 +200,20 @@ def test_forgetting_never_deletes_the_users_own_files(tmp_path):
     write_worklist([item_for(str(path), identity="me") for path in own], str(work / "worklist.parquet"))
     assert forget(str(work), identity="me").sources == 2
     assert all(path.read_bytes() == b"mine" for path in own)
+
+
+@pytest.mark.parametrize("name", ["noisy", "accepted"])
+def test_a_source_that_is_named_like_a_verdict_takes_no_labels_with_it(tmp_path, name):
+    items = [item_for(str(tmp_path / f"{source}.mp4"), licence="test") for source in (name, "a", "b")]
+    write_worklist(items, str(tmp_path / "worklist.parquet"))
+    for number, stratum in enumerate(("noisy", "noisy", "accepted")):
+        add_label(str(tmp_path), f"p_{number}", True, stratum, 0)
+    labels = (tmp_path / "labels.jsonl").read_bytes()
+    merges = [json.dumps({"first": first, "second": second}) for first, second in (("a", "b"), (name, "a"), ("b", name))]
+    (tmp_path / "merges.jsonl").write_text("".join(f"{line}\n" for line in merges))
+    assert forget(str(tmp_path), source=name).sources == 1
+    assert (tmp_path / "labels.jsonl").read_bytes() == labels
+    assert (tmp_path / "merges.jsonl").read_text() == merges[0] + "\n"
 
 
 def test_forgetting_reaches_views_of_a_folder_that_was_moved_and_of_versions_that_are_gone(models, tmp_path):
