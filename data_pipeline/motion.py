@@ -89,6 +89,8 @@ class Clock:
 
 def tracks_of(observed: pa.Table, source: int, clock: Clock) -> list[Track]:
     """The tracks of a part (`READ`) that last more than a second."""
+    if not len(observed):  # a segment without a face
+        return []
     points = _matrix(observed["landmarks"]).reshape(-1, 68, 2)
     points = points - points.mean(axis=1, keepdims=True)
     points /= np.maximum(np.sqrt((points**2).sum(axis=(1, 2), keepdims=True)), 1e-9)

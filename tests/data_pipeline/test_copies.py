@@ -97,6 +97,16 @@ def test_what_was_compared_is_not_compared_again(tmp_path):
         find_copies(of, items, {name: ["gone"] for name in "abc"}, (), 5.0, str(tmp_path), [{"a", "b", "d"}])
 
 
+def test_a_segment_without_a_face_says_nothing(tmp_path):
+    """A long video is looked at in pieces, of which one may show nobody."""
+    for name, start in (("a", 0.0), ("b", 2.0)):
+        observe_rows(tmp_path, name, walk(0, start=start))
+    observe_rows(tmp_path, "empty")
+    items = {name: WorkItem(source_id=name, uri=name, kind="video") for name in "ab"}
+    parts = {"a": ["empty", "a"], "b": ["b", "empty"]}
+    assert {name: copy.of for name, copy in find_copies(dict.fromkeys("ab", "one"), items, parts, (), 5.0, str(tmp_path), []).items()} == {"b": "a"}
+
+
 def test_a_face_that_does_not_move_says_nothing(tmp_path):
     assert find(tmp_path, {name: [walk(0, noise=0.1, start=n, still=True)] for n, name in enumerate("abc")})[0] == {}
 
