@@ -111,7 +111,8 @@ def _ledger_row(item: WorkItem, pieces: list[Segment], done: Collection[str], wo
     for row in rows:
         not_chosen.update(row.get("not_chosen", {}))
     warnings = warn_of_count(rows) if item.start is None and item.end is None else []
-    return {**worst, **sums, "not_chosen": dict(not_chosen), "parts": names} | ({"warnings": warnings} if warnings else {})
+    told = {"not_chosen": dict(not_chosen), "parts": names, "content": pieces[0].content}
+    return {**worst, **sums, **told} | ({"warnings": warnings} if warnings else {})
 
 
 def _run_round(

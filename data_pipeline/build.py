@@ -9,7 +9,7 @@ from typing import Literal
 from data_pipeline.audit import read_labels
 from data_pipeline.card import write_card
 from data_pipeline.config import DataConfig, with_own_thresholds
-from data_pipeline.extend import read_base
+from data_pipeline.extend import read_base, read_merges
 from data_pipeline.models_used import list_models
 from data_pipeline.observe import observe
 from data_pipeline.pack import sweep
@@ -23,7 +23,7 @@ from infra.errors import UserError
 from infra.state import PUBLISHED, read_json
 from infra.storage import exists, list_files, sha256_json
 
-VERSION = 10
+VERSION = 11
 """Raise it when the same plan would give other samples."""
 
 
@@ -48,11 +48,11 @@ def build_dataset(
     _check_name(config, folder)
     observed = observe(config, work, models, extra)
     base = read_base(join(work, "versions", config.extends), work) if config.extends else None
-    labels = read_labels(work)
+    labels, merges = read_labels(work), read_merges(work)
     chosen = config.model_dump(mode="json", include={"pairing", "render", "split", "instructions", "pack"})
     earlier = base.index.get("models", []) if base else []
     used = list_models(observed.all_models(), config.analyze.groups, config.synthetic, config.instructions, work, earlier)
-    made_from = {"version": VERSION, "observed": observed.digest(), "config": chosen, "labels": labels, "models": used}
+    made_from = {"version": VERSION, "observed": observed.digest(), "config": chosen, "labels": labels, "merges": merges, "models": used}
     created_from = sha256_json(made_from | {"base": base and base.digest})
     published = _read_published(folder, created_from)
     if published:
@@ -60,7 +60,7 @@ def build_dataset(
         write_card(folder)
         say(f"  version {config.name} stands already ({sum(published.samples.values())} samples)")
         return published
-    return publish(Plan(config, observed, base, labels, used, work, folder, created_from), until)
+    return publish(Plan(config, observed, base, labels, merges, used, work, folder, created_from), until)
 
 
 def _check_name(config: DataConfig, folder: str) -> None:

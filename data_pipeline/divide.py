@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import networkx
 import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.conflicts import Conflicts, find_conflicts
 from data_pipeline.copies import Copy
-from data_pipeline.extend import COMPONENTS, Base, read_merges
+from data_pipeline.extend import COMPONENTS, Base
 from data_pipeline.people import nearest_in_train, source_of
 from data_pipeline.split import Components, SplitConfig, assign, find_components
 from data_pipeline.worklist import WorkItem
@@ -28,6 +29,8 @@ _LISTED = 10
 """Held-out tracks that are listed by name, those most like one in train first; more where more are over the threshold."""
 Faces = dict[str, npt.NDArray[np.float32]]
 """Track (`source/track`) -> mean face."""
+_RANK: tuple[Split | None, ...] = ("test", "val", "train", None)
+"""Which of the pins of people who turn out to be one holds: an evaluation set stays what it was."""
 
 
 def tracks_of(row: dict[str, Any]) -> list[str]:
@@ -41,6 +44,8 @@ class Tied:
 
     components: Components
     conflicts: Conflicts
+    merges: Sequence[tuple[str, str]]
+    """Pairs of sources that a person said show one person."""
 
     def verdict(self, row: dict[str, Any]) -> str | None:
         """Why an accepted pair may not go on, whatever the sides; None if it may."""
@@ -126,8 +131,10 @@ def tie(
     base: Base | None,
     config: SplitConfig,
     copies: Mapping[str, Copy],
+    contents: Mapping[str, str],
+    merges: Sequence[tuple[str, str]],
 ) -> Tied:
-    """Ties sources by what is declared of them, by faces, and copies to what they are copies of.
+    """Ties sources by what is declared of them, by files, by faces, and copies to what they are copies of.
 
     Args:
         accepted: New pairs.
@@ -136,13 +143,15 @@ def tie(
         base: The version that is extended.
         config: Thresholds.
         copies: Sources that are not used: what is declared of them still counts.
+        contents: Source id -> digest of its content, of sources that may be used.
+        merges: Pairs of sources that a person said show one person.
 
     Raises:
         UserError: Sources of the extended version are not listed.
     """
     if base:
         base.check_listed(items)
-    ties = _find_ties(items, base, copies)
+    ties = _find_ties(items, base, copies, contents, merges)
     known = base.split_of_source if base else {}
     counts = Counter(row["source_id"] for row in [*accepted, *(base.rows if base else ())])
     conflicts = Conflicts({}, {})
@@ -156,7 +165,7 @@ def tie(
         published = base.tracks if base else frozenset[str]()
         found = find_conflicts(components.of_source, components.links, shared, left, known, published, config.link_similarity)
         if not (found.sources or found.tracks):
-            return Tied(components, conflicts)
+            return Tied(components, conflicts, merges)
         conflicts = Conflicts(conflicts.sources | found.sources, conflicts.tracks | found.tracks)
 
 
@@ -177,11 +186,12 @@ def divide(accepted: list[dict[str, Any]], items: dict[str, WorkItem], tied: Tie
     known = base.split_of_source if base else {}
     of = components.of_source
     pins: dict[str, Split] = {}
-    merged = {of[one]: pair for pair in (read_merges(base.work) if base else ()) for one in pair if one in of}
+    merged = {of[one]: pair for pair in tied.merges for one in pair if one in of}
     for name, side in known.items():
         pins.setdefault(of[name], side)
-    for name in of:
-        pin = items[name].split if name in items else None
+    pin_of = {name: items[name].split if name in items else None for name in of}
+    for name in sorted(of, key=lambda name: _RANK.index(pin_of[name]) if of[name] in merged else 0):
+        pin = pin_of[name]
         if not pin or pins.setdefault(of[name], pin) == pin or name in known:
             continue
         told = f"source {name} is pinned to {pin}, but it is tied to a source that is in {pins[of[name]]} ({of[name]})"
@@ -199,8 +209,15 @@ def divide(accepted: list[dict[str, Any]], items: dict[str, WorkItem], tied: Tie
     return Division(split_of, tied)
 
 
-def _find_ties(items: dict[str, WorkItem], base: Base | None, copies: Mapping[str, Copy]) -> dict[str, list[str]]:
-    """Source id -> what it shares with others: declared identity or group, a file, a clip, a merge, a component of the version that is extended.
+def _find_ties(
+    items: dict[str, WorkItem],
+    base: Base | None,
+    copies: Mapping[str, Copy],
+    contents: Mapping[str, str],
+    merges: Sequence[tuple[str, str]],
+) -> dict[str, list[str]]:
+    """Source id -> what it shares with others: declared identity or group, a file, a photo that it was made from, a clip, a merge, a component of the version
+    that is extended.
 
     Who was one person then stays so, in particular those who lost their samples to a merge; what was published on two sides although alike ties nobody.
     """
@@ -210,20 +227,17 @@ def _find_ties(items: dict[str, WorkItem], base: Base | None, copies: Mapping[st
             if name:
                 ties[item.source_id].append(f"{kind}:{name}")
     known = base.split_of_source if base else {}
-    files: dict[str, list[str]] = defaultdict(list)  # two spans, or two people, of one file have one room behind them
-    for item in items.values():
-        files[item.uri].append(item.source_id)
-    for uri, names in files.items():
+    for shared, names in _find_files(items, contents).items():
         if len(names) > 1 and len({known[name] for name in names if name in known}) < 2:
             for name in names:
-                ties[name].append(f"file:{uri}")
+                ties[name].append(shared)
     for name, copy in copies.items():
         for one in (name, copy.of):
             ties[one].append(f"clip:{copy.of}")
+    for person in networkx.connected_components(networkx.Graph(list(merges))):
+        for name in sorted(person & (items.keys() | known.keys())):  # of others, of another build, nothing is asked
+            ties[name].append(f"merge:{min(person)}")
     if base:
-        for number, (first, second) in enumerate(read_merges(base.work)):
-            for name in (first, second):
-                ties[name].append(f"merge:{number}")
         sides: dict[str, set[Split]] = defaultdict(set)
         for name, component in base.components.items():
             sides[component] |= {known[name]} if name in known else set()
@@ -231,3 +245,17 @@ def _find_ties(items: dict[str, WorkItem], base: Base | None, copies: Mapping[st
             if len(sides[component]) < 2:
                 ties[name].append(f"component:{component}")
     return ties
+
+
+def _find_files(items: dict[str, WorkItem], contents: Mapping[str, str]) -> dict[str, list[str]]:
+    """Files, by address and by content, and photos of which others were made -> the sources that show them: two spans, or two people, of one file have one
+    room behind them."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for item in items.values():
+        name = item.source_id
+        found[f"file:{item.uri}"].append(name)
+        if name in contents:
+            found[f"content:{contents[name]}"].append(name)
+        for photo in dict.fromkeys((name, item.attributes.get("made_from", name))):
+            found[f"photo:{photo}"].append(name)
+    return found

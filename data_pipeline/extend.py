@@ -170,7 +170,7 @@ def read_merges(work: str) -> list[tuple[str, str]]:
 
 
 def merge(work: str, version: str, first: str, second: str) -> dict[str, Any]:
-    """Records that two sources show one person. The next version that extends this one drops the samples in the lower of their splits.
+    """Records that two sources show one person: builds put them on one side, and one that extends this version drops the samples in the lower of their splits.
 
     Returns:
         `splits` of both, `dropped`: how many samples will go, with those of earlier merges.
@@ -209,7 +209,7 @@ def merged_away(rows: list[dict[str, Any]], merges: list[tuple[str, str]], compo
         if name in components:
             graph.add_edge(name, (components[name], split))
     for row in rows:
-        if row["identity"] and "/" not in row["identity"]:
+        if row["identity"] and not row["identity"].startswith(f"{row['source_id']}/"):  # declared; of others it is source and track
             graph.add_edge(row["source_id"], ("identity", row["identity"]))
     lower: set[str] = set()
     for found in networkx.connected_components(graph):

@@ -47,6 +47,8 @@ class Plan:
     """The version that is extended."""
     labels: dict[str, bool]
     """Key -> what a person said of the pair."""
+    merges: list[tuple[str, str]]
+    """Pairs of sources that a person said show one person."""
     models: list[Model]
     work: str
     folder: str
@@ -118,6 +120,7 @@ def _judge(plan: Plan) -> _Found:
     observed, pairing, base = plan.observed, plan.config.pairing, plan.base
     given = ScoreInput(observed.columns, observed.identities, pairing.margin, pairing.same_person, observed.holdout)
     people = {name: item.identity for name, item in observed.items.items()}
+    contents = {row["source_id"]: row["content"] for row in observed.ledger.usable()}
     workers = plan.config.analyze.workers
     tables = score_pairs(observed.ledger.usable(), given, people, plan.work, workers)
     usage, keys = (base.usage, base.keys) if base else (Usage(), frozenset[str]())
@@ -129,7 +132,7 @@ def _judge(plan: Plan) -> _Found:
         accepted = [(number, row) for number, uri in enumerate(tables) for row in accepted_rows(uri, judged[number])]
         fresh = [(number, row) for number, row in accepted if row["key"] not in keys]
         centroids = {track: face for found in judged for track, face in found.people.items()}
-        tied = tie([row for _, row in fresh], observed.items, centroids, base, plan.config.split, copies)
+        tied = tie([row for _, row in fresh], observed.items, centroids, base, plan.config.split, copies, contents, plan.merges)
         more = _find_copies(plan, tables, judged, tied, copies, compared)
         if not more:
             return _Found(tables, judged, accepted, fresh, centroids, tied, copies)

@@ -5,11 +5,12 @@ import numpy as np
 from data_pipeline.divide import divide, tie
 from data_pipeline.extend import Base
 from data_pipeline.rules import Usage
+from data_pipeline.split import SplitConfig
 from data_pipeline.worklist import WorkItem
 
 
-def source(name, **columns):
-    return WorkItem(source_id=name, uri=f"{name}.mp4", kind="video", **columns)
+def source(name, kind="video", **columns):
+    return WorkItem(source_id=name, uri=f"{name}.mp4", kind=kind, **columns)
 
 
 def pair(name):
@@ -27,5 +28,10 @@ def face(*numbers):
     return vector / np.linalg.norm(vector)
 
 
-def divided(accepted, items, centroids, base, config):
-    return divide(accepted, items, tie(accepted, items, centroids, base, config, {}), base, config)
+def divided(accepted, items, centroids, base, config, merges=()):
+    return divide(accepted, items, tie(accepted, items, centroids, base, config, {}, {}, merges), base, config)
+
+
+def components_of(items, base=None, contents=None, merges=()):
+    """Source id -> component, by what is known beside faces."""
+    return tie([], items, {}, base, SplitConfig(), {}, contents or {}, merges).components.of_source

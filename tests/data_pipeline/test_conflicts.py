@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import cv2
 
-from data_pipeline.divide import tie
 from data_pipeline.split import SplitConfig, find_components
-from tests.data_pipeline.links import base_of, divided, face, pair, source
+from tests.data_pipeline.links import base_of, components_of, divided, face, pair, source
 
 
 def test_a_track_that_links_two_splits_is_a_conflict():
@@ -100,6 +99,20 @@ def test_a_bridge_is_left_out_and_only_it():
 
 def test_spans_and_people_of_one_file_go_to_one_side():
     items = {name: source(name).model_copy(update={"uri": f"{file}.mp4"}) for name, file in (("a", 1), ("b", 1), ("c", 2))}
-    assert tie([], items, {}, None, SplitConfig(), {}).components.of_source == {"a": "source:a", "b": "source:a", "c": "source:c"}
+    assert components_of(items) == {"a": "source:a", "b": "source:a", "c": "source:c"}
+    assert components_of(items, contents={"a": "x", "b": "y", "c": "y"}) == dict.fromkeys("abc", "source:a")  # one file, whatever it is called
     apart = base_of({"a": "train", "b": "test"})  # published so by an earlier LaTo
-    assert len(set(tie([], items, {}, apart, SplitConfig(), {}).components.of_source.values())) == 3
+    assert len(set(components_of(items, apart).values())) == 3
+    assert components_of(items, base_of({"a": "train", "c": "test"}), {"a": "x", "c": "x"})["c"] == "source:c"
+
+
+def test_edits_of_one_photo_go_to_one_side_with_it():
+    """Two people on a photo, each edited for themselves: the edits alone give samples."""
+    items = {name: source(name, kind="image").model_copy(update={"uri": "two.jpg"}) for name in ("left", "right")}
+    for name in ("left", "right"):
+        items[f"{name}_warp"] = source(f"{name}_warp", kind="image", group=name, attributes={"made_from": name})
+    assert set(components_of(items).values()) == {"source:left"}
+    alone = {name: item for name, item in items.items() if name not in ("left", "right")} | {
+        "other_warp": source("other_warp", attributes={"made_from": "left"})
+    }
+    assert components_of(alone)["other_warp"] == components_of(alone)["left_warp"] != components_of(alone)["right_warp"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from data_pipeline.build import build_dataset
-from data_pipeline.extend import merge, merged_away, read_base
+from data_pipeline.extend import merge, merged_away, read_base, read_components
 from data_pipeline.published import read_index, read_manifest
 from data_pipeline.split import SplitConfig
 from data_pipeline.verify import verify_version
@@ -68,6 +68,8 @@ def test_a_merge_takes_all_of_the_person(tmp_path):
     assert merged_away(rows, [("c", "d")], mixed) == {"p_c"}
     assert merged_away(rows, [("a", "d")], mixed) == {"p_a", "p_a2"}
     assert merged_away(rows, [("a", "b")], {}) == {"p_a"}
+    declared = [row | {"identity": "vox/1"} if row["source_id"] in ("a", "a2") else row for row in rows]
+    assert merged_away(declared, [("a", "b")], {}) == {"p_a", "p_a2"}  # a name with a slash is one too
 
 
 def test_an_extension_lists_what_it_extends(first, models):
@@ -115,5 +117,13 @@ def test_a_confirmed_merge_takes_the_lower_splits_samples(first, models):
     assert {name: side for name, side in sides.items() if name not in (train, alike)} == {
         name: side for name, side in splits.items() if name not in (train, alike)
     }
+    fresh = build_dataset(config(8, name="fresh"), str(work), models)
+    found = read_components(fresh.uri)["components"]
+    assert found[train] == found[test] and set(found) == set(splits)
+    sides = {row["source_id"]: row["split"] for row in read_manifest(fresh.uri)}
+    assert sides[train] == sides[test]
+    (work / "merges.jsonl").unlink()  # taken back: what was made with it does not stand
+    again = build_dataset(config(8, name="fresh"), str(work), models)
+    assert {row["source_id"]: row["split"] for row in read_manifest(again.uri)} == splits
     with pytest.raises(UserError, match="no sample of version v1"):
         merge(str(work), "v1", train, "nobody")

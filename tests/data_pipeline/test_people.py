@@ -2,13 +2,11 @@
 
 import json
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from data_pipeline.card import _components, _sides
-from data_pipeline.divide import divide, tie
 from data_pipeline.extend import read_components
 from data_pipeline.near_duplicates import over_quota_of_people
 from data_pipeline.nearest import most_alike, mutual_nearest, touching
@@ -16,7 +14,7 @@ from data_pipeline.people import find_people, source_of
 from data_pipeline.rules import PairingConfig
 from data_pipeline.split import SplitConfig, assign, find_components
 from infra.errors import UserError
-from tests.data_pipeline.links import base_of, divided, face, pair, source
+from tests.data_pipeline.links import base_of, components_of, divided, face, pair, source
 
 CONFIG = SplitConfig(val=0.1, test=0.1)
 
@@ -153,17 +151,22 @@ def test_quotas_count_a_person_whom_faces_tell():
     assert beyond(person_of={}) == beyond(identities={f"s{n}": "declared" for n in range(4)}) == set()  # judged already
 
 
-def test_a_merge_beats_a_pin(tmp_path, capsys):
-    """`a` was in train and is pinned to it; a person said that it is `b`, which is in test."""
-    (tmp_path / "merges.jsonl").write_text(json.dumps({"first": "a", "second": "b"}) + "\n")
-    base = replace(base_of({"b": "test", "c": "train"}), work=str(tmp_path))
+@pytest.mark.parametrize("base", [base_of({"b": "test", "c": "train"}), None])
+def test_a_merge_beats_a_pin(base, capsys):
+    """`a` was in train and is pinned to it; a person said that it is `b`, which is in test, or is pinned to it."""
     items = {"a": source("a", split="train"), "b": source("b", split="test"), "c": source("c")}
-    assert divided([pair("a")], items, {}, base, SplitConfig()).split_of["a"] == "test"
-    assert "the merge of a and b counts, not the pin" in capsys.readouterr().out
+    assert divided([pair("a"), pair("b")], items, {}, base, SplitConfig(), [("a", "b")]).split_of["a"] == "test"
+    assert "source a is pinned to train" in (said := capsys.readouterr().out) and "the merge of a and b counts, not the pin" in said
     tied = {"a": source("a", split="train", group="g"), "d": source("d", split="test", group="g")}
     rows = [pair("a")]
     with pytest.raises(UserError, match="source d is pinned to test, but it is tied to a source that is in train"):
-        divide(rows, tied, tie(rows, tied, {}, None, SplitConfig(), {}), None, SplitConfig())
+        divided(rows, tied, {}, None, SplitConfig())
+
+
+def test_merges_tie_over_sources_that_are_not_there():
+    items = {name: source(name) for name in "abc"}
+    found = components_of(items, merges=[("a", "gone"), ("gone", "b"), ("x", "y")])
+    assert found == {"a": "source:a", "b": "source:a", "c": "source:c"}
 
 
 def test_searches_agree_with_the_whole_product():
