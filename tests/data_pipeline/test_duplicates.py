@@ -13,6 +13,7 @@ from data_pipeline.analyze import analyze
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.duplicates import duplicates_of, find_duplicates
+from data_pipeline.extend import read_components
 from data_pipeline.forget import forget, sources_like
 from data_pipeline.image_set import commit_set, content_sha256
 from data_pipeline.observe import observe
@@ -102,6 +103,19 @@ def test_the_second_is_rejected_and_not_looked_at(built):
     ends = {row[end] for row in read_candidates(version.uri) for end in ("source_id", "target_id")}
     assert "first" in ends and "second" not in ends
     assert why("second", str(folder / "w"))[0] == "source second: rejected (duplicate): same content as first"
+
+
+def test_people_in_one_content_under_two_names_go_to_one_side(models, clip, tmp_path):
+    """They are no duplicates, as each has a span of its own; here no recognizer ties them either."""
+    items = []
+    for name, span in (("first", {"end": 1.2}), ("second", {"start": 1.2})):
+        shutil.copyfile(clip("single_face"), tmp_path / f"{name}.mp4")
+        items.append(item_for(str(tmp_path / f"{name}.mp4"), licence="test", identity=name, **span))
+    version = build_dataset(
+        CONFIG.model_copy(update={"split": CONFIG.split.model_copy(update={"link_similarity": 2.0})}), str(tmp_path / "w"), models, items
+    )
+    found = read_components(version.uri)["components"]
+    assert found["first"] == found["second"]
 
 
 @pytest.mark.parametrize("named", ["first", "second"])
