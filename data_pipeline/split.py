@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import networkx
 import numpy as np
@@ -161,20 +162,29 @@ def _find_bridges_of_large(links: list[Link], samples: Counter[str], of_source: 
 
 
 def _find_bridges(links: list[Link], samples: Counter[str], of_source: dict[str, str], large: set[str], least: float) -> frozenset[str]:
-    """Tracks of which each alone holds together two parts of a too large component that have `least` samples each."""
-    bridges = set()
-    for component in sorted(large):
-        graph = networkx.Graph()
-        for _, a, b in links:
-            if of_source[source_of(a)] == component:
-                graph.add_edge(a, b)
-        for track in list(graph):  # tracks of one source stand for each other but for the one in question
-            graph.add_edge(track, f"source:{source_of(track)}")
-        for track in sorted(set(networkx.articulation_points(graph)) - {node for node in graph if node.startswith("source:")}):
-            rest = graph.copy()
-            rest.remove_node(track)
-            parts = [part for part in networkx.connected_components(rest) if any(not node.startswith("source:") for node in part)]
-            sizes = [sum(samples[node.removeprefix("source:")] for node in part if node.startswith("source:")) for part in parts]
-            if sum(size >= least for size in sizes) >= 2:
-                bridges.add(track)
+    """Tracks of which each alone holds together two parts of a too large component that have `least` samples each.
+
+    Each cuts the graph of links where it stands in several of its blocks (parts that no single node cuts). Blocks and nodes are a tree, so that the sizes of
+    all parts come of one walk through it.
+    """
+    graph: networkx.Graph[Any] = networkx.Graph((a, b) for _, a, b in links if of_source[source_of(a)] in large)
+    tracks: dict[str, list[str]] = defaultdict(list)
+    for track in graph:
+        tracks[source_of(track)].append(track)
+    below = Counter[Any]()
+    for name, mine in tracks.items():  # tracks of one source stand for each other but for the one in question
+        place = ("source", name) if len(mine) > 1 else mine[0]
+        below[place] = samples[name]
+        graph.add_edges_from((track, place) for track in mine if track != place)
+    tree: networkx.Graph[Any] = networkx.Graph()
+    for number, block in enumerate(networkx.biconnected_components(graph)):
+        tree.add_edges_from((number, node) for node in block)
+    bridges: set[str] = set()
+    for part in list(networkx.connected_components(tree)):
+        root, parts = next(iter(part)), Counter[Any]()
+        for parent, node in reversed(list(networkx.bfs_edges(tree, root))):
+            below[parent] += below[node]
+            parts[parent] += below[node] >= least
+        parts.update(node for node in part if node != root and below[root] - below[node] >= least)
+        bridges |= {node for node in part if isinstance(node, str) and parts[node] >= 2}
     return frozenset(bridges)

@@ -5,8 +5,11 @@ from collections import Counter
 from dataclasses import replace
 
 import cv2
+import networkx
+import numpy as np
 
-from data_pipeline.split import SplitConfig, find_components
+from data_pipeline.people import Link, source_of
+from data_pipeline.split import SplitConfig, _find_bridges, find_components
 from tests.data_pipeline.links import base_of, components_of, divided, face, pair, source
 
 
@@ -97,10 +100,47 @@ def test_a_bridge_is_left_out_and_only_it():
     assert found.of_source["l0"] == found.of_source["l5"] != found.of_source["r0"]
 
 
+def bridges_one_by_one(links, samples, least):
+    """The same as `_find_bridges` says: each track is taken out."""
+    graph = networkx.Graph([(a, b) for _, a, b in links])
+    graph.add_edges_from([(track, f"source:{source_of(track)}") for track in graph])
+    found = set()
+    for track in [node for node in graph if not node.startswith("source:")]:
+        rest = graph.subgraph(networkx.node_connected_component(graph, track) - {track})
+        sizes = [
+            sum(samples[node.removeprefix("source:")] for node in part) for part in networkx.connected_components(rest) if len(part) > 1
+        ]
+        if sum(size >= least for size in sizes) >= 2:
+            found.add(track)
+    return found
+
+
+def test_bridges_are_those_that_tear_a_component_apart():
+    """Of drawn links among sources of one to three tracks; in a large one too, where each track alone holds its source to the others."""
+    rng, met = np.random.default_rng(0), 0
+    for _ in range(300):
+        count, tracks = int(rng.integers(2, 25)), int(rng.integers(1, 4))
+        ends = [(a, b) for a, b in rng.integers(0, count, (int(rng.integers(1, 2 * count)), 2)) if a != b]
+        links = [Link(0.5, f"s{a}/{rng.integers(tracks)}", f"s{b}/{rng.integers(tracks)}") for a, b in ends]
+        samples, least = Counter({f"s{n}": int(rng.integers(0, 20)) for n in range(count)}), float(rng.integers(1, 60))
+        found = _find_bridges(links, samples, dict.fromkeys(samples, "one"), {"one"}, least)
+        assert found == bridges_one_by_one(links, samples, least)
+        met += len(found)
+    assert met > 100
+    chain = [Link(0.5, f"s{n}/0", f"s{n + 1}/0") for n in range(20_000)]
+    samples = Counter({f"s{n}": 1 for n in range(20_001)})
+    found = _find_bridges(chain, samples, dict.fromkeys(samples, "one"), {"one"}, 9_990)
+    assert found == {f"s{n}/0" for n in range(9_990, 10_011)}
+    apart = [link for link in chain if link.first != "s10000/0"]  # a name may hold the two together: no track does
+    assert _find_bridges(apart, samples, dict.fromkeys(samples, "one"), {"one"}, 9_000) == frozenset()
+
+
 def test_spans_and_people_of_one_file_go_to_one_side():
     items = {name: source(name).model_copy(update={"uri": f"{file}.mp4"}) for name, file in (("a", 1), ("b", 1), ("c", 2))}
     assert components_of(items) == {"a": "source:a", "b": "source:a", "c": "source:c"}
-    assert components_of(items, contents={"a": "x", "b": "y", "c": "y"}) == dict.fromkeys("abc", "source:a")  # one file, whatever it is called
+    assert components_of(items, contents={"a": "x", "b": "y", "c": "y"}) == dict.fromkeys(
+        "abc", "source:a"
+    )  # one file, whatever it is called
     apart = base_of({"a": "train", "b": "test"})  # published so by an earlier LaTo
     assert len(set(components_of(items, apart).values())) == 3
     assert components_of(items, base_of({"a": "train", "c": "test"}), {"a": "x", "c": "x"})["c"] == "source:c"

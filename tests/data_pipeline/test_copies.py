@@ -104,7 +104,9 @@ def test_a_segment_without_a_face_says_nothing(tmp_path):
     observe_rows(tmp_path, "empty")
     items = {name: WorkItem(source_id=name, uri=name, kind="video") for name in "ab"}
     parts = {"a": ["empty", "a"], "b": ["b", "empty"]}
-    assert {name: copy.of for name, copy in find_copies(dict.fromkeys("ab", "one"), items, parts, (), 5.0, str(tmp_path), []).items()} == {"b": "a"}
+    assert {name: copy.of for name, copy in find_copies(dict.fromkeys("ab", "one"), items, parts, (), 5.0, str(tmp_path), []).items()} == {
+        "b": "a"
+    }
 
 
 def test_a_face_that_does_not_move_says_nothing(tmp_path):
