@@ -16,7 +16,7 @@ from data_pipeline.conflicts import Conflicts, find_conflicts
 from data_pipeline.copies import Copy
 from data_pipeline.extend import COMPONENTS, Base
 from data_pipeline.people import nearest_in_train, source_of
-from data_pipeline.split import Components, SplitConfig, assign, find_components
+from data_pipeline.split import Components, SplitConfig, assign, check_sizes, find_components
 from data_pipeline.worklist import WorkItem
 from infra.addresses import join
 from infra.console import say
@@ -198,15 +198,21 @@ def divide(accepted: list[dict[str, Any]], items: dict[str, WorkItem], tied: Tie
         if of[name] not in merged:
             raise UserError(f"{told}. Take one of the pins away, or give both sources the same")
         say(f"  {told}: the merge of {' and '.join(merged[of[name]])} counts, not the pin")
-    counted = Counter[str]()
-    for row in accepted:
-        if row["source_id"] in of:  # it is not in conflict
-            counted[of[row["source_id"]]] += 1
-    largest = counted.most_common(1)[0][0] if counted else ""
-    links = [link for link in components.links if of[source_of(link.first)] == largest]
-    division = assign(counted, pins, config, links, components.families)
+    division = assign(count_samples(accepted, tied, config), pins, config, components.families)
     split_of = {name: division[component] for name, component in of.items() if component in division} | known
     return Division(split_of, tied)
+
+
+def count_samples(accepted: Iterable[dict[str, Any]], tied: Tied, config: SplitConfig) -> Counter[str]:
+    """Component -> its new pairs.
+
+    Raises:
+        UserError: One has too many of them.
+    """
+    of = tied.components.of_source
+    counted = Counter(of[row["source_id"]] for row in accepted if row["source_id"] in of)  # of others, in conflict, none goes on
+    check_sizes(counted, tied.components, config)
+    return counted
 
 
 def _find_ties(

@@ -12,7 +12,7 @@ from data_pipeline.candidates import write_candidates
 from data_pipeline.card import write_card
 from data_pipeline.config import DataConfig
 from data_pipeline.copies import Copy, find_copies, hash_copies, write_copies
-from data_pipeline.divide import Division, Faces, Tied, divide, tie
+from data_pipeline.divide import Division, Faces, Tied, count_samples, divide, tie
 from data_pipeline.extend import Base
 from data_pipeline.judge import Judged, accepted_rows, count_verdicts, judge, passed_sources
 from data_pipeline.ledger import Ledger
@@ -33,6 +33,9 @@ from infra.console import heading, say, table
 from infra.errors import UserError
 from infra.storage import commit_changed, sha256_bytes
 
+_MANY = 500
+"""Videos of one component, from which on it is asked whether that is too large before they are compared with each other: 512 tracks of a minute take
+50 s, and time grows with the square."""
 Numbered = tuple[int, dict[str, Any]]
 """A row of a score table, and the table's number."""
 
@@ -133,20 +136,42 @@ def _judge(plan: Plan) -> _Found:
         fresh = [(number, row) for number, row in accepted if row["key"] not in keys]
         centroids = {track: face for found in judged for track, face in found.people.items()}
         tied = tie([row for _, row in fresh], observed.items, centroids, base, plan.config.split, copies, contents, plan.merges)
-        more = _find_copies(plan, tables, judged, tied, copies, compared)
+        more = _find_copies(plan, tables, judged, accepted, tied, copies, compared)
         if not more:
             return _Found(tables, judged, accepted, fresh, centroids, tied, copies)
         copies |= more
 
 
+def _check_large(plan: Plan, accepted: list[dict[str, Any]], tied: Tied) -> None:
+    """Ends a build with a component that is too large before its many videos are compared, which would take hours. Pairs that go in any case, bridges and
+    those beyond the quotas of people whom faces tell, are not counted.
+
+    Raises:
+        UserError: One has too much of the data.
+    """
+    identities = {name: item.identity for name, item in plan.observed.items.items()}
+    published = plan.base.keys if plan.base else frozenset[str]()
+    left = [row for row in accepted if row["key"] in published or not tied.verdict(row)]
+    gone = published | over_quota_of_people(left, tied.components.person_of, identities, published, plan.config.pairing)
+    count_samples([row for row in left if row["key"] not in gone], tied, plan.config.split)
+
+
 def _find_copies(
-    plan: Plan, tables: list[str], judged: list[Judged], tied: Tied, known: Mapping[str, Copy], compared: list[set[str]]
+    plan: Plan,
+    tables: list[str],
+    judged: list[Judged],
+    accepted: list[Numbered],
+    tied: Tied,
+    known: Mapping[str, Copy],
+    compared: list[set[str]],
 ) -> dict[str, Copy]:
     """Copies among the tied videos of which no filter refused every pair, beyond those that are known."""
     items, of = plan.observed.items, tied.components.of_source
     sizes = Counter(of[name] for name, item in items.items() if item.kind == "video" and name in of and name not in known)
     if plan.config.pairing.near_duplicate_bits < 0 or max(sizes.values(), default=0) < 2:
         return {}
+    if max(sizes.values()) >= _MANY:
+        _check_large(plan, [row for _, row in accepted], tied)
     passed = {name for uri, found in zip(tables, judged, strict=True) for name in passed_sources(uri, found)} - known.keys()
     least = Clock(plan.config.analyze.fps).least
     seen = [row for row in plan.observed.ledger.usable() if row["source_id"] in passed and row["frames"] >= least]

@@ -82,11 +82,33 @@ def find_components(
         left = {track: face for track, face in left.items() if track not in bridges}
 
 
+def check_sizes(samples: Counter[str], components: Components, config: SplitConfig) -> None:
+    """Ends a build of which one component has too much.
+
+    Args:
+        samples: Component -> number of samples.
+        components: What ties them.
+        config: The limit.
+
+    Raises:
+        UserError: One has more than its share of the samples.
+    """
+    total = sum(samples.values())
+    for name, count in samples.most_common(1):
+        if total >= config.small_dataset and count > config.max_component * total:
+            links = sorted(link for link in components.links if components.of_source[source_of(link.first)] == name)
+            weakest = ", ".join(f"{link.first} = {link.second} ({link.similarity:.2f})" for link in links[:5])
+            raise UserError(
+                f"one component of the split, {name}, has {count} of {total} samples, over the limit of {config.max_component:.0%}. "
+                f"Its sources are tied by identity, group, file or likeness{f'; the weakest likenesses: {weakest}' if weakest else ''}. "
+                "Raise split.link_similarity, or split.max_component if it is right."
+            )
+
+
 def assign(
     samples: Counter[str],
     pins: dict[str, Split],
     config: SplitConfig,
-    links: list[Link] | None = None,
     families: Mapping[str, str] | None = None,
 ) -> dict[str, Split]:
     """Component -> split: a family at a time, by hash order until each share is full.
@@ -98,21 +120,9 @@ def assign(
         samples: Component -> number of samples.
         pins: Component -> split it must go to.
         config: Shares and seed.
-        links: To name the weakest where a component is too large.
         families: Component -> its family; who is not in it is one alone.
-
-    Raises:
-        UserError: One component holds too much of the data.
     """
     total = sum(samples.values())
-    for name, count in samples.most_common(1):
-        if total >= config.small_dataset and count > config.max_component * total:
-            weakest = ", ".join(f"{link.first} = {link.second} ({link.similarity:.2f})" for link in sorted(links or [])[:5])
-            raise UserError(
-                f"one component of the split, {name}, has {count} of {total} samples, over the limit of {config.max_component:.0%}. "
-                f"Its sources are tied by identity, group or likeness{f'; the weakest likenesses: {weakest}' if weakest else ''}. "
-                "Raise split.link_similarity, or split.max_component if it is right."
-            )
     division: dict[str, Split] = dict(pins)
     filled = Counter({side: sum(samples[c] for c, s in pins.items() if s == side) for side in ("val", "test")})
     families = families or {}

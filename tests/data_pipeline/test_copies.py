@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import data_pipeline.publish as publish_module
 from data_pipeline.analyze import analyze
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
@@ -21,6 +22,7 @@ from data_pipeline.pack import read_manifest
 from data_pipeline.report import write_data_report
 from data_pipeline.rules import PairingConfig
 from data_pipeline.segments import AnalyzeConfig
+from data_pipeline.split import SplitConfig
 from data_pipeline.verify import verify_version
 from data_pipeline.why import why
 from data_pipeline.worklist import WorkItem, item_for
@@ -257,6 +259,22 @@ def test_a_pin_of_a_copy_holds_for_what_stays(twice, models, tmp_path):
     work = str(shutil.copytree(twice[0], tmp_path / "w"))
     version = build_dataset(CONFIG.model_copy(update={"name": "pinned"}), work, models, pinned)
     assert {split for split, source in samples(version.uri).values() if source == "first"} == {"test"}
+
+
+def test_a_component_that_is_too_large_is_told_before_its_many_videos_are_compared(twice, models, tmp_path, monkeypatch):
+    """Hours would go by; what the quotas of an undeclared person take away is not counted."""
+    monkeypatch.setattr(publish_module, "_MANY", 2)
+    nobody = [item.model_copy(update={"identity": None}) for item in twice[1]]
+    allowed = CONFIG.model_copy(
+        update={"split": SplitConfig(small_dataset=1, max_component=0.65)}
+    )  # of 14 pairs 10 are first's and second's, of 10 then 6
+    assert {name: copy.of for name, copy in read_copies(build_dataset(allowed, str(tmp_path / "w"), models, nobody).uri).items()} == {
+        "second": "first"
+    }
+    monkeypatch.setattr(publish_module, "find_copies", lambda *given: pytest.fail("they were compared"))
+    grouped = [item.model_copy(update={"group": "all"}) for item in nobody]
+    with pytest.raises(UserError, match=r"one component of the split, source:first, has (\d+) of \1 samples"):
+        build_dataset(allowed.model_copy(update={"name": "large"}), str(tmp_path / "w"), models, grouped)
 
 
 def test_other_moments_of_one_man_and_his_mirror_image_are_no_copies(models, clip, tmp_path):

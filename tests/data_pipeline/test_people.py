@@ -45,7 +45,7 @@ def sides_of(faces, config=CONFIG):
     counted = Counter()
     for name, count in samples.items():
         counted[components.of_source[name]] += count
-    division = assign(counted, {}, config, components.links, components.families)
+    division = assign(counted, {}, config, components.families)
     return components, {name: division[components.of_source[name]] for name in samples}
 
 
