@@ -15,7 +15,7 @@ def merge(
     second: Annotated[str, typer.Argument(help="Source id of the same person.")],
     work_dir: BuildDir = "work/data",
 ) -> None:
-    """Confirms that two sources show one person; the next version that extends this one drops the samples in the lower of their splits."""
+    """Confirms that two sources show one person: builds put them on one side; one that extends this version drops the samples in the lower of their splits."""
     from data_pipeline.extend import merge as confirm
     from infra.console import say
     from infra.jobs.common import built_folder
