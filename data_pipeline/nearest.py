@@ -99,7 +99,8 @@ def _on_blocks(look: Callable[[tuple[int, int]], T], count: int, rows: int | Non
     top_end = count if rows is None else rows
     waiting = iter([(top, left) for top in range(0, top_end, _ROWS) for left in range(top - top % _COLUMNS, count, _COLUMNS)])
     ahead: list[Future[T]] = []
-    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as threads:  # blocks have threads: a product's own would wait for each other
+    # threads of a product's own would wait for each other
+    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as threads:
         while True:
             ahead += [threads.submit(look, corner) for corner in itertools.islice(waiting, 2 * (os.cpu_count() or 1) - len(ahead))]
             if not ahead:
