@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from data_pipeline import candidates, cells, extend, identities, judge, motion, observations, pairing, published, rules, samples
+from data_pipeline import candidates, extend, identities, judge, motion, observations, pairing, published, rules, samples
 from data_pipeline.groups import GROUPS, Group
 from lato.pairs import MEMBERS
 
@@ -82,7 +82,6 @@ READS = (
     *(Reads("score", f"columns/{group}", names) for group, names in pairing.OF_GROUPS.items()),
     *(Reads("what is asked for", f"columns/{name}", columns) for name, columns in identities.NEEDED.items()),
     Reads("judge", PAIRS, judge.NEEDED),
-    Reads("cells", PAIRS, cells.NEEDED),
     Reads("accepted pairs (judge.OF_ACCEPTED)", PAIRS, judge.OF_ACCEPTED),
     Reads("samples", PARTS, samples.OBSERVED),
     Reads("copies", PARTS, motion.READ),

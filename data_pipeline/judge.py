@@ -16,7 +16,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipeline.cells import over_quota
 from data_pipeline.identities import NAME, WRITING, Asked, Face, Vector, Vectors
 from data_pipeline.pairing import AXES, EXPRESSIONS, INTENSITIES, STORED_SCORES, VERIFIABLE
 from data_pipeline.rules import ACCEPTED, ASKED, CODE, FIRST, LIMITS, PASSED, VERDICTS, PairingConfig, Rules, Usage
@@ -30,7 +29,7 @@ NEEDED = [
 """What verdicts are made from."""
 OF_ACCEPTED = [
     "key", "source_id", "target_id", "person", "scope", "edit_expression", "edit_intensity", *(f"step_{axis}" for axis in AXES), *STORED_SCORES,
-    "crop_source", "crop_target", "phash_source", "phash_target", "from_part", "from_row", "from_track", "to_part", "to_row", "to_track",
+    "from_expression", "to_expression", "crop_source", "crop_target", "phash_source", "phash_target", "from_part", "from_row", "from_track", "to_part", "to_row", "to_track",
 ]  # fmt: skip
 """What is read of accepted pairs, to divide them, find near-duplicates and make samples of them."""
 
@@ -80,20 +79,7 @@ def judge(uris: list[str], rules: Rules, vectors: Vectors, workers: int = 0, wri
             if group and name in wanted:
                 group.compute(wanted[name])
         todo = [uri for uri in todo if uri not in done]
-    if rules.config.cell_quota is not None:
-        _cap_cells(judged, rules, rules.config.cell_quota)
     return [judged[uri] for uri in uris]
-
-
-def _cap_cells(judged: dict[str, Judged], rules: Rules, quota: int) -> None:
-    """Refuses what is accepted beyond the quotas of the whole dataset."""
-    tables = []
-    for uri, found in judged.items():
-        frozen = [_among(piece["key"], list(rules.frozen)) for piece in read_pieces(uri, ["key"])] if rules.frozen else []
-        accepted = found.codes == ACCEPTED
-        tables.append((uri, accepted & ~np.concatenate(frozen) if frozen else accepted))
-    for (uri, _), beyond in zip(tables, over_quota(tables, quota, rules.usage.dataset), strict=True):
-        judged[uri].codes[beyond] = CODE["cell quota"]
 
 
 def _judge_table(rules: Rules, vectors: Vectors, writing: Vectors | None, uri: str) -> tuple[Judged, dict[str, set[Face]]]:
@@ -184,14 +170,14 @@ def _choose(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Caps what a person, a source and an edit contribute, best first, and asks for identity and writing of what they leave; returns likeness and text.
 
-    A pair and its reverse count once, and are kept or dropped together where no label says otherwise.
+    A pair and its reverse count once, and are kept or dropped together where no label says otherwise; of one that is published the reverse alone may go.
+    What is published comes first, then what a person called good: of a person's near-duplicates that one stays.
     """
     similar, text = np.full(len(code), np.nan, np.float32), np.full(len(code), np.nan, np.float32)
     rows = np.flatnonzero(code == ACCEPTED)
     if not len(rows):
         return similar, text
-    spared = frozen | good
-    declared = spared | np.asarray(pc.equal(table["kind"], "synthetic"))
+    declared = good | np.asarray(pc.equal(table["kind"], "synthetic"))
     taken = table.take(rows)
     edits, texts = edit_texts(taken)
     ends = end_numbers(taken)
@@ -199,9 +185,16 @@ def _choose(
     person = taken["person"].to_pylist()
     people, source = np.unique(np.array(person), return_inverse=True)[1], taken["source_id"].to_pylist()
     sharp = _worst_of_twins(twin, np.asarray(taken["sharpness"]))
-    order = np.lexsort((np.arange(len(rows)), twin, -sharp, ~frozen[rows], people))
+    published = frozen[rows]
+    counted, told_good = _any_of_twins(twin, published), _any_of_twins(twin, good[rows])
+    order = np.lexsort((np.arange(len(rows)), twin, -sharp, ~told_good, ~counted, people))
+
+    def cells_of(group: npt.NDArray[np.int64]) -> list[tuple[str, str]]:
+        return [(person[n], texts[int(edits[n])]) for n in group]
+
     hashes = (taken["phash_source"], taken["phash_target"])
     near = _NearDuplicates(config.near_duplicate_bits, hashes)
+    near.keep(np.flatnonzero(published), cells_of(np.flatnonzero(published)))
     asked.open(taken)
     start = 0
     while start < len(order):
@@ -209,33 +202,33 @@ def _choose(
         while stop < len(order) and twin[order[stop]] == twin[order[start]] and people[order[stop]] == people[order[start]]:
             stop += 1
         group, start = order[start:stop], stop
-        who, where = person[group[0]], source[group[0]]
-        cells = [(who, texts[int(edits[n])]) for n in group]
-        if frozen[rows[group]].all():  # counted already, in the usage of the version that is extended
-            similar[rows[group]], text[rows[group]] = asked.similarity(int(group[0])), asked.text(int(group[0]))
-            near.keep(group, cells)
-        elif near.sees(group, cells):
-            code[rows[group]] = CODE["near-duplicate"]
-        elif (
-            used.person[who] < config.per_identity
-            and used.source[where] < config.per_source
-            and all(used.cell[cell] < config.per_cell for cell in cells)
-        ):
-            mine = rows[group]
-            similar[mine], text[mine] = asked.similarity(int(group[0])), asked.text(int(group[0]))
-            code[mine[(text[mine] > config.max_writing) & ~spared[mine]]] = CODE["writing"]
+        n, known = int(group[0]), bool(counted[group[0]])
+        if known:  # counted already, in the usage of the version that is extended
+            stays = rows[group[published[group]]]
+            similar[stays], text[stays] = asked.similarity(n), asked.text(n)
+            group = group[~published[group]]
+            if not len(group):
+                continue
+        mine, cells, who, where = rows[group], cells_of(group), person[n], source[n]
+        room = known or (used.person[who] < config.per_identity and used.source[where] < config.per_source)
+        if not told_good[n] and near.sees(group, cells):
+            code[mine] = CODE["near-duplicate"]
+        elif room and all(used.cell[cell] < config.per_cell for cell in cells):
+            similar[mine], text[mine] = asked.similarity(n), asked.text(n)
+            code[mine[(text[mine] > config.max_writing) & ~good[mine]]] = CODE["writing"]
             code[mine[(similar[mine] < config.min_similarity) & ~declared[mine]]] = CODE["identity"]
-            if asked.barred(int(group[0])):
-                code[rows[group[(code[rows[group]] == ACCEPTED) & ~frozen[rows[group]]]]] = CODE["held out"]
-            kept = code[rows[group]] == ACCEPTED
+            if asked.barred(n):
+                code[mine[code[mine] == ACCEPTED]] = CODE["held out"]
+            kept = code[mine] == ACCEPTED
             if kept.any():
-                used.person[who] += 1
-                used.source[where] += 1
-                cells = [cell for cell, stays in zip(cells, kept, strict=True) if stays]
+                if not known:
+                    used.person[who] += 1
+                    used.source[where] += 1
+                cells = [cell for cell, one in zip(cells, kept, strict=True) if one]
                 used.cell.update(cells)
                 near.keep(group[kept], cells)
         else:
-            code[rows[group]] = CODE["quota"]
+            code[mine] = CODE["quota"]
     return similar, text
 
 
@@ -270,6 +263,11 @@ def _worst_of_twins(twin: npt.NDArray[np.int64], sharpness: npt.NDArray[np.float
     worst = np.full(len(unique), np.inf, np.float32)
     np.minimum.at(worst, place, sharpness)
     return worst[place]
+
+
+def _any_of_twins(twin: npt.NDArray[np.int64], which: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Pairs of which one direction is among those given."""
+    return np.isin(twin, twin[which]) if which.any() else which
 
 
 def count_verdicts(judged: list[Judged]) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """What is refused when the split's components are known: accepted pairs that show again what one of another source shows, where the sources are no copies
 (clips under two seconds, or that hardly move, or of which less than half is the same: `copies` takes out the others whole), and those beyond the quotas of
-somebody who is not declared and has several tracks.
+somebody who is not declared and has several tracks. Quotas of the whole dataset come after them (`cells`).
 
 Within a declared person or a track both are refused while pairs are judged (`judge`). Here too the sharpest come first, so that neither workers nor the
 order of sources play a part.
@@ -55,7 +55,7 @@ def find_across_sources(
 
 def _find_in_one(rows: list[Row], identities: dict[str, str | None], kept: Collection[str], bits: int) -> set[str]:
     """The same in one component."""
-    twins, stays = _twins(rows, kept)
+    twins, stays = order_twins(rows, kept)
     edits = _edits(rows)
     alike = {edit: np.flatnonzero(edits == edit) for edit in np.unique(edits).tolist()}
     hashes = np.stack([_words([row[name] for row in rows]) for name in ("phash_source", "phash_target")], axis=1)
@@ -81,7 +81,12 @@ def _find_in_one(rows: list[Row], identities: dict[str, str | None], kept: Colle
 
 
 def over_quota_of_people(
-    rows: Sequence[Row], person_of: Mapping[str, str], identities: Mapping[str, str | None], kept: Collection[str], config: PairingConfig
+    rows: Sequence[Row],
+    person_of: Mapping[str, str],
+    identities: Mapping[str, str | None],
+    kept: Collection[str],
+    good: Collection[str],
+    config: PairingConfig,
 ) -> set[str]:
     """Finds what is beyond the quotas of people who are not declared: while pairs are judged, each of their tracks counts as a person.
 
@@ -90,6 +95,7 @@ def over_quota_of_people(
         person_of: Track (`source/track`) -> its person, by faces.
         identities: Source id -> declared person.
         kept: Keys that stay and are counted first: samples of the version that is extended.
+        good: Keys that a person called good: they come next.
         config: Quotas of a person, and of a person and edit.
 
     Returns:
@@ -103,13 +109,13 @@ def over_quota_of_people(
     found: set[str] = set()
     for mine in gathered.values():
         if len({(row["source_id"], row["from_track"]) for row in mine}) > 1:  # others were held to their quotas
-            found |= _over_quota_of_one(mine, kept, config)
+            found |= _over_quota_of_one(mine, kept, good, config)
     return found
 
 
-def _over_quota_of_one(rows: list[Row], kept: Collection[str], config: PairingConfig) -> set[str]:
+def _over_quota_of_one(rows: list[Row], kept: Collection[str], good: Collection[str], config: PairingConfig) -> set[str]:
     """The same of one person."""
-    twins, stays = _twins(rows, kept)
+    twins, stays = order_twins(rows, kept, good)
     edits = _edits(rows).tolist()
     count, cells, found = 0, Counter[int](), set[str]()
     for twin, numbers in twins.items():
@@ -122,17 +128,17 @@ def _over_quota_of_one(rows: list[Row], kept: Collection[str], config: PairingCo
     return found
 
 
-def _twins(rows: list[Row], kept: Collection[str]) -> tuple[dict[Twin, list[int]], dict[Twin, bool]]:
-    """Numbers of the rows of each pair and its reverse, those that stay first, then the sharpest; and which stay."""
+def order_twins(rows: Sequence[Row], kept: Collection[str], good: Collection[str] = ()) -> tuple[dict[Twin, list[int]], dict[Twin, bool]]:
+    """Numbers of the rows of each pair and its reverse, those that stay first, then those called good, then the sharpest; and which stay."""
     twins: dict[Twin, list[int]] = defaultdict(list)
     for n, row in enumerate(rows):
         twins[frozenset([(row["from_part"], row["from_row"]), (row["to_part"], row["to_row"])])].append(n)
     stays = {twin: any(rows[n]["key"] in kept for n in numbers) for twin, numbers in twins.items()}
 
-    def rank(twin: Twin) -> tuple[bool, float, str, str]:
+    def rank(twin: Twin) -> tuple[bool, bool, float, str, str]:
         mine = [rows[n] for n in twins[twin]]
         first = min((row["source_id"], row["key"]) for row in mine)  # of equal pictures in two files all of one file stay
-        return not stays[twin], -min(row["sharpness"] for row in mine), *first
+        return not stays[twin], not any(row["key"] in good for row in mine), -min(row["sharpness"] for row in mine), *first
 
     return {twin: twins[twin] for twin in sorted(twins, key=rank)}, stays
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from data_pipeline.candidates import write_candidates
 from data_pipeline.card import write_card
+from data_pipeline.cells import over_quota_of_cells
 from data_pipeline.config import DataConfig
 from data_pipeline.copies import Copy, find_copies, hash_copies, write_copies
 from data_pipeline.divide import Division, Faces, Tied, count_samples, divide, tie
@@ -86,11 +87,11 @@ def publish(plan: Plan, until: Literal["pair", "render"] | None) -> DatasetVersi
         UserError: No pair is left, or the sources cannot be divided.
     """
     found = _judge(plan)
+    fresh = _refuse(plan, found)
     if until == "pair":
         raise Stopped(_funnel(plan, found, Counter()))
     if plan.base:
         plan.base.check_found([row["key"] for _, row in found.accepted])
-    fresh = _refuse(plan, found)
     division = divide([row for _, row in fresh], plan.observed.items, found.tied, plan.base, plan.config.split)
     apart = {row["key"]: verdict for _, row in fresh if (verdict := division.verdict(row))}
     rows = _render(plan, _without(fresh, apart, found.judged), found.judged)
@@ -182,10 +183,11 @@ def _find_copies(
 
 def _refuse(plan: Plan, found: _Found) -> list[Numbered]:
     """New accepted pairs that may go on; of the others, in conflict with the split, seen in another source, or beyond the quotas of somebody whom faces alone
-    tell, it changes the verdict."""
+    tell or of the whole dataset, it changes the verdict."""
     refused = {row["key"]: verdict for _, row in found.fresh if (verdict := found.tied.verdict(row))}
     identities = {name: item.identity for name, item in plan.observed.items.items()}
     published = plan.base.keys if plan.base else frozenset[str]()
+    good = {key for key, called in plan.labels.items() if called}
 
     def left() -> list[dict[str, Any]]:
         return [row for _, row in found.accepted if row["key"] not in refused]
@@ -194,12 +196,15 @@ def _refuse(plan: Plan, found: _Found) -> list[Numbered]:
         left(),
         lambda row: found.tied.components.of_source[row["source_id"]],
         identities,
-        published | {key for key, good in plan.labels.items() if good},
+        published | good,
         plan.config.pairing.near_duplicate_bits,
     )
     refused |= dict.fromkeys(again, "near-duplicate")
-    beyond = over_quota_of_people(left(), found.tied.components.person_of, identities, published, plan.config.pairing)
+    beyond = over_quota_of_people(left(), found.tied.components.person_of, identities, published, good, plan.config.pairing)
     refused |= dict.fromkeys(beyond, "quota")
+    if (quota := plan.config.pairing.cell_quota) is not None:
+        used = plan.base.usage.dataset if plan.base else Counter[int]()
+        refused |= dict.fromkeys(over_quota_of_cells(left(), used, published, good, quota), "cell quota")
     return _without(found.fresh, refused, found.judged)
 
 

@@ -145,10 +145,10 @@ def test_again_does_nothing_and_other_thresholds_decode_nothing(built, models, c
 
 
 def test_judged_on_ray_by_tables_the_verdicts_are_the_same(built, models, monkeypatch, tmp_path):
-    """Above very many pairs; the quota of a source counts over all row groups of its table, that of a cell over all tables."""
+    """Above very many pairs; the quota of a source counts over all row groups of its table."""
     work, _ = built
     uris = [shutil.copy(path, tmp_path / f"{copy}_{path.name}") for copy in range(2) for path in sorted((work / "pairs").glob("*.parquet"))]
-    rules = Rules(PairingConfig(max_upscale=6.0, per_source=3, cell_quota=2))
+    rules = Rules(PairingConfig(max_upscale=6.0, per_source=3))
     groups = GroupsConfig()
     identities = AskedGroup.open(NAME, str(work), group_digests(models, groups), groups, models, 0)
     here = judge([str(uri) for uri in uris], rules, identities)
@@ -157,7 +157,6 @@ def test_judged_on_ray_by_tables_the_verdicts_are_the_same(built, models, monkey
     shared = judge([str(uri) for uri in uris], rules, identities, 2)
     assert len(here) >= 2
     assert all((a.codes == b.codes).all() for a, b in zip(here, shared, strict=True))
-    assert any((found.codes == CODE["cell quota"]).any() for found in here)
     assert 0 < sum((found.codes == 0).sum() for found in here) < sum(len(found.codes) for found in here)
     shared[0].codes[0] = CODE["bridge"]  # later steps add their verdicts
 

@@ -142,11 +142,15 @@ def test_quotas_count_a_person_whom_faces_tell():
     same = {f"s{n}/0": "s0/0" for n in range(4)}
     config = PairingConfig(per_identity=3, per_cell=9)
 
-    def beyond(kept=(), person_of=same, identities=None, **changes):
-        return over_quota_of_people(rows, person_of, identities or {}, kept, config.model_copy(update=changes))
+    def beyond(kept=(), person_of=same, identities=None, good=(), **changes):
+        return over_quota_of_people(rows, person_of, identities or {}, kept, good, config.model_copy(update=changes))
 
     assert beyond() == {"s0(0, 1)", "s0(1, 0)"}  # the least sharp, with its reverse
-    assert beyond(kept={"s0(0, 1)"}) == {"s1(0, 1)", "s1(1, 0)"}
+    assert beyond(kept={"s0(0, 1)"}) == beyond(good={"s0(0, 1)"}) == {"s1(0, 1)", "s1(1, 0)"}
+    assert beyond(kept=[row["key"] for row in rows[2:]], good={"s0(0, 1)"}) == {
+        "s0(0, 1)",
+        "s0(1, 0)",
+    }  # it comes first, and has no more room
     assert {key[:2] for key in beyond(per_cell=1)} == {"s0", "s1", "s2"}
     assert beyond(person_of={}) == beyond(identities={f"s{n}": "declared" for n in range(4)}) == set()  # judged already
 

@@ -1,0 +1,155 @@
+"""Verdicts on scores written by hand: who stays of pairs that show the same, of a published pair and its reverse, and of a cell of the whole dataset."""
+
+import hashlib
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipeline.config import DataConfig
+from data_pipeline.conflicts import Conflicts
+from data_pipeline.divide import Tied
+from data_pipeline.judge import accepted_rows, judge
+from data_pipeline.pairing import SCORE_SCHEMA
+from data_pipeline.publish import Plan, _Found, _refuse
+from data_pipeline.rules import VERDICTS, PairingConfig, Rules, Usage
+from data_pipeline.split import Components
+from tests.data_pipeline.links import source
+
+_FINE = {
+    "sharpness": 100.0, "noise": 0.0, "clipped": 0.0, "blockiness": 0.0, "letterbox": 0.0, "upscale": 1.0, "padding": 0.0, "tilt": 0.0, "occlusion": 0.0,
+    "expression_strength": 1.0, "agreement": 1.0, "intensity_gap": 0.0, "pose_miss": 0.0, "declared_miss": 0.0, "background": 1.0, "clothing": 1.0,
+}  # fmt: skip
+"""Scores that no filter refuses."""
+
+
+def pair(key, faces, sharpness=100.0, hashes=None, happy=True, person="s/0"):
+    """A scored pair of two faces; by default its hashes are like no other's."""
+    source = person.split("/")[0]
+    ends = (
+        [hashlib.sha256(bytes([face])).digest() for face in faces] if hashes is None else [number.to_bytes(32, "big") for number in hashes]
+    )
+    return dict.fromkeys(SCORE_SCHEMA.names) | _FINE | {
+        "key": key, "source_id": source, "target_id": source, "kind": "video", "person": person, "scope": "same_track", "sharpness": sharpness,
+        "from_expression": "neutral" if happy else "happy", "to_expression": "happy" if happy else "neutral",
+        "edit_expression": 1 if happy else 0, "edit_intensity": 1, "step_yaw": 0, "step_pitch": 0, "step_roll": 0, "misread": False, "held_out": False,
+        "phash_source": ends[0], "phash_target": ends[1],
+        "from_part": source, "from_row": faces[0], "from_track": 0, "to_part": source, "to_row": faces[1], "to_track": 0,
+    }  # fmt: skip
+
+
+class Alike:
+    """Every face is known, and one person's; those of some rows are somebody else's."""
+
+    def __init__(self, strangers=()):
+        self._strangers = strangers
+
+    def read(self, part):
+        return {row: np.eye(4, dtype=np.float32)[int(row in self._strangers)] for row in range(100)}
+
+    def compute(self, wanted):
+        raise AssertionError(wanted)
+
+
+@pytest.fixture
+def verdicts(tmp_path):
+    """Key -> verdict."""
+
+    def of(rows, config=None, strangers=(), **given):
+        uri = str(tmp_path / "scores.parquet")
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCORE_SCHEMA), uri)
+        (found,) = judge([uri], Rules(config or PairingConfig(), **given), Alike(strangers))
+        return {row["key"]: VERDICTS[code] for row, code in zip(rows, found.codes, strict=True)}
+
+    return of
+
+
+def test_a_near_duplicate_that_is_called_good_stays_in_place_of_the_sharper_one(verdicts):
+    rows = [pair("sharp", (0, 1), 100.0, (0, 0)), pair("soft", (2, 3), 90.0, (1, 1))]
+    assert verdicts(rows) == {"sharp": "accepted", "soft": "near-duplicate"}
+    assert verdicts(rows, labels={"soft": True}) == {"sharp": "near-duplicate", "soft": "accepted"}
+    assert verdicts(rows, labels={"soft": True, "sharp": True}) == {"sharp": "accepted", "soft": "accepted"}
+    assert verdicts(rows, labels={"soft": True}, frozen=frozenset({"sharp"})) == {"sharp": "accepted", "soft": "accepted"}
+    assert verdicts(rows, PairingConfig(per_identity=1), labels={"soft": True})["soft"] == "accepted"
+
+
+def test_of_a_pair_called_good_the_reverse_stays_too(verdicts):
+    rows = [
+        *(pair("sharp", (0, 1), 100.0, (0, 0)), pair("sharp back", (1, 0), 100.0, (0, 0), happy=False)),
+        *(pair("soft", (2, 3), 90.0, (1, 1)), pair("soft back", (3, 2), 90.0, (1, 1), happy=False)),
+    ]
+    found = verdicts(rows, labels={"soft": True})
+    assert found == {"sharp": "near-duplicate", "sharp back": "near-duplicate", "soft": "accepted", "soft back": "accepted"}
+
+
+def usage(pairs, **cells):
+    """Of a version with so many pairs of one person."""
+    return Usage(Counter({"s/0": pairs}), Counter({"s": pairs}), Counter({("s/0", edit): count for edit, count in cells.items()}))
+
+
+FULL = {"per_identity": PairingConfig(per_identity=1), "per_source": PairingConfig(per_source=1), "per_cell": PairingConfig(per_cell=1)}
+
+
+@pytest.mark.parametrize("limit", FULL)
+def test_what_is_published_stays_where_its_reverse_was_not(verdicts, limit):
+    """The reverse has room unless its own edit is full, and both are one pair: another of the person finds none."""
+    rows = [pair("published", (0, 1)), pair("back", (1, 0), happy=False), pair("other", (2, 3), 90.0)]
+    found = verdicts(rows, FULL[limit], frozen=frozenset({"published"}), usage=usage(1, happy=1))
+    assert found == {"published": "accepted", "back": "accepted", "other": "quota"}
+    full = verdicts(rows, PairingConfig(per_cell=1), frozen=frozenset({"published"}), usage=usage(1, happy=1, neutral=1))
+    assert full == {"published": "accepted", "back": "quota", "other": "quota"}
+
+
+def test_the_reverse_of_a_published_pair_takes_no_other_pairs_room(verdicts):
+    rows = [pair("published", (0, 1)), pair("back", (1, 0), happy=False), pair("other", (2, 3), 90.0), pair("last", (4, 5), 80.0)]
+    found = verdicts(rows, PairingConfig(per_identity=2), frozen=frozenset({"published"}), usage=usage(1, happy=1))
+    assert found == {"published": "accepted", "back": "accepted", "other": "accepted", "last": "quota"}
+
+
+def test_the_reverse_of_a_published_pair_may_be_a_near_duplicate_of_any_that_is_published(verdicts):
+    """Also of one that is less sharp; it alone goes."""
+    rows = [
+        *(pair("published", (0, 1), 100.0), pair("back", (1, 0), 100.0, (3, 3), happy=False)),
+        *(pair("soft", (2, 3), 90.0, (1, 1), happy=False),),
+    ]
+    found = verdicts(rows, frozen=frozenset({"published", "soft"}), usage=usage(2, happy=1, neutral=1))
+    assert found == {"published": "accepted", "back": "near-duplicate", "soft": "accepted"}
+
+
+def test_a_reverse_that_is_somebody_else_goes_alone(verdicts):
+    rows = [pair("published", (0, 1)), pair("back", (1, 0), happy=False)]
+    assert verdicts(rows, strangers=(1,)) == {"published": "identity", "back": "identity"}
+    found = verdicts(rows, strangers=(1,), frozen=frozenset({"published"}), usage=usage(1, happy=1))
+    assert found == {"published": "accepted", "back": "identity"}
+
+
+def left_of(rows, tmp_path, config, **given):
+    """Keys of what may go on after all quotas; people whom faces tell are named by the first letter of their sources."""
+    uri = str(tmp_path / "scores.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCORE_SCHEMA), uri)
+    names = sorted({row["source_id"] for row in rows})
+    observed = SimpleNamespace(items={name: source(name) for name in names})
+    plan = Plan(DataConfig(pairing=config), observed, None, given.get("labels", {}), [], "", "", "")
+    judged = judge([uri], Rules(config, **given), Alike())
+    accepted = [(0, row) for row in accepted_rows(uri, judged[0])]
+    components = Components({name: name[0] for name in names}, [], frozenset(), {f"{name}/0": f"{name[0]}0/0" for name in names})
+    left = _refuse(plan, _Found([uri], judged, accepted, accepted, {}, Tied(components, Conflicts({}, {})), {}))
+    told = {row["key"]: VERDICTS[code] for row, code in zip(rows, judged[0].codes, strict=True)}
+    assert {key for key, verdict in told.items() if verdict == "accepted"} == {row["key"] for _, row in left}
+    return told
+
+
+def test_a_cell_is_filled_with_what_all_other_quotas_left(tmp_path):
+    """Six sharp clips of one man take two places of it and not six; those of others, less sharp, take the rest."""
+    man = [pair(f"m{n}", (2 * n, 2 * n + 1), 200.0 - n, person=f"m{n}/0") for n in range(6)]
+    others = [pair(f"{name}0", (20 + 2 * n, 21 + 2 * n), 50.0 - n, person=f"{name}0/0") for n, name in enumerate("abcdef")]
+    told = left_of(man + others, tmp_path, PairingConfig(cell_quota=6))
+    assert told == dict.fromkeys(("m0", "m1", "a0", "b0", "c0", "d0"), "accepted") | dict.fromkeys(("m2", "m3", "m4", "m5"), "quota") | {
+        "e0": "cell quota",
+        "f0": "cell quota",
+    }
+    called_good = left_of(man + others, tmp_path, PairingConfig(cell_quota=6), labels={"m5": True, "f0": True})
+    assert {key for key, verdict in called_good.items() if verdict == "accepted"} == {"m0", "m5", "f0", "a0", "b0", "c0"}
