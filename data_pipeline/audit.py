@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_pipeline.beside import Beside
 from data_pipeline.candidates import find_candidates, read_candidate_pieces, take_candidates
 from data_pipeline.decoder import DecodeError
 from data_pipeline.pairing import AXES
@@ -39,12 +40,10 @@ _WHOLE = {
     "no edit of ours": "Does another expression, or a turn of the head by about 30 or 60 degrees, and nothing else, lead from left to right?",
     "near-duplicate": "Does the pair above show the edit on a face that the accepted ones below it do not show already?",
 }
-"""Verdicts without a threshold, of which the sample is drawn from all; what is asked of their pairs. Their labels are counted, and decide nothing but
-that a near-duplicate which is called good stays."""
-_BESIDE = 2
-"""Accepted pairs that are shown below one that was refused as their near-duplicate."""
+"""Verdicts without a threshold, of which the sample is drawn from all (of near-duplicates, all that can be asked of: `beside`); what is asked of their pairs.
+Their labels are counted, and decide nothing but that a near-duplicate which is called good stays."""
 _CHOSEN_BY = [
-    *("key", "verdict", "person", "edit", "split"),
+    *("key", "verdict", "source_id", "target_id", "person", "edit", "split"),
     *(f"step_{axis}" for axis in AXES),
     *dict.fromkeys(score for score, _, _ in _AUDITED.values()),
 ]
@@ -82,22 +81,21 @@ def choose(work: str, version: str, per_stratum: int, seed: int) -> list[Entry]:
     The strata are mixed, by that sha256 too: who labels does not know what the build decided, and who stops early has labelled some of each.
     """
     folder = join(work, "versions", version)
-    config, said = pairing_config(folder), _instructions(folder)
+    config, said, beside = pairing_config(folder), _instructions(folder), Beside(folder)
 
     def drawn(row: dict[str, Any]) -> bytes:
         return hashlib.sha256(f"{seed}/{row['key']}".encode()).digest()
 
     strata: dict[str, _Stratum] = defaultdict(_Stratum)
-    accepted: dict[tuple[str, str], list[str]] = defaultdict(list)
     rows = (row for piece in read_candidate_pieces(folder, _CHOSEN_BY) for row in piece.to_pylist())
     for number, row in enumerate(rows):
+        if row["verdict"] == "near-duplicate" and not beside.of(row):
+            continue
         if row["verdict"] in _WHOLE or ((row["verdict"] == "accepted" or row["verdict"] in _AUDITED) and instruction_of(row)):
             score, _, sign = _AUDITED.get(row["verdict"], (None, None, 0))  # of the others, without an instruction nobody could judge it
             strata[row["verdict"]].add(number, drawn(row), -row[score] * sign if score else 0.0)
-        if row["verdict"] == "accepted":
-            accepted[row["person"], row["edit"]].append(row["key"])
     chosen = take_candidates(folder, [number for name in sorted(strata) for number in strata[name].choose(per_stratum, name in _AUDITED)])
-    return [_entry(row, config, said, accepted[row["person"], row["edit"]]) for row in sorted(chosen, key=drawn)]
+    return [_entry(row, config, said, beside) for row in sorted(chosen, key=drawn)]
 
 
 @dataclass(frozen=True)
@@ -125,11 +123,10 @@ class _Stratum:
         return [self.numbers[place] for place in order[:count]]
 
 
-def _entry(row: dict[str, Any], config: PairingConfig, said: dict[str, str], alike: list[str]) -> Entry:
+def _entry(row: dict[str, Any], config: PairingConfig, said: dict[str, str], beside: Beside) -> Entry:
     verdict = row["verdict"]
     if verdict in _WHOLE:
-        beside = tuple(sorted(alike)[:_BESIDE]) if verdict == "near-duplicate" else ()
-        return Entry(row["key"], verdict, _WHOLE[verdict], VERDICTS_SAID[verdict], beside)
+        return Entry(row["key"], verdict, _WHOLE[verdict], VERDICTS_SAID[verdict], beside.of(row) if verdict == "near-duplicate" else ())
     why = "" if verdict == "accepted" else missed_by(row, verdict, config)
     return Entry(row["key"], verdict, said.get(row["key"]) or str(instruction_of(row)), why)
 
@@ -142,7 +139,7 @@ def _instructions(folder: str) -> dict[str, str]:
 
 def read_labels(work: str) -> dict[str, bool]:
     """Key -> good or bad, of what decides in the next build; the last word on a key holds. That a pair has no edit, or shows what another shows, says nothing
-    of the pair itself; a near-duplicate that is called good stays, and the other goes."""
+    of the pair itself; a near-duplicate that is called good stays, and the other goes, unless it is published or called good too."""
     last = {row["key"]: row for row in _read_rows(work)}
     return {
         key: row["good"]

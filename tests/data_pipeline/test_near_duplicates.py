@@ -1,15 +1,18 @@
 """Two files of one clip are two contents and two sources; what both show is one sample. (Within a person: test_manage.py.)"""
 
+import json
 import random
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from data_pipeline.audit import add_label
+from data_pipeline.audit import add_label, choose
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
+from data_pipeline.copies import Copy, write_copies
 from data_pipeline.near_duplicates import find_across_sources
 from data_pipeline.published import read_manifest
 from data_pipeline.rules import PairingConfig
@@ -131,6 +134,30 @@ def test_a_pair_that_is_called_good_stays_and_the_other_goes(twice, models, tmp_
     add_label(work, good, True, "near-duplicate", 0)
     told = read_manifest(build_dataset(CONFIG.model_copy(update={"name": "told"}), work, models, items).uri)
     assert good in {row["key"] for row in told} and len(told) == sum(version.samples.values())
+
+
+def test_an_audit_shows_what_another_source_shows_and_asks_nothing_where_it_cannot(twice, models, tmp_path):
+    """Of two files, nobody declared: what is like a pair of the other file is shown above that pair, or it would be called good and come in."""
+    work, items = str(shutil.copytree(twice[0], tmp_path / "w")), twice[1]
+    few = CONFIG.model_copy(update={"name": "few", "pairing": PAIRING.model_copy(update={"per_cell": 2})})
+    folder = build_dataset(few, work, models, items).uri
+    rows = {row["key"]: row for row in read_candidates(folder)}
+    shown = {entry.key: entry.beside for entry in choose(work, "few", 10_000, 0) if entry.stratum == "near-duplicate"}
+    across = {key for key in shown if rows[key]["source_id"] == "second"}
+    assert across and {rows[other]["source_id"] for key in across for other in shown[key]} == {"first"}
+    for key, others in shown.items():
+        alike = {row["key"] for row in rows.values() if row["verdict"] == "accepted" and row["edit"] == rows[key]["edit"]}
+        assert set(others) == alike and 0 < len(alike) <= 4
+    components = Path(folder, "components.json")
+    told = components.read_text()
+    components.write_text(json.dumps(json.loads(told) | {"components": {name: name for name in NAMES}}))
+    apart = {entry.key for entry in choose(work, "few", 10_000, 0) if entry.stratum == "near-duplicate"}
+    assert apart == shown.keys() - across  # nothing of its own file is accepted
+    components.write_text(told)
+    write_copies({"second": Copy("first", 9, 10, 0.0)}, folder)
+    assert {entry.key for entry in choose(work, "few", 10_000, 0) if entry.stratum == "near-duplicate"} == apart
+    components.unlink()  # as after something was forgotten
+    assert "near-duplicate" not in {entry.stratum for entry in choose(work, "few", 10_000, 0)}
 
 
 @pytest.mark.parametrize("given", [0, 1])

@@ -1,0 +1,62 @@
+"""What is shown below a near-duplicate in an audit: the accepted pairs that it may look like. Where they cannot all be shown nobody is asked: who sees others,
+or none, calls it good, and a duplicate comes in."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow.compute as pc
+
+from data_pipeline.candidates import read_candidates_table
+from data_pipeline.copies import read_copies
+from data_pipeline.extend import read_components
+
+_MOST = 4
+"""Pairs that are shown below one."""
+
+
+class Beside:
+    """The accepted pairs of a version, by edit, person and component of the split.
+
+    Args:
+        folder: The version's.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._copies = read_copies(folder).keys()
+        self._component: Mapping[str, str] = (read_components(folder) or {}).get("components", {})
+        self._rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        if not self._component:
+            return
+        table = read_candidates_table(folder, ["key", "verdict", "source_id", "person", "edit"])
+        for row in table.filter(pc.equal(table["verdict"], "accepted")).to_pylist() if len(table) else ():
+            self._rows[self._component[row["source_id"]], row["edit"]].append(row)
+
+    def of(self, row: dict[str, Any]) -> tuple[str, ...]:
+        """Keys of those of one edit that a near-duplicate was compared with: of its person, and of other sources of its component, but not of two people who are
+        declared as two.
+
+        Args:
+            row: Of the candidates.
+
+        Returns:
+            Empty where it cannot be asked: there are none or too many, something was forgotten since and nobody knows what was compared, or the pair is of a copy
+            or of a source in conflict with the split, which no label brings back.
+        """
+        if row["source_id"] not in self._component or {row["source_id"], row["target_id"]} & self._copies:
+            return ()
+        found = [other["key"] for other in self._rows[self._component[row["source_id"]], row["edit"]] if _compared(row, other)]
+        return tuple(sorted(found)) if len(found) <= _MOST else ()
+
+
+def _compared(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    if row["person"] == other["person"]:
+        return True
+    return row["source_id"] != other["source_id"] and not (_is_declared(row) and _is_declared(other))
+
+
+def _is_declared(row: dict[str, Any]) -> bool:
+    """Who is not has the name of a track."""
+    return not row["person"].startswith(f"{row['source_id']}/")
