@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow.compute as pc
@@ -27,12 +28,14 @@ class Beside:
     def __init__(self, folder: str) -> None:
         self._copies = read_copies(folder).keys()
         self._component: Mapping[str, str] = (read_components(folder) or {}).get("components", {})
-        self._rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        self._of_person: dict[tuple[str, str], list[str]] = defaultdict(list)
+        self._tied: dict[tuple[str, str, bool], list[tuple[str, str]]] = defaultdict(list)  # declared or not apart -> source, key
         if not self._component:
             return
         table = read_candidates_table(folder, ["key", "verdict", "source_id", "person", "edit"])
         for row in table.filter(pc.equal(table["verdict"], "accepted")).to_pylist() if len(table) else ():
-            self._rows[self._component[row["source_id"]], row["edit"]].append(row)
+            self._of_person[row["person"], row["edit"]].append(row["key"])
+            self._tied[self._component[row["source_id"]], row["edit"], _is_declared(row)].append((row["source_id"], row["key"]))
 
     def of(self, row: dict[str, Any]) -> tuple[str, ...]:
         """Keys of those of one edit that a near-duplicate was compared with: of its person, and of other sources of its component, but not of two people who are
@@ -47,14 +50,12 @@ class Beside:
         """
         if row["source_id"] not in self._component or {row["source_id"], row["target_id"]} & self._copies:
             return ()
-        found = [other["key"] for other in self._rows[self._component[row["source_id"]], row["edit"]] if _compared(row, other)]
-        return tuple(sorted(found)) if len(found) <= _MOST else ()
-
-
-def _compared(row: dict[str, Any], other: dict[str, Any]) -> bool:
-    if row["person"] == other["person"]:
-        return True
-    return row["source_id"] != other["source_id"] and not (_is_declared(row) and _is_declared(other))
+        component, edit = self._component[row["source_id"]], row["edit"]
+        compared = (False,) if _is_declared(row) else (False, True)
+        others = chain.from_iterable(self._tied.get((component, edit, declared), ()) for declared in compared)
+        found = chain(self._of_person.get((row["person"], edit), ()), (key for source, key in others if source != row["source_id"]))
+        keys = tuple(islice(found, _MOST + 1))
+        return tuple(sorted(keys)) if len(keys) <= _MOST else ()
 
 
 def _is_declared(row: dict[str, Any]) -> bool:

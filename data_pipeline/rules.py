@@ -65,7 +65,7 @@ class PairingConfig(Config):
     """Pairs of one source in all, likewise."""
     cell_quota: int | None = Field(default=None, ge=1)
     """Pairs of the whole dataset kept of one cell: one change of expression (from which to which) with one pose step; both directions are one cell and
-    count once. The best of those that people's and sources' quotas leave. None: no limit, as no number suits datasets of every size."""
+    count once. The best of what all other quotas and near-duplicates leave. None: no limit, as no number suits datasets of every size."""
     same_person: bool = False
     """Also pair pictures of one declared person that are not of one track (photo sets); stored as scope same_person."""
 
