@@ -8,9 +8,12 @@ import urllib.request
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.audit import _Page, add_label, choose, read_labels, serve_audit, summarize
+from data_pipeline.beside import Beside
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
@@ -124,3 +127,28 @@ def test_what_has_no_threshold_is_asked_another_question_that_decides_little(mod
         cv2.imdecode(np.frombuffer(jpg, np.uint8), cv2.IMREAD_COLOR).shape[:2] for jpg in (alone, page.picture(twice.key, landmarks=False))
     ]
     assert sizes == [(384, 768), (384 * (1 + len(twice.beside)), 768)]
+
+
+def test_beside_a_near_duplicate_stands_all_that_it_was_compared_with(tmp_path):
+    """Its own person, and other sources of its component unless both are declared; of one edit, and at most four."""
+
+    def row(key, source, person=None, edit="happy", verdict="accepted"):
+        return {"key": key, "source_id": source, "target_id": source, "person": person or f"{source}/0", "edit": edit, "verdict": verdict}
+
+    rows = [
+        *(row("a0", "a"), row("a1", "a", "a/1"), row("b0", "b", "ann"), row("c0", "c", "bob"), row("c1", "c", "bob", "sad")),
+        *(row("d0", "d"), row("x", "a", verdict="quota")),
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "candidates.parquet")
+    (tmp_path / "index.json").write_text(json.dumps({"manifest": "", "digest": "", "shards": [], "candidates": "candidates.parquet"}))
+    ties = {"components": dict.fromkeys("abce", "a") | {"d": "d"}, "links": [], "bridges": []}
+    (tmp_path / "components.json").write_text(json.dumps(ties))
+    beside = Beside(str(tmp_path))
+    assert beside.of(row("y", "a")) == ("a0", "b0", "c0")  # another track of one file may be somebody else
+    assert beside.of(row("y", "b", "ann")) == ("a0", "a1", "b0")
+    assert beside.of(row("y", "c", "bob", "sad")) == ("c1",)
+    assert beside.of(row("y", "e")) == ("a0", "a1", "b0", "c0")
+    assert beside.of(row("y", "d")) == ("d0",)
+    assert beside.of(row("y", "a", edit="angry")) == beside.of(row("y", "in conflict")) == ()
+    pq.write_table(pa.Table.from_pylist([*rows, row("b1", "b", "ann")]), tmp_path / "candidates.parquet")
+    assert Beside(str(tmp_path)).of(row("y", "e")) == ()  # five
