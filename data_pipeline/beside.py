@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from data_pipeline.candidates import read_candidates_table
+from data_pipeline.candidates import read_candidate_pieces
 from data_pipeline.copies import read_copies
 from data_pipeline.extend import read_components
 
@@ -32,8 +32,8 @@ class Beside:
         self._tied: dict[tuple[str, str, bool], list[tuple[str, str]]] = defaultdict(list)  # declared or not apart -> source, key
         if not self._component:
             return
-        table = read_candidates_table(folder, ["key", "verdict", "source_id", "person", "edit"])
-        for row in table.filter(pc.equal(table["verdict"], "accepted")).to_pylist() if len(table) else ():
+        pieces = read_candidate_pieces(folder, ["key", "verdict", "source_id", "person", "edit"])
+        for row in (row for piece in pieces for row in piece.filter(pc.equal(piece["verdict"], "accepted")).to_pylist()):
             self._of_person[row["person"], row["edit"]].append(row["key"])
             self._tied[self._component[row["source_id"]], row["edit"], _is_declared(row)].append((row["source_id"], row["key"]))
 
