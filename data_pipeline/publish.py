@@ -145,15 +145,14 @@ def _judge(plan: Plan) -> _Found:
 
 def _check_large(plan: Plan, accepted: list[dict[str, Any]], tied: Tied) -> None:
     """Ends a build with a component that is too large before its many videos are compared, which would take hours. Pairs that go in any case, bridges and
-    those beyond the quotas of people whom faces tell, are not counted.
+    those beyond the quotas of people whom faces tell or of the whole dataset, are not counted.
 
     Raises:
         UserError: One has too much of the data.
     """
-    identities = {name: item.identity for name, item in plan.observed.items.items()}
     published = plan.base.keys if plan.base else frozenset[str]()
     left = [row for row in accepted if row["key"] in published or not tied.verdict(row)]
-    gone = published | over_quota_of_people(left, tied.components.person_of, identities, published, plan.config.pairing)
+    gone = published | _over_quotas(plan, left, tied).keys()
     count_samples([row for row in left if row["key"] not in gone], tied, plan.config.split)
 
 
@@ -187,7 +186,6 @@ def _refuse(plan: Plan, found: _Found) -> list[Numbered]:
     refused = {row["key"]: verdict for _, row in found.fresh if (verdict := found.tied.verdict(row))}
     identities = {name: item.identity for name, item in plan.observed.items.items()}
     published = plan.base.keys if plan.base else frozenset[str]()
-    good = {key for key, called in plan.labels.items() if called}
 
     def left() -> list[dict[str, Any]]:
         return [row for _, row in found.accepted if row["key"] not in refused]
@@ -196,16 +194,26 @@ def _refuse(plan: Plan, found: _Found) -> list[Numbered]:
         left(),
         lambda row: found.tied.components.of_source[row["source_id"]],
         identities,
-        published | good,
+        published | {key for key, good in plan.labels.items() if good},
         plan.config.pairing.near_duplicate_bits,
     )
     refused |= dict.fromkeys(again, "near-duplicate")
-    beyond = over_quota_of_people(left(), found.tied.components.person_of, identities, published, good, plan.config.pairing)
-    refused |= dict.fromkeys(beyond, "quota")
-    if (quota := plan.config.pairing.cell_quota) is not None:
-        used = plan.base.usage.dataset if plan.base else Counter[int]()
-        refused |= dict.fromkeys(over_quota_of_cells(left(), used, published, good, quota), "cell quota")
+    refused |= _over_quotas(plan, left(), found.tied)
     return _without(found.fresh, refused, found.judged)
+
+
+def _over_quotas(plan: Plan, rows: list[dict[str, Any]], tied: Tied) -> dict[str, str]:
+    """Key -> verdict of the accepted pairs beyond the quotas of somebody whom faces alone tell and, of what these leave, of the whole dataset."""
+    pairing, base = plan.config.pairing, plan.base
+    identities = {name: item.identity for name, item in plan.observed.items.items()}
+    published = base.keys if base else frozenset[str]()
+    good = {key for key, called in plan.labels.items() if called}
+    refused = dict.fromkeys(over_quota_of_people(rows, tied.components.person_of, identities, published, good, pairing), "quota")
+    if pairing.cell_quota is not None:
+        left = [row for row in rows if row["key"] not in refused]
+        used = base.usage.dataset if base else Counter[int]()
+        refused |= dict.fromkeys(over_quota_of_cells(left, used, published, good, pairing.cell_quota), "cell quota")
+    return refused
 
 
 def _without(rows: list[Numbered], refused: Mapping[str, str], judged: list[Judged]) -> list[Numbered]:

@@ -132,11 +132,11 @@ def left_of(rows, tmp_path, config, **given):
     pq.write_table(pa.Table.from_pylist(rows, schema=SCORE_SCHEMA), uri)
     names = sorted({row["source_id"] for row in rows})
     observed = SimpleNamespace(items={name: source(name) for name in names})
-    plan = Plan(DataConfig(pairing=config), observed, None, given.get("labels", {}), [], "", "", "")
+    plan = Plan(DataConfig(pairing=config), observed, None, given.get("labels", {}), [], [], "", "", "")
     judged = judge([uri], Rules(config, **given), Alike())
     accepted = [(0, row) for row in accepted_rows(uri, judged[0])]
     components = Components({name: name[0] for name in names}, [], frozenset(), {f"{name}/0": f"{name[0]}0/0" for name in names})
-    left = _refuse(plan, _Found([uri], judged, accepted, accepted, {}, Tied(components, Conflicts({}, {})), {}))
+    left = _refuse(plan, _Found([uri], judged, accepted, accepted, {}, Tied(components, Conflicts({}, {}), []), {}))
     told = {row["key"]: VERDICTS[code] for row, code in zip(rows, judged[0].codes, strict=True)}
     assert {key for key, verdict in told.items() if verdict == "accepted"} == {row["key"] for _, row in left}
     return told
