@@ -18,7 +18,7 @@ from typing import Any
 from data_pipeline import observations
 from data_pipeline.attempts import clear_attempts, take_marked
 from data_pipeline.duplicates import duplicate_row, find_duplicates
-from data_pipeline.ledger import Ledger, warn_of_count
+from data_pipeline.ledger import Ledger, merge_failures, unread_row, warn_of_count
 from data_pipeline.places import looking
 from data_pipeline.segments import AnalyzeConfig, Segment, Try, bundle, fingerprint
 from data_pipeline.sources import ContentHashes, plan_segments
@@ -48,7 +48,7 @@ def analyze(items: list[WorkItem], config: AnalyzeConfig, models: Path, work: st
         UserError: Of sources with equal content different things are declared.
     """
     model_hashes = {role: sha256_file(str(models / name)) for role, name in MODEL_FILES.items() if role != "embedder"}
-    planned, duplicates = plan(items, config, model_hashes, work, published)
+    planned, duplicates, unreadable = plan(items, config, model_hashes, work, published)
     segments = {segment.fingerprint: segment for pieces in planned.values() for segment in pieces}
     progress = Progress("analyze", len(segments), "segments")
     clear_attempts(work)
@@ -70,6 +70,8 @@ def analyze(items: list[WorkItem], config: AnalyzeConfig, models: Path, work: st
     rows = [
         duplicate_row(item.source_id, duplicates[item.source_id])
         if item.source_id in duplicates
+        else unread_row(item.source_id, *unreadable[item.source_id])
+        if item.source_id in unreadable
         else _ledger_row(item, planned[item.source_id], done, work)
         for item in items
     ]
@@ -78,8 +80,9 @@ def analyze(items: list[WorkItem], config: AnalyzeConfig, models: Path, work: st
 
 def plan(
     items: list[WorkItem], config: AnalyzeConfig, model_hashes: dict[str, str], work: str, published: Collection[str]
-) -> tuple[dict[str, list[Segment]], dict[str, str]]:
-    """Source id -> its segments with their fingerprints, none where a source cannot be read at all; and duplicates -> the sources used in their place."""
+) -> tuple[dict[str, list[Segment]], dict[str, str], dict[str, tuple[str, str]]]:
+    """Source id -> its segments with their fingerprints; duplicates -> the sources used in their place; sources that cannot be read at all, which have no
+    segments -> reason and message."""
     hashes = ContentHashes(work)
     contents = {item.source_id: hashes.of(item) for item in items}
     hashes.save()
@@ -92,19 +95,18 @@ def plan(
             Segment(item, start, end, str(content), fingerprint(item, start, end, str(content), config, model_hashes), seconds)
             for start, end, seconds in pieces
         ]
-    return planned, duplicates
+    return planned, duplicates, hashes.unreadable
 
 
 def _ledger_row(item: WorkItem, pieces: list[Segment], done: Collection[str], work: str) -> dict[str, Any]:
     """What became of a source: done when all its segments are; failed where one is, and what the others saw goes on."""
-    if not pieces:
-        message = f"{item.uri} is missing or unreadable"
-        return {"source_id": item.source_id, "status": "failed", "reason": "missing", "message": message, "parts": []}
     names = [piece.fingerprint for piece in pieces]
     if not all(name in done for name in names):
         return {"source_id": item.source_id, "status": "pending", "reason": "interrupted", "parts": names}
     rows = [observations.read_ledger_row(work, name) for name in names]
-    worst = next((row for status in ("failed", "ok", "rejected") for row in rows if row["status"] == status), rows[0])
+    worst = next((row for status in ("failed", "ok", "rejected") for row in rows if row["status"] == status), rows[0]) | merge_failures(
+        rows
+    )
     summed = ["frames", "faces", "tracks", "representatives", *(["decoded_frames"] if "decoded_frames" in worst else [])]
     sums = {name: sum(row.get(name) or 0 for row in rows) for name in summed}
     not_chosen: Counter[str] = Counter()

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 NO_PROGRESS_SECONDS = 60.0
 """Without a decoded frame, asked for or not: then a child hangs."""
@@ -109,6 +110,8 @@ class Decoder:
         self._child: Any = None
         self._pipe: Connection | None = None
         self._busy = False
+        self.cpu_seconds = 0.0
+        """That its children took so far, as far as they are closed: they are the fork server's, and in no count of this process's own."""
 
     def __enter__(self) -> Decoder:
         return self
@@ -119,6 +122,9 @@ class Decoder:
     def close(self) -> None:
         """Kills the child; the next video starts a new one."""
         if self._child is not None:
+            with suppress(psutil.NoSuchProcess):  # it died of itself
+                spent = psutil.Process(self._child.pid).cpu_times()
+                self.cpu_seconds += spent.user + spent.system
             self._child.kill()
             self._child.join()
             self._child = None

@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infra.addresses import join
-from infra.storage import commit, read_bytes, sha256_bytes
+from infra.backoff import retried
+from infra.storage import commit, read_bytes, sha256_bytes, sha256_file
 from lato.edits import Expression, Intensity
 
 GENERATED = (
@@ -95,7 +96,11 @@ def commit_set(pictures: list[tuple[bytes, Declared | None]], generator: dict[st
 
 def content_sha256(uri: str) -> str:
     """Digest of a source's content: of the file, or of a set with all its images."""
-    own = sha256_bytes(read_bytes(uri))
+    own = _sha256_of(uri)
     if not uri.endswith(".json"):
         return own
-    return sha256_bytes("".join([own, *(sha256_bytes(read_bytes(image.uri)) for image in read_image_set(uri).images)]).encode())
+    return sha256_bytes("".join([own, *(_sha256_of(image.uri) for image in read_image_set(uri).images)]).encode())
+
+
+def _sha256_of(uri: str) -> str:
+    return retried(lambda: sha256_file(uri))  # in pieces: a film may be larger than the memory

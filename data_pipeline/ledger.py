@@ -25,6 +25,25 @@ def warn_of_count(pieces: list[dict[str, Any]]) -> list[str]:
     return [] if stated == decoded else [f"its container states {stated} frames, it has {decoded}"]
 
 
+def unread_row(source_id: str, reason: str, message: str) -> dict[str, Any]:
+    """The row of a source that cannot be read at all: nothing of it has a part."""
+    return {"source_id": source_id, "status": "failed", "reason": reason, "message": message, "parts": []}
+
+
+def merge_failures(pieces: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the row of a source says of pieces that failed for different reasons: the first is its `reason`, all are its `reasons`; nothing where there is
+    one reason."""
+    told = {row["reason"]: row["message"] for row in reversed(pieces) if row["status"] == "failed"}
+    if len(told) < 2:
+        return {}
+    return {"reasons": sorted(told), "message": "; ".join(f"{reason}: {told[reason]}" for reason in sorted(told))}
+
+
+def reasons_of(row: dict[str, Any]) -> set[str]:
+    """All reasons for which a source, or pieces of it, failed or were rejected."""
+    return set(row.get("reasons") or [row.get("reason")]) - {None}
+
+
 _GONE = ("changed", "missing")
 """Failures after which there is nothing to cut crops from: the file is not what was looked at."""
 
@@ -44,7 +63,7 @@ def read_ledger(work: str) -> list[dict[str, Any]]:
 @dataclass(frozen=True)
 class Ledger:
     """One row a source: `source_id`, `status` (ok | rejected | failed | pending), `reason`, `message`, counts, `not_chosen` (why other faces are no
-    representatives -> how many), `parts`, and `warnings` where there are any."""
+    representatives -> how many), `parts`, `warnings` where there are any, and `reasons` where pieces failed for several."""
 
     rows: list[dict[str, Any]]
 
@@ -54,7 +73,7 @@ class Ledger:
 
     def usable(self) -> list[dict[str, Any]]:
         """The rows whose observations go on: ok, and those failed of which something was seen before a tear, or in other segments."""
-        return [row for row in self.rows if row["status"] == "ok" or (row.get("faces") and row.get("reason") not in _GONE)]
+        return [row for row in self.rows if row["status"] == "ok" or (row.get("faces") and reasons_of(row).isdisjoint(_GONE))]
 
     def counts(self, copies: Collection[str] = ()) -> dict[str, int]:
         """How many sources ended how: `ok`, `rejected: no face`, `failed: truncated` ...; `copies` are told as near-duplicates, whatever else they are."""

@@ -98,9 +98,10 @@ def _sources(config: DataConfig, work: str, models: Path, extra: list[WorkItem])
     named = read_sources(config, extra, work)
     given = removals.keep(named)  # before anything is generated of them
     made = synthetic_sources(config.synthetic, given, models, work)
-    items = given + removals.keep(made)
-    if len(items) < len(named) + len(made):
-        say(f"  {len(named) + len(made) - len(items)} sources are left out: they were removed from this build ({FILE})")
+    kept = given + removals.keep(made)
+    if len(kept) < len(named) + len(made):
+        say(f"  {len(named) + len(made) - len(kept)} sources are left out: they were removed from this build ({FILE})")
+    items = check_items(kept, "the sources and those generated of them")
     if not items:
         raise UserError(NO_SOURCES)
     write_worklist(items, join(work, "worklist.parquet"))

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline.config import DataConfig
 from data_pipeline.decode import sample_frames
-from data_pipeline.decoder import DecodeError, Frame
+from data_pipeline.decoder import DecodeError, Decoder, Frame
 from data_pipeline.groups import group_digests
 from data_pipeline.image_set import read_image_set
 from data_pipeline.observations import SCHEMA
@@ -119,8 +119,8 @@ def plan_build(items: list[WorkItem], config: DataConfig, models: Path) -> Build
             if item.kind == "video":
                 length = _length(item.uri)
                 length = min(item.end or length, length) - (item.start or 0.0)
-                seconds += length
-                pictures.append(int(length * analyze.fps) + 1)
+                seconds += max(length, 0.0)
+                pictures.append(int(length * analyze.fps) + 1 if length >= 0 else 0)  # it may begin beyond the end
             else:
                 pictures.append(len(read_image_set(item.uri).images))
             allowed.append(item)
@@ -155,14 +155,14 @@ def _generated(config: DataConfig, photos: int) -> list[int]:
 def _probe(items: list[WorkItem], fps: float, models: Path, workers: int) -> Probe:
     begin = _start_seconds(models, workers) if items else 0.0
     reader, step = FaceReader.from_folder(models), max(1, -(-len(items) // _PROBE_SOURCES))
-    started, spent = time.process_time(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.process_time()
     seen: list[tuple[list[Frame], list[dict[str, Any]]]] = []
-    for item in (item for first in range(step) for item in items[first::step]):
-        frames = _first_frames(item, fps, _PROBE_FRAMES) if len(seen) < _PROBE_SOURCES else []
-        if frames:
-            seen.append((frames, watch_video(frames, reader)[0]))
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cost = time.process_time() - started + (after.ru_utime + after.ru_stime - spent.ru_utime - spent.ru_stime)
+    with Decoder() as decoder:
+        for item in (item for first in range(step) for item in items[first::step]):
+            frames = _first_frames(item, fps, _PROBE_FRAMES, decoder) if len(seen) < _PROBE_SOURCES else []
+            if frames:
+                seen.append((frames, watch_video(frames, reader)[0]))
+    cost = time.process_time() - started + decoder.cpu_seconds
     buffer, rows = io.BytesIO(), [row for _, found in seen for row in found]
     pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in SCHEMA.names}, schema=SCHEMA), buffer, compression="zstd")
     crops = [size for frames, found in seen for size in _crop_sizes(frames, found[:_PROBE_CROPS])]
@@ -201,11 +201,11 @@ def _crop_sizes(frames: list[Frame], rows: list[dict[str, Any]]) -> list[int]:
     return sizes
 
 
-def _first_frames(item: WorkItem, fps: float, count: int) -> list[Frame]:
+def _first_frames(item: WorkItem, fps: float, count: int, decoder: Decoder) -> list[Frame]:
     try:
         if item.kind == "video":
             with staged(item.uri) as path:
-                return list(itertools.islice(sample_frames(str(path), fps, item.start or 0.0, item.end), count))
+                return list(itertools.islice(sample_frames(str(path), fps, item.start or 0.0, item.end, decoder), count))
         images = read_image_set(item.uri).images[:count]
         return [Frame(number, float(number), decode_image(read_bytes(image.uri), image.uri)) for number, image in enumerate(images)]
     except (DecodeError, OSError, ValueError):

@@ -16,7 +16,7 @@ from data_pipeline.decoder import PERHAPS_THE_MACHINE, DecodeError, Decoder
 from data_pipeline.image_set import content_sha256
 from data_pipeline.places import crops as crops_place
 from data_pipeline.seek import Seeker, frames_at
-from data_pipeline.sources import staged
+from data_pipeline.sources import is_gone, staged
 from infra.addresses import is_local, join
 from infra.config import Config
 from infra.console import Progress
@@ -105,7 +105,9 @@ class _Worker:
             for uri, crops in sources:
                 try:
                     self._render(uri, crops)
-                except (DecodeError, FileNotFoundError, ValueError) as error:
+                except (DecodeError, OSError, ValueError) as error:
+                    if isinstance(error, OSError) and not is_gone(error):
+                        raise
                     failed[crops[0].source_id] = f"{type(error).__name__}: {error}"
         return failed
 

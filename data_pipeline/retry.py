@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from data_pipeline.attempts import clear_attempts
 from data_pipeline.candidates import read_candidates_table
 from data_pipeline.groups import delete_columns
-from data_pipeline.ledger import read_ledger
+from data_pipeline.ledger import read_ledger, reasons_of
 from data_pipeline.observations import part_uri
 from data_pipeline.published import read_index
 from infra.addresses import join
@@ -18,7 +18,7 @@ from infra.storage import commit, delete, exists, list_files, list_folders
 
 
 def reopen(work: str, reason: str) -> list[str]:
-    """Deletes parts and attempts of the sources that failed for a reason (`crash`, `hang`, `memory`, `decode`, `truncated`, `changed`, `missing`), and what
+    """Deletes parts and attempts of the sources that failed, or of which a piece failed, for a reason (`crash`, `hang`, `memory`, `decode`, `truncated`, `changed`, `missing`), and what
     was made of these parts. What is seen the next time lies under the same fingerprints, so that no version is taken to stand: the next build makes it again.
 
     `render` stands for pairs whose crops could not be cut: versions that lack such pairs stay published, and the next build makes them again.
@@ -32,9 +32,9 @@ def reopen(work: str, reason: str) -> list[str]:
     failed = [row for row in read_ledger(work) if row["status"] == "failed"]
     if reason == "render":
         return _reopen_renders(work)
-    mine = [row for row in failed if row["reason"] == reason]
+    mine = [row for row in failed if reason in reasons_of(row)]
     if not mine:
-        known = ", ".join(sorted({row["reason"] for row in failed})) or "nothing failed"
+        known = ", ".join(sorted({told for row in failed for told in reasons_of(row)})) or "nothing failed"
         raise UserError(f"no source failed with {reason!r}; reasons in this build: {known}")
     clear_attempts(work)
     for folder in _whole_versions(work):  # first: a retry that is killed here is finished by another

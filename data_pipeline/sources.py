@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import av
 
@@ -27,10 +27,21 @@ SEGMENT_SECONDS = 300.0
 _SCRATCH_BYTES = 20 * 1024**3
 _IN_USE = 3600.0
 _NOT_READABLE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
+_KEEP_SECONDS = 60.0
+"""Hashes that are computed for longer than this are kept before the last: a run that is killed costs no more of them."""
+
+
+def is_gone(error: OSError) -> bool:
+    """Whether a source is not there, or is no file that may be read: its own fault. All else is the machine's, a server that stays busy too, of which
+    fsspec says that its file is not found."""
+    return (isinstance(error, FileNotFoundError) or error.errno in _NOT_READABLE) and not passes(error)
 
 
 class ContentHashes:
-    """sha256 of sources, computed once per state of a file (uri, size, time of change or object tag) and kept in the build's folder."""
+    """sha256 of sources, computed once per state of a file (uri, size, time of change or object tag) and kept in the build's folder.
+
+    A remote file is read for it as a stream: a copy on this machine is for whoever decodes it, and the driver, which hashes all, would fill its disk.
+    """
 
     def __init__(self, work: str) -> None:
         self._uri = join(work, "contents.json")
@@ -39,36 +50,50 @@ class ContentHashes:
             self._there: dict[str, str] = {str(state): str(digest) for state, digest in there.items()}
         self._known = dict(self._there)
         self._seen: dict[str, str] = {}
+        self._kept = time.monotonic()
+        self.unreadable: dict[str, tuple[str, str]] = {}
+        """Source id -> reason and message, of those that were asked for and cannot be read at all."""
 
     def of(self, item: WorkItem) -> str | None:
-        """The content's digest; None where the source cannot be read at all.
+        """The content's digest; None where the source cannot be read at all: `unreadable` says why.
 
         Raises:
             OSError: The machine's fault (I/O error, no answer), not the file's.
         """
+        is_set = item.uri.endswith(".json")
         try:
-            states = [_state(item.uri)]
-            if item.uri.endswith(".json"):
-                return content_sha256(item.uri)  # a set names its images: small, and hashed with them
-            key = sha256_bytes(states[0].encode())
-            if key not in self._known:
-                with staged(item.uri) as path:
-                    self._known[key] = content_sha256(str(path))
-            self._seen[key] = self._known[key]
-            return self._known[key]
-        except ValueError:  # a set that is none
-            return None
+            return content_sha256(item.uri) if is_set else self._digest(item.uri)  # a set names its images: small, and hashed with them
+        except ValueError as error:  # a set that is none
+            self.unreadable[item.source_id] = "decode", str(error)
         except OSError as error:
-            if (isinstance(error, FileNotFoundError) or error.errno in _NOT_READABLE) and not passes(
-                error
-            ):  # fsspec calls a busy server's file missing
-                return None
-            raise
+            if not is_gone(error):
+                raise
+            what = f"{item.uri}, or a picture that it names," if is_set else item.uri
+            self.unreadable[item.source_id] = "missing", f"{what} is missing or unreadable ({error})"
+        return None
+
+    def _digest(self, uri: str) -> str:
+        key = sha256_bytes(_state(uri).encode())
+        if key not in self._known:
+            self._known[key] = content_sha256(uri)
+            if time.monotonic() - self._kept > _KEEP_SECONDS:
+                self.keep()
+        self._seen[key] = self._known[key]
+        return self._known[key]
+
+    def keep(self) -> None:
+        """Writes all that is known: there are sources that were not asked for yet."""
+        self._write(dict(self._known))
 
     def save(self) -> None:
-        """Keeps what was asked for."""
-        if self._seen and self._seen != self._there:
-            commit(self._uri, json.dumps(self._seen, sort_keys=True).encode())
+        """Writes what was asked for, and nothing else any more: to be called when all sources were."""
+        self._write(dict(self._seen))
+
+    def _write(self, hashes: dict[str, str]) -> None:
+        if hashes and hashes != self._there:
+            commit(self._uri, json.dumps(hashes, sort_keys=True).encode())
+            self._there = hashes
+        self._kept = time.monotonic()
 
 
 def _state(uri: str) -> str:
@@ -145,24 +170,27 @@ class Piece(NamedTuple):
 
 
 def plan_segments(item: WorkItem) -> list[Piece]:
-    """The pieces of a source, from the container alone; one piece from 0 where it is short, no video or not readable."""
+    """The pieces of a source, from the container alone; one piece from 0 where it is short, no video or not readable.
+
+    Raises:
+        OSError: The machine's fault, or a server's that stays busy: pieces are in fingerprints, which must not depend on that.
+    """
     whole = Piece(item.start or 0.0, item.end, 0.0)
     if item.kind != "video":
         return [whole]
     try:
-        with _open_header(item.uri) as file, av.open(file) as container:
-            return _cut(container, item) or [whole]
-    except (OSError, ValueError, av.error.FFmpegError):
-        return [whole]  # what is wrong with it is the analysis' to find and to say
+        return retried(lambda: _read_pieces(item)) or [whole]
+    except (ValueError, av.error.FFmpegError):
+        pass  # what is wrong with it is the analysis' to find and to say
+    except OSError as error:
+        if not is_gone(error):
+            raise
+    return [whole]
 
 
-@contextmanager
-def _open_header(uri: str) -> Iterator[str | IO[bytes]]:
-    if is_local(uri):
-        yield uri.removeprefix("file://")
-        return
-    with open_read(uri) as file:
-        yield file
+def _read_pieces(item: WorkItem) -> list[Piece]:
+    with open_read(item.uri) as file, av.open(file) as container:  # read by Python: FFmpeg's own errors are then the content's
+        return _cut(container, item)
 
 
 def _cut(container: Any, item: WorkItem) -> list[Piece]:

@@ -19,7 +19,7 @@ from data_pipeline.decoder import PERHAPS_THE_MACHINE, DecodeError, Decoder, Fra
 from data_pipeline.image_set import content_sha256, read_image_set
 from data_pipeline.perceive import watch_images, watch_video
 from data_pipeline.segments import AnalyzeConfig, Segment, Try, made_of
-from data_pipeline.sources import staged
+from data_pipeline.sources import is_gone, staged
 from data_pipeline.tracks import why_not_chosen
 from infra.environment import describe_machine
 from infra.storage import read_bytes, sha256_file
@@ -32,6 +32,7 @@ STALLED_SECONDS = 300.0
 """What the networks may take for one frame, or a library to open one photo: some 10,000 times what they do. Then the worker ends itself, and its source is
 looked at again, like after any death of a worker. Where there is none (`workers=0`) there is no limit."""
 _MAX_ATTEMPTS = 3
+_BEYOND = "nothing of it lies between start and end"
 T = TypeVar("T")
 
 
@@ -95,7 +96,9 @@ class Worker:
             rows, frames, content = self._watch(segment, torn, counts)
         except DecodeError as error:
             return [], {"status": "failed", "reason": error.kind, "message": str(error)}
-        except FileNotFoundError as error:
+        except OSError as error:
+            if not is_gone(error):
+                raise
             return [], {"status": "failed", "reason": "missing", "message": str(error)}
         except ValueError as error:
             return [], {"status": "failed", "reason": "decode", "message": str(error)}
@@ -106,7 +109,9 @@ class Worker:
             return rows, {"status": "failed", "reason": "truncated", "message": str(torn[0]), "frames": frames}
         counted = {"frames": frames} | ({"stated_frames": counts[0].stated, "decoded_frames": counts[0].decoded} if counts else {})
         if not rows:
-            return [], {"status": "rejected", "reason": "no face", "message": "no face in any frame that was looked at", **counted}
+            beyond = segment.item.kind == "video" and not frames
+            why = ("empty span", _BEYOND) if beyond else ("no face", "no face in any frame that was looked at")
+            return [], {"status": "rejected", "reason": why[0], "message": why[1], **counted}
         return rows, {"status": "ok", "reason": None, **counted}
 
     def _watch(self, segment: Segment, torn: list[DecodeError], counts: list[FrameCount]) -> tuple[list[dict[str, Any]], int, str]:

@@ -14,8 +14,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.image_set import Declared, commit_set, content_sha256
+from data_pipeline.image_set import Declared, commit_set
 from data_pipeline.places import diffusers, warps
+from data_pipeline.sources import ContentHashes
 from data_pipeline.synthetic.anny_people import AnnyConfig, render_people
 from data_pipeline.synthetic.diffusers_edit import DiffusersConfig, DiffusersEditor
 from data_pipeline.synthetic.warp import WarpConfig, Warper
@@ -108,16 +109,19 @@ def edit_photos(
         work: The build's folder.
         workers: Ray actors; 0 works here.
         place: What each takes.
+
+    Raises:
+        OSError: A photo cannot be read, and it is the machine's fault, or that of a server that stays busy.
     """
     settings = config.model_dump(mode="json", exclude={"workers", "gpus", "runtime_env", "licence"})
-    records = {}
+    records, hashes = {}, ContentHashes(work)
     for photo in photos:
-        try:
-            content = content_sha256(photo.uri)
-        except OSError:
+        content = hashes.of(photo)
+        if content is None:
             continue  # the analysis says so of the photo itself
         made_of = [EDITS_VERSION, settings, content, *([photo.box] if photo.box else [])]
         records[photo.source_id] = join(work, "synthetic", f"{name}_{sha256_json(made_of)[:24]}.json")
+    hashes.keep()
     first = {
         record: name for name, record in sorted(records.items(), reverse=True)
     }  # of equal photos one is edited: by name, not by who is quicker
