@@ -104,9 +104,7 @@ def _ledger_row(item: WorkItem, pieces: list[Segment], done: Collection[str], wo
     if not all(name in done for name in names):
         return {"source_id": item.source_id, "status": "pending", "reason": "interrupted", "parts": names}
     rows = [observations.read_ledger_row(work, name) for name in names]
-    worst = next((row for status in ("failed", "ok", "rejected") for row in rows if row["status"] == status), rows[0]) | merge_failures(
-        rows
-    )
+    worst = next((row for status in ("failed", "ok", "rejected") for row in rows if row["status"] == status), rows[0])
     summed = ["frames", "faces", "tracks", "representatives", *(["decoded_frames"] if "decoded_frames" in worst else [])]
     sums = {name: sum(row.get(name) or 0 for row in rows) for name in summed}
     not_chosen: Counter[str] = Counter()
@@ -114,7 +112,7 @@ def _ledger_row(item: WorkItem, pieces: list[Segment], done: Collection[str], wo
         not_chosen.update(row.get("not_chosen", {}))
     warnings = warn_of_count(rows) if item.start is None and item.end is None else []
     told = {"not_chosen": dict(not_chosen), "parts": names, "content": pieces[0].content}
-    return {**worst, **sums, **told} | ({"warnings": warnings} if warnings else {})
+    return {**worst, **merge_failures(rows), **sums, **told} | ({"warnings": warnings} if warnings else {})
 
 
 def _run_round(

@@ -18,8 +18,9 @@ from infra.storage import commit, delete, exists, list_files, list_folders
 
 
 def reopen(work: str, reason: str) -> list[str]:
-    """Deletes parts and attempts of the sources that failed, or of which a piece failed, for a reason (`crash`, `hang`, `memory`, `decode`, `truncated`, `changed`, `missing`), and what
-    was made of these parts. What is seen the next time lies under the same fingerprints, so that no version is taken to stand: the next build makes it again.
+    """Deletes parts and attempts of the sources that failed, or of which a piece failed, for a reason (`crash`, `hang`, `memory`, `decode`, `truncated`,
+    `changed`, `missing`), and what was made of these parts. What is seen the next time lies under the same fingerprints, so that no version is taken to
+    stand: the next build makes it again.
 
     `render` stands for pairs whose crops could not be cut: versions that lack such pairs stay published, and the next build makes them again.
 

@@ -1,0 +1,202 @@
+"""Sources as files: on a server that is busy, larger than the memory, of names that generated ones have; and what is said of those that cannot be read."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import types
+
+import pytest
+
+import data_pipeline.sources as sources_module
+from data_pipeline import observe
+from data_pipeline.analyze import analyze
+from data_pipeline.config import DataConfig
+from data_pipeline.places import warps
+from data_pipeline.plan import plan_build
+from data_pipeline.render import Crop
+from data_pipeline.render import _Worker as RenderWorker
+from data_pipeline.segments import AnalyzeConfig, Segment
+from data_pipeline.sources import ContentHashes, plan_segments, staged
+from data_pipeline.synthetic.anny_people import AnnyConfig
+from data_pipeline.synthetic.sources import SyntheticConfig, edit_photos
+from data_pipeline.synthetic.warp import WarpConfig
+from data_pipeline.worker import Worker
+from data_pipeline.worklist import WorkItem, item_for
+from infra import backoff
+from infra.errors import UserError
+from tests.data_pipeline.range_server import RangeServer
+from tests.data_pipeline.videos import write
+
+LONE = AnalyzeConfig(workers=0)
+ALWAYS = 10**9
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Serves `tmp_path/served`; nobody waits for it, and copies are staged in `tmp_path/scratch`."""
+    monkeypatch.setattr(backoff, "time", types.SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setenv("LATO_SCRATCH", str(tmp_path / "scratch"))
+    (tmp_path / "served").mkdir()
+    served = RangeServer(tmp_path / "served")
+    yield served
+    served.close()
+
+
+@pytest.fixture(scope="module")
+def worker(models, tmp_path_factory):
+    return Worker(models, LONE, {}, str(tmp_path_factory.mktemp("looked")), "run")
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.jpg", "a.json"])
+def test_a_worker_calls_nothing_missing_on_a_busy_server(server, worker, name):
+    segment = Segment(item_for(f"{server.uri}/{name}"), 0.0, None, "content", "x")
+    server.busy = ALWAYS
+    with pytest.raises(OSError, match=name):
+        worker._observe(segment)
+    server.busy = 0
+    assert worker._observe(segment)[1]["reason"] == "missing"
+
+
+@pytest.mark.parametrize(("name", "image"), [("a.mp4", False), ("a.jpg", True)])
+def test_no_crop_is_given_up_because_of_a_busy_server(server, tmp_path, name, image):
+    uri = f"{server.uri}/{name}"
+    crop = Crop("a", "content", "x.jpg", uri if image else None, 1.0, (0.0, 0.0, 10.0))
+    server.busy = ALWAYS
+    with pytest.raises(OSError, match=name):
+        RenderWorker(str(tmp_path), "pyav").run([(uri, [crop])])
+    server.busy = 0
+    assert list(RenderWorker(str(tmp_path), "pyav").run([(uri, [crop])])) == ["a"]
+
+
+def test_photos_on_a_busy_server_do_not_go_without_edits(server, tmp_path):
+    photos = [item_for(f"{server.uri}/a.jpg")]
+    edit = lambda: edit_photos("warp", WarpConfig(workers=0), lambda: pytest.fail("no editor"), photos, str(tmp_path), 0, warps())  # noqa: E731
+    server.busy = ALWAYS
+    with pytest.raises(OSError, match=r"a\.jpg"):
+        edit()
+    server.busy = 0
+    assert edit() == []
+
+
+def test_pieces_do_not_depend_on_a_servers_mood(server, tmp_path, monkeypatch):
+    """They are in the names of parts."""
+    monkeypatch.setattr(sources_module, "SEGMENT_SECONDS", 2.0)
+    path = write(tmp_path / "served/long.mp4", count=120, options={"g": "20"})
+    pieces = plan_segments(item_for(path))
+    assert len(pieces) == 4
+    item = item_for(f"{server.uri}/long.mp4")
+    for methods in (("HEAD", "GET"), ("GET",)):
+        server.methods = methods
+        server.busy = 2
+        assert plan_segments(item) == pieces and server.busy == 0
+        server.busy = ALWAYS
+        with pytest.raises(Exception, match=r"long\.mp4|503"):
+            plan_segments(item)
+        server.busy = 0
+    assert plan_segments(item_for(f"{server.uri}/gone.mp4")) == [(0.0, None, 0.0)]
+
+
+def test_pieces_do_not_depend_on_the_machines_state(tmp_path, monkeypatch):
+    def fail(uri):
+        raise OSError(errno.EMFILE, "too many open files", uri)
+
+    item = item_for(write(tmp_path / "a.mp4"))
+    monkeypatch.setattr(sources_module, "open_read", fail)
+    with pytest.raises(OSError, match="too many open files"):
+        plan_segments(item)
+
+
+def test_a_driver_hashes_what_lies_elsewhere_without_a_copy(server, tmp_path):
+    path = write(tmp_path / "served/a.mp4")
+    hashes = ContentHashes(str(tmp_path / "w"))
+    assert hashes.of(item_for(f"{server.uri}/a.mp4")) == hashes.of(item_for(path))
+    assert not (tmp_path / "scratch").exists()
+    with staged(f"{server.uri}/a.mp4") as copy:
+        assert copy.read_bytes() == (tmp_path / "served/a.mp4").read_bytes()
+
+
+HASHED = """
+import resource, sys
+from data_pipeline.sources import ContentHashes
+from data_pipeline.worklist import item_for
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert ContentHashes(sys.argv[2]).of(item_for(sys.argv[1]))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_a_file_is_hashed_in_little_memory(tmp_path):
+    with open(tmp_path / "film.mp4", "wb") as film:
+        film.truncate(400 * 1024**2)
+    command = [sys.executable, "-c", HASHED, str(tmp_path / "film.mp4"), str(tmp_path / "w")]
+    assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) < 60  # MB
+
+
+def test_hashes_are_kept_before_the_last_is_there(tmp_path, monkeypatch):
+    for name in "abc":
+        (tmp_path / f"{name}.mp4").write_bytes(name.encode())
+    items = [item_for(str(tmp_path / f"{name}.mp4")) for name in "abc"]
+    asked = []
+    monkeypatch.setattr(sources_module, "content_sha256", lambda uri: asked.append(uri) or f"of {uri}")
+    early = ContentHashes(str(tmp_path))
+    early.of(items[0])
+    assert not (tmp_path / "contents.json").exists()
+    monkeypatch.setattr(sources_module, "_KEEP_SECONDS", -1.0)
+    early.of(items[1])  # and here the run is killed
+    later = ContentHashes(str(tmp_path))
+    later.of(items[2])
+    assert later.of(items[0]) == f"of {items[0].uri}" and asked == [item.uri for item in items]
+    assert len(json.loads((tmp_path / "contents.json").read_text())) == 3
+    later.save()
+    assert len(json.loads((tmp_path / "contents.json").read_text())) == 2  # b is no source any more
+
+
+def test_photos_that_are_edited_are_hashed_once(models, tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").write_bytes(b"no photo")
+    items, work, asked = [item_for(str(tmp_path / "a.jpg"))], str(tmp_path / "w"), []
+    real = sources_module.content_sha256
+    monkeypatch.setattr(sources_module, "content_sha256", lambda uri: asked.append(uri) or real(uri))
+    for _ in range(2):
+        assert edit_photos("warp", WarpConfig(workers=0), lambda: None, items, work, 0, warps()) == []
+        assert analyze(items, LONE, models, work).rows[0]["reason"] == "decode"
+    assert asked == [items[0].uri]
+
+
+@pytest.mark.parametrize("maker", ["warp", "anny"])
+def test_a_generated_source_does_not_take_the_place_of_a_listed_one(models, clip, tmp_path, maker):
+    names = {"warp": ("a", "a_warp"), "anny": ("a", "anny_0_00000")}[maker]
+    for name, photo in zip(names, ("obama", "biden"), strict=True):
+        shutil.copyfile(clip(photo), tmp_path / f"{name}.jpg")
+    synthetic = SyntheticConfig(warp=WarpConfig(workers=0)) if maker == "warp" else SyntheticConfig(anny=AnnyConfig(people=1, images=1, workers=0))
+    config = DataConfig(analyze=LONE, synthetic=synthetic)
+    items = [item_for(str(tmp_path / f"{name}.jpg")) for name in names]
+    with pytest.raises(UserError, match=f"(?s)generated of them.*'{names[1]}' names two sources") as told:
+        observe.observe(config, str(tmp_path / "w"), models, items)
+    assert items[1].uri in str(told.value)
+    assert not (tmp_path / "w/parts").exists() and not (tmp_path / "w/worklist.parquet").exists()
+
+
+def test_of_what_cannot_be_read_the_ledger_says_why(models, tmp_path):
+    (tmp_path / "bad.json").write_text('{"images": [{"uri": "a.jpg", "expression": 1}]}')
+    (tmp_path / "lacks.json").write_text('{"images": [{"uri": "a.jpg"}]}')
+    items = [item_for(str(tmp_path / name)) for name in ("bad.json", "lacks.json", "gone.jpg")]
+    rows = {row["source_id"]: row for row in analyze(items, LONE, models, str(tmp_path / "w")).rows}
+    assert rows["bad"]["reason"] == "decode" and "not an image set: Extra inputs" in rows["bad"]["message"]
+    assert rows["lacks"]["reason"] == rows["gone"]["reason"] == "missing"
+    assert "a picture that it names" in rows["lacks"]["message"] and str(tmp_path / "a.jpg") in rows["lacks"]["message"]
+    assert rows["gone"]["message"].startswith(f"{items[2].uri} is missing or unreadable (")
+
+
+def test_a_source_that_begins_beyond_its_end_is_told_and_planned_as_nothing(models, tmp_path):
+    path = write(tmp_path / "a.mp4")  # two seconds
+    items = [WorkItem(source_id=name, uri=path, kind="video", start=start) for name, start in {"a": None, "b": 100.0, "c": 1.99}.items()]
+    plan = plan_build(items, DataConfig(analyze=LONE), models)
+    assert plan.video_seconds == pytest.approx(2.01) and plan.frames == 11 + 0 + 1 and not plan.unreadable
+    rows = {row["source_id"]: row for row in analyze(items, LONE, models, str(tmp_path / "w")).rows}
+    told = {name: (row["status"], row["reason"], row["message"]) for name, row in rows.items()}
+    assert told["b"] == told["c"] == ("rejected", "empty span", "nothing of it lies between start and end")
+    assert told["a"][1] == "no face"
+    assert os.listdir(tmp_path / "w/parts")
