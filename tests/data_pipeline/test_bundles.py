@@ -17,13 +17,15 @@ import data_pipeline.analyze as module
 import data_pipeline.segments as segments_module
 import data_pipeline.sources as sources_module
 import data_pipeline.worker as worker_module
-from data_pipeline.analyze import analyze
+from data_pipeline.analyze import analyze, write_ledger
 from data_pipeline.attempts import in_flight, take_marked
 from data_pipeline.decode import sample_frames
 from data_pipeline.decoder import DecodeError, Decoder
+from data_pipeline.retry import reopen
 from data_pipeline.seek import read_frames_at
 from data_pipeline.segments import AnalyzeConfig, Segment, Try, bundle
 from data_pipeline.worklist import WorkItem, item_for
+from infra.errors import UserError
 from tests.data_pipeline.videos import write
 
 
@@ -173,6 +175,35 @@ def test_what_the_other_segments_saw_goes_on_unless_the_file_changed(models, tmp
     assert (row["status"], row["reason"], len(row["parts"])) == ("failed", kind, 3)
     assert row["faces"] == 4  # of six seconds, two are lost
     assert ledger.usable() == ([row] if kind == "hang" else [])
+
+
+@pytest.mark.parametrize("second", ["hang", "changed"])
+def test_pieces_that_fail_for_two_reasons_are_told_and_reopened_by_either(models, tmp_path, monkeypatch, clip, second):
+    path = write(
+        tmp_path / "x.mp4", count=120, make=lambda number, height, width: face_picture(clip, number), size=(320, 320), options={"g": "20"}
+    )
+    monkeypatch.setattr(sources_module, "SEGMENT_SECONDS", 2.0)
+    real, work = worker_module.Worker._observe, str(tmp_path / "work")
+
+    def observe(self, segment):
+        if segment.start:
+            reason = second if segment.end is None else "crash"
+            return [], {"status": "failed", "reason": reason, "message": f"{reason}, as the test wants it"}
+        return real(self, segment)
+
+    monkeypatch.setattr(worker_module.Worker, "_observe", observe)
+    ledger = analyze([item_for(path)], AnalyzeConfig(workers=0, fps=1.0), models, work)
+    (row,) = ledger.rows
+    assert (row["reason"], row["reasons"], row["faces"]) == ("crash", sorted(["crash", second]), 2)
+    assert all(f"{reason}: {reason}, as the test wants it" in row["message"] for reason in row["reasons"])
+    assert ledger.usable() == ([row] if second == "hang" else [])  # whichever piece it is that saw another file
+    for reason in ("crash", second):
+        write_ledger(ledger, f"{work}/ledger.jsonl")
+        with pytest.raises(UserError, match=f"reasons in this build: {', '.join(row['reasons'])}"):
+            reopen(work, "memory")
+        assert reopen(work, reason) == ["x"]
+        assert not list((tmp_path / "work/parts").iterdir())
+        assert analyze([item_for(path)], AnalyzeConfig(workers=0, fps=1.0), models, work).rows == [row]
 
 
 def face_picture(clip, number):

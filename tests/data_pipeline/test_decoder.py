@@ -14,7 +14,9 @@ import pytest
 import data_pipeline.decoder as decoder_module
 from data_pipeline.decode import _send_sampled, sample_frames
 from data_pipeline.decoder import DecodeError, Decoder, MachineError, explain, run_decoder
+from data_pipeline.plan import _first_frames
 from data_pipeline.seek import _send_at
+from data_pipeline.worklist import item_for
 from tests.data_pipeline.videos import write
 
 
@@ -86,6 +88,20 @@ def test_a_child_that_says_it_lives_does_not_hang(monkeypatch, tmp_path):
         assert next(frames) == "before"
         monkeypatch.setattr(decoder_module, "NO_PROGRESS_SECONDS", 6.0)
         assert list(frames) == []
+
+
+def test_what_the_children_took_is_counted_also_of_those_that_were_stopped(tmp_path):
+    """Noise of 1080p costs something to decode, and all of it in a child. It is what a plan's probe is made of."""
+    noise = np.random.default_rng(0).integers(0, 255, (1080, 1920, 3), np.uint8)
+    path = write(tmp_path / "x.mp4", count=20, size=(1080, 1920), codec="mpeg4", make=lambda number, *_: np.roll(noise, 9 * number, axis=1))
+    with Decoder() as decoder:
+        whole = sum(1 for _ in sample_frames(path, 20.0, decoder=decoder))
+    stopped = Decoder()
+    assert len(_first_frames(item_for(path), 20.0, 12, stopped)) == 12 < whole
+    assert 0.02 < stopped.cpu_seconds < 60 and 0.02 < decoder.cpu_seconds < 60
+    before = stopped.cpu_seconds
+    stopped.close()
+    assert stopped.cpu_seconds == before  # its child is killed already
 
 
 class _Pipe(list):
