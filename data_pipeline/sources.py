@@ -19,6 +19,7 @@ from data_pipeline.image_set import content_sha256
 from data_pipeline.worklist import WorkItem
 from infra.addresses import filesystem_of, is_local, join
 from infra.backoff import passes, retried
+from infra.errors import UserError
 from infra.state import DERIVED, read_json, reading
 from infra.storage import commit, exists, open_read, sha256_bytes
 
@@ -62,7 +63,7 @@ class ContentHashes:
         """
         is_set = item.uri.endswith(".json")
         try:
-            return content_sha256(item.uri) if is_set else self._digest(item.uri)  # a set names its images: small, and hashed with them
+            digest = content_sha256(item.uri) if is_set else self._digest(item.uri)  # a set names its images: small, and hashed with them
         except ValueError as error:  # a set that is none
             self.unreadable[item.source_id] = "decode", str(error)
         except OSError as error:
@@ -70,14 +71,16 @@ class ContentHashes:
                 raise
             what = f"{item.uri}, or a picture that it names," if is_set else item.uri
             self.unreadable[item.source_id] = "missing", f"{what} is missing or unreadable ({error})"
+        else:
+            if time.monotonic() - self._kept > _KEEP_SECONDS:
+                self.keep()
+            return digest
         return None
 
     def _digest(self, uri: str) -> str:
         key = sha256_bytes(_state(uri).encode())
         if key not in self._known:
             self._known[key] = content_sha256(uri)
-            if time.monotonic() - self._kept > _KEEP_SECONDS:
-                self.keep()
         self._seen[key] = self._known[key]
         return self._known[key]
 
@@ -108,25 +111,40 @@ def _state(uri: str) -> str:
 
 @contextmanager
 def staged(uri: str) -> Iterator[Path]:
-    """A local path of a source: its own, or of its copy in scratch (`$LATO_SCRATCH` or the temporary folder; over 20 GB those unused for an hour go)."""
+    """A local path of a source: its own, or of its copy in scratch (`$LATO_SCRATCH` or the temporary folder; over 20 GB those unused for an hour go).
+
+    Raises:
+        OSError: The source cannot be read; `is_gone` says whose fault it is.
+        UserError: Scratch cannot be written to.
+    """
     if is_local(uri):
         yield Path(uri.removeprefix("file://"))
         return
     target = _staged_at(uri)
     scratch = target.parent
-    scratch.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        os.utime(target)  # before it is asked for: an old one might be evicted meanwhile
     if not target.exists():
-        handle, part = tempfile.mkstemp(dir=scratch, suffix=".part")
+        part = _new_file(scratch)
         try:
-            os.close(handle)
             retried(lambda: _copy_to(uri, part))
             os.replace(part, target)
         finally:
             Path(part).unlink(missing_ok=True)
         _evict(scratch)
-    else:
-        os.utime(target)
     yield target
+
+
+def _new_file(scratch: Path) -> str:
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=scratch, suffix=".part")
+    except OSError as error:  # of this machine: it must not be taken for one of the source
+        raise UserError(
+            f"cannot write to {scratch}: {error.strerror}. Name another folder for copies of remote sources: LATO_SCRATCH"
+        ) from error
+    os.close(handle)
+    return part
 
 
 def _copy_to(uri: str, part: str) -> None:

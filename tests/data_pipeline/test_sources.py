@@ -117,6 +117,14 @@ def test_a_driver_hashes_what_lies_elsewhere_without_a_copy(server, tmp_path):
         assert copy.read_bytes() == (tmp_path / "served/a.mp4").read_bytes()
 
 
+def test_a_scratch_that_cannot_be_written_to_is_no_verdict_on_a_source(server, worker, tmp_path, monkeypatch):
+    write(tmp_path / "served/a.mp4")
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("LATO_SCRATCH", str(tmp_path / "file/scratch"))
+    with pytest.raises(UserError, match=r"cannot write to .*LATO_SCRATCH"):
+        worker._observe(Segment(item_for(f"{server.uri}/a.mp4"), 0.0, None, "content", "x"))
+
+
 def test_a_file_is_hashed_in_little_memory(tmp_path):
     with open(tmp_path / "film.mp4", "wb") as film:
         film.truncate(200 * 1024**2)
