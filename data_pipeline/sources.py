@@ -122,7 +122,7 @@ def staged(uri: str) -> Iterator[Path]:
         return
     target = _staged_at(uri)
     scratch = target.parent
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # it is not there, or what is wrong with the folder is told below
         os.utime(target)  # before it is asked for: an old one might be evicted meanwhile
     if not target.exists():
         part = _new_file(scratch)
