@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
+from data_pipeline.accept import Plan
 from data_pipeline.audit import read_labels
 from data_pipeline.card import write_card
 from data_pipeline.config import DataConfig, with_own_thresholds
@@ -13,7 +14,7 @@ from data_pipeline.extend import read_base, read_merges
 from data_pipeline.models_used import list_models
 from data_pipeline.observe import observe
 from data_pipeline.pack import sweep
-from data_pipeline.publish import DatasetVersion, Plan, publish
+from data_pipeline.publish import DatasetVersion, publish
 from data_pipeline.published import read_index
 from data_pipeline.rules import SETTINGS
 from data_pipeline.worklist import WorkItem

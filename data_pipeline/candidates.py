@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_pipeline.judge import Judged, edit_texts, row_verdicts
-from data_pipeline.pairing import SCORE_SCHEMA
+from data_pipeline.judge import Judged, row_verdicts
+from data_pipeline.pairing import SCORE_SCHEMA, edit_texts
 from data_pipeline.published import CANDIDATES, home_of, read_index
 from data_pipeline.rules import LIMITS, PairingConfig
 from data_pipeline.tables import read_pieces, take_rows

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline.identities import NAME, WRITING, Asked, Face, Vector, Vectors
-from data_pipeline.pairing import AXES, EXPRESSIONS, INTENSITIES, STORED_SCORES, VERIFIABLE
+from data_pipeline.near_duplicates import KeptHashes
+from data_pipeline.pairing import AXES, STORED_SCORES, VERIFIABLE, edit_texts
 from data_pipeline.rules import ACCEPTED, ASKED, CODE, FIRST, LIMITS, PASSED, VERDICTS, PairingConfig, Rules, Usage
 from data_pipeline.tables import end_numbers, on_each, read_pieces
-from lato.faces.quality import hash_distance
 
 NEEDED = [
     "key", "source_id", "kind", "person", "edit_expression", "edit_intensity", *(f"step_{axis}" for axis in AXES), "misread", "held_out", *STORED_SCORES,
@@ -93,21 +93,6 @@ def _judge_table(rules: Rules, vectors: Vectors, writing: Vectors | None, uri: s
         for n, kind in enumerate((np.int8, np.float32, np.float32))
     )
     return Judged(codes, similar, text, asked.people()), asked.lacking
-
-
-def edit_texts(table: pa.Table) -> tuple[npt.NDArray[np.int64], dict[int, str]]:
-    """The edit of each row as a number, and the number's text; pairs without an edit of ours have a text too."""
-    number = np.asarray(table["edit_expression"]).astype(np.int64) + 1
-    number = number * 4 + np.where(number > 1, np.asarray(table["edit_intensity"]), 1)
-    for axis in AXES:
-        number = number * 16 + (np.asarray(table[f"step_{axis}"]).astype(np.int64) // 30 + 8)
-    texts = {}
-    for code in np.unique(number):
-        steps = [((int(code) >> shift) % 16 - 8) * 30 for shift in (8, 4, 0)]
-        expression, intensity = divmod(int(code) >> 12, 4)
-        parts = [] if expression == 0 else [EXPRESSIONS[expression - 1] + ("" if intensity == 1 else f" {INTENSITIES[intensity]}")]
-        texts[int(code)] = ", ".join(parts + [f"{axis} {step:+d}" for axis, step in zip(AXES, steps, strict=True) if step])
-    return number, texts
 
 
 def _judge_piece(
@@ -194,7 +179,7 @@ def _choose(
         return [(person[n], texts[int(edits[n])]) for n in group]
 
     hashes = (taken["phash_source"], taken["phash_target"])
-    near = _NearDuplicates(config.near_duplicate_bits, hashes)
+    near = KeptHashes(config.near_duplicate_bits, hashes)
     near.keep(np.flatnonzero(published), cells_of(np.flatnonzero(published)))
     asked.open(taken)
     start = 0
@@ -231,32 +216,6 @@ def _choose(
         else:
             code[mine] = CODE["quota"]
     return similar, text
-
-
-class _NearDuplicates:
-    """The hashes of what was kept, by person and edit."""
-
-    def __init__(self, bits: int, hashes: tuple[pa.ChunkedArray, pa.ChunkedArray]) -> None:
-        self._bits, self._hashes = bits, hashes
-        self._kept: dict[tuple[str, str], list[tuple[bytes, bytes]]] = defaultdict(list)
-
-    def sees(self, group: npt.NDArray[np.int64], cells: list[tuple[str, str]]) -> bool:
-        """Whether one of the pairs shows again what was kept for its cell."""
-        return any(
-            hash_distance(mine[0], kept[0]) <= self._bits and hash_distance(mine[1], kept[1]) <= self._bits
-            for n, cell in zip(group, cells, strict=True)
-            if self._kept.get(cell)
-            for mine in [self._of(int(n))]
-            for kept in self._kept[cell]
-        )
-
-    def keep(self, group: npt.NDArray[np.int64], cells: list[tuple[str, str]]) -> None:
-        """Remembers pairs that were accepted."""
-        for n, cell in zip(group, cells, strict=True):
-            self._kept[cell].append(self._of(int(n)))
-
-    def _of(self, n: int) -> tuple[bytes, bytes]:
-        return self._hashes[0][n].as_py(), self._hashes[1][n].as_py()
 
 
 def _worst_of_twins(twin: npt.NDArray[np.int64], sharpness: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_pipeline.judge import edit_texts
-from data_pipeline.pairing import AXES
+from data_pipeline.pairing import AXES, edit_texts
 from data_pipeline.rules import PairingConfig
+from lato.faces.quality import hash_distance
 
 Row = dict[str, Any]
 Twin = frozenset[tuple[str, int]]
@@ -157,3 +157,29 @@ def _numbers(names: Sequence[str | None]) -> npt.NDArray[np.int64]:
     """Equal names as equal numbers; None as -1."""
     known: dict[str, int] = {}
     return np.array([-1 if name is None else known.setdefault(name, len(known)) for name in names], np.int64)
+
+
+class KeptHashes:
+    """The hashes of what was kept, by person and edit."""
+
+    def __init__(self, bits: int, hashes: tuple[pa.ChunkedArray, pa.ChunkedArray]) -> None:
+        self._bits, self._hashes = bits, hashes
+        self._kept: dict[tuple[str, str], list[tuple[bytes, bytes]]] = defaultdict(list)
+
+    def sees(self, group: npt.NDArray[np.int64], cells: list[tuple[str, str]]) -> bool:
+        """Whether one of the pairs shows again what was kept for its cell."""
+        return any(
+            hash_distance(mine[0], kept[0]) <= self._bits and hash_distance(mine[1], kept[1]) <= self._bits
+            for n, cell in zip(group, cells, strict=True)
+            if self._kept.get(cell)
+            for mine in [self._of(int(n))]
+            for kept in self._kept[cell]
+        )
+
+    def keep(self, group: npt.NDArray[np.int64], cells: list[tuple[str, str]]) -> None:
+        """Remembers pairs that were accepted."""
+        for n, cell in zip(group, cells, strict=True):
+            self._kept[cell].append(self._of(int(n)))
+
+    def _of(self, n: int) -> tuple[bytes, bytes]:
+        return self._hashes[0][n].as_py(), self._hashes[1][n].as_py()

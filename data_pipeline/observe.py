@@ -8,6 +8,7 @@ from pathlib import Path
 from data_pipeline.analyze import analyze, write_ledger
 from data_pipeline.config import DataConfig
 from data_pipeline.contract import check_contract
+from data_pipeline.folders import items_from_folder
 from data_pipeline.groups import backfill, group_digests, group_models
 from data_pipeline.holdout import Holdout
 from data_pipeline.identities import NAME, WRITING, AskedGroup
@@ -17,7 +18,7 @@ from data_pipeline.published import read_manifest, sources_of
 from data_pipeline.removals import FILE, Removals
 from data_pipeline.rules import READ_FROM
 from data_pipeline.synthetic.sources import synthetic_sources
-from data_pipeline.worklist import WorkItem, check_items, items_from_folder, read_worklist, write_worklist
+from data_pipeline.worklist import WorkItem, check_items, read_worklist, write_worklist
 from infra.addresses import join
 from infra.console import say
 from infra.errors import UserError

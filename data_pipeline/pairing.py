@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from data_pipeline.crops import Array, eye_crops, padding_of, shared_crops
 from data_pipeline.render import crop_name
 from data_pipeline.seek import Seeker
 from data_pipeline.tracks import REPRESENTATIVES, bin_of
@@ -59,7 +60,6 @@ _END = (
     "row",
     "part",
 )
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def score_person(person: Person, margin: float) -> dict[str, Any] | None:
     points = np.array([row["landmarks"] for row in rows], np.float64).reshape(-1, 68, 2)
     frame = np.stack([column("width"), column("height")], axis=1)
     shared = person.scope == "same_track"
-    crops = _shared_crops(points, frame, i, j, margin) if shared else (_eye_crops(points)[i], _eye_crops(points)[j])
+    crops = shared_crops(points, frame, i, j, margin) if shared else (eye_crops(points)[i], eye_crops(points)[j])
     pose = np.stack([column(axis) for axis in AXES], axis=1)
     expression = np.array([EXPRESSIONS.index(row["expression"]) for row in rows])
     declared = _read_declared(rows)
@@ -136,7 +136,7 @@ def score_person(person: Person, margin: float) -> dict[str, Any] | None:
             for name in ("noise", "clipped", "blockiness", "letterbox", "occlusion")
         },
         "upscale": 512.0 / np.minimum(crops[0][:, 2], crops[1][:, 2]),
-        "padding": np.maximum(_padding(crops[0], frame[i]), _padding(crops[1], frame[j])),
+        "padding": np.maximum(padding_of(crops[0], frame[i]), padding_of(crops[1], frame[j])),
         "tilt": np.maximum(np.abs(pose[i, 2]), np.abs(pose[j, 2])),
         "expression_strength": np.minimum(strength[i], strength[j]),
         "agreement": np.minimum(agreement[i], agreement[j]),
@@ -198,6 +198,21 @@ def edit_of(row: dict[str, Any]) -> Edit | None:
 
 VERIFIABLE = np.array([True, *(is_verifiable(Expression(name)) for name in EXPRESSIONS[1:])])
 """By expression: whether the embedded models read it well enough."""
+
+
+def edit_texts(table: pa.Table) -> tuple[npt.NDArray[np.int64], dict[int, str]]:
+    """The edit of each row as a number, and the number's text; pairs without an edit of ours have a text too."""
+    number = np.asarray(table["edit_expression"]).astype(np.int64) + 1
+    number = number * 4 + np.where(number > 1, np.asarray(table["edit_intensity"]), 1)
+    for axis in AXES:
+        number = number * 16 + (np.asarray(table[f"step_{axis}"]).astype(np.int64) // 30 + 8)
+    texts = {}
+    for code in np.unique(number):
+        steps = [((int(code) >> shift) % 16 - 8) * 30 for shift in (8, 4, 0)]
+        expression, intensity = divmod(int(code) >> 12, 4)
+        parts = [] if expression == 0 else [EXPRESSIONS[expression - 1] + ("" if intensity == 1 else f" {INTENSITIES[intensity]}")]
+        texts[int(code)] = ", ".join(parts + [f"{axis} {step:+d}" for axis, step in zip(AXES, steps, strict=True) if step])
+    return number, texts
 
 
 def _keys(rows: list[dict[str, Any]], i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> list[str]:
@@ -263,34 +278,6 @@ def _intensities(
     read = np.array([row["expression_intensity"] for row in rows])
     grade = np.where(read < _MILD, 0, np.where(read < _STRONG, 1, 2))
     return np.where(expression == 0, 1, np.where(declared["given"], declared["intensity"], grade))
-
-
-def _shared_crops(points: Array, frame: Array, i: npt.NDArray[np.int64], j: npt.NDArray[np.int64], margin: float) -> tuple[Array, Array]:
-    """One square over both faces, so that motion between them survives; shifted into the frame where it fits. (N, 3) left, top, side."""
-    lows, highs = points.min(axis=1), points.max(axis=1)
-    extents = (highs - lows).max(axis=1)
-    low, high, extent = np.minimum(lows[i], lows[j]), np.maximum(highs[i], highs[j]), np.maximum(extents[i], extents[j])
-    spread = (high - low).max(axis=1)
-    side = np.minimum(np.maximum(margin * extent, spread * 1.15), np.maximum(frame[i].min(axis=1), spread))
-    centre = (low + high) / 2
-    centre[:, 1] -= 0.12 * extent  # the landmarks stop at the brows: leave room for hair
-    corner = np.clip(centre - side[:, None] / 2, 0, np.maximum(frame[i] - side[:, None], 0))
-    crop = np.round(np.column_stack([corner, side]), 2)
-    return crop, crop
-
-
-def _eye_crops(points: Array) -> Array:
-    """Two pictures share no frame: each is cropped by the same rule in units of the distance between its outer eye corners. (N, 3)."""
-    side = 4.2 * np.linalg.norm(points[:, 36] - points[:, 45], axis=1)
-    centre = points[:, [36, 45]].mean(axis=1)
-    centre[:, 1] += 0.09 * side
-    return np.round(np.column_stack([centre - side[:, None] / 2, side]), 2)
-
-
-def _padding(crop: Array, frame: Array) -> Array:
-    """Share of each crop that lies outside its frame."""
-    inside = [np.maximum(0.0, np.minimum(crop[:, axis] + crop[:, 2], frame[:, axis]) - np.maximum(crop[:, axis], 0.0)) for axis in (0, 1)]
-    return 1.0 - inside[0] * inside[1] / crop[:, 2] ** 2
 
 
 def crops_of(row: dict[str, Any]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

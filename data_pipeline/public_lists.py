@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import av
 
-from data_pipeline.worklist import VIDEO_SUFFIXES, WorkItem, check_items, with_names_in_utf8
+from data_pipeline.folders import with_names_in_utf8
+from data_pipeline.worklist import VIDEO_SUFFIXES, WorkItem, check_items
 from infra.addresses import join
 from infra.console import say
 from infra.errors import UserError

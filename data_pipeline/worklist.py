@@ -6,7 +6,6 @@ import csv
 import difflib
 import io
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from infra.addresses import filesystem_of, folder_uri, is_local, join
+from infra.addresses import folder_uri, is_local, join
 from infra.console import say
 from infra.errors import UserError
 from infra.storage import commit_changed, exists, read_bytes, sha256_bytes, sha256_file
@@ -63,7 +62,7 @@ class WorkItem(BaseModel):
         if not _ID.fullmatch(self.source_id):
             raise ValueError(f"source_id: expected [a-z0-9_]+, given {self.source_id!r}")
         for name, value in [*self, *self.attributes.items()]:
-            if not (_is_utf8(name) and (not isinstance(value, str) or _is_utf8(value))):
+            if not (is_utf8(name) and (not isinstance(value, str) or is_utf8(value))):
                 raise ValueError(f"{name!r}: expected text that UTF-8 can hold, given {value!r}")
         if (self.start or 0.0) < 0 or (self.end is not None and self.end <= (self.start or 0.0)):
             raise ValueError(f"start, end: expected 0 <= start < end in seconds, given {self.start} and {self.end}")
@@ -86,98 +85,22 @@ def item_for(uri: str, **columns: Any) -> WorkItem:
     else:
         known = " ".join(VIDEO_SUFFIXES + IMAGE_SUFFIXES)
         raise UserError(f"{uri}: neither a video nor an image by its name. Known: {known}")
-    return WorkItem(**({"source_id": _id_of(Path(name).stem), "uri": uri, "kind": kind} | columns))
+    return WorkItem(**({"source_id": id_of(Path(name).stem), "uri": uri, "kind": kind} | columns))
 
 
-def _id_of(name: str) -> str:
+def id_of(name: str) -> str:
     """A name as a source id. What other alphabets lose in it is made up for by a hash."""
     plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
     return plain if plain and name.isascii() else f"{plain}_{sha256_bytes(name.encode())[:8]}".lstrip("_")
 
 
-def items_from_folder(folder: str, work: str | None = None, **columns: Any) -> list[WorkItem]:
-    """Every video and image in a folder and below it, on disk or in an object store; ids are made from paths within it. Hidden and other
-    files are passed over, and told.
-
-    Args:
-        folder: Which.
-        work: The build's own folder: where that lies in it, the pictures that builds made are no sources.
-        columns: The same of all.
-
-    Raises:
-        UserError: There is no such folder, or nothing usable in it; its name is not UTF-8; or it is the build's own.
-    """
-    folder = folder_uri(folder)
-    filesystem, root = filesystem_of(folder)
-    if not filesystem.isdir(root):
-        raise UserError(f"{folder}: there is no such folder. Give a folder with videos or images.")
-    inside = sorted(str(path).removeprefix(root).lstrip("/") for path in filesystem.find(root))
-    own = _place_in(folder, work) if work else None
-    if own == ".":
-        raise UserError(f"{folder}: this is the build's own folder, and what builds make lies in it. Give a folder elsewhere: --work-dir")
-    inside = [name for name in inside if own is None or not name.startswith(f"{own}/")]
-    shown = [name for name in inside if not any(part.startswith(".") for part in name.split("/"))]
-    known_kinds = [name for name in shown if name.lower().endswith(VIDEO_SUFFIXES + IMAGE_SUFFIXES)]
-    files = with_names_in_utf8(folder, known_kinds)
-    _tell_others(folder, sorted(set(shown) - set(known_kinds)), len(inside) - len(shown))
-    if not files:
-        known = " ".join(VIDEO_SUFFIXES + IMAGE_SUFFIXES)
-        raise UserError(f"{folder}: no videos or images in it. Looked for {known}.")
-    named = [(join(folder, name), _id_of(name.rsplit(".", 1)[0])) for name in files]
-    return check_items([item_for(uri, **({"source_id": source_id} | columns)) for uri, source_id in named], folder)
-
-
-def with_names_in_utf8(folder: str, names: list[str]) -> list[str]:
-    """Those names of files in a folder that a work list can hold; tells the others.
-
-    Raises:
-        UserError: The folder's own name is none of these.
-    """
-    if not _is_utf8(folder):
-        raise UserError(f"{_spelled(folder)}: this folder's name is not UTF-8, and a work list cannot hold it. Rename it.")
-    others = [_spelled(name) for name in names if not _is_utf8(name)]
-    if others:
-        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        say(
-            f"  warning: {folder}: {len(others)} files are passed over, as their names are not UTF-8 ({shown}). Rename them to have them used."
-        )
-    return [name for name in names if _is_utf8(name)]
-
-
-def _is_utf8(name: str) -> bool:
+def is_utf8(name: str) -> bool:
+    """Whether a text can be held: a name on disk may be any bytes."""
     try:
         name.encode()
     except UnicodeEncodeError:  # Python holds bytes that are none as signs of their own
         return False
     return True
-
-
-def _spelled(name: str) -> str:
-    """A file's name as it can be printed."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def _place_in(folder: str, other: str) -> str | None:
-    """Where in a folder another lies, `.` where it is the same; None where it lies elsewhere."""
-    outer, inner = (os.path.realpath(uri) if is_local(uri) else uri for uri in (folder_uri(folder), folder_uri(other)))
-    if inner == outer:
-        return "."
-    return inner.removeprefix(f"{outer}/") if inner.startswith(f"{outer}/") else None
-
-
-def _tell_others(folder: str, others: list[str], hidden: int) -> None:
-    """Says which files are no sources, by their suffix with one as an example."""
-    kinds: dict[str, list[str]] = {}
-    for name in others:
-        kinds.setdefault(Path(name).suffix.lower() or "without a suffix", []).append(name)
-    told = [
-        f"{len(names)} {_spelled(kind)} ({_spelled(names[0])}{', ...' if len(names) > 1 else ''})" for kind, names in sorted(kinds.items())
-    ]
-    told += [f"{hidden} hidden"] if hidden else []
-    if told:
-        say(
-            f"  warning: {folder}: {len(others) + hidden} files are passed over, as neither videos nor images that can be read: {', '.join(told)}"
-        )
 
 
 def read_worklist(uri: str) -> list[WorkItem]:

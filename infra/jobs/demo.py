@@ -136,7 +136,7 @@ def run_quickstart(config: QuickstartConfig, work: str) -> None:
 
 
 def _sources(config: QuickstartConfig, work: str) -> list[WorkItem]:
-    from data_pipeline.worklist import items_from_folder
+    from data_pipeline.folders import items_from_folder
 
     def licence(name: str) -> str:
         return assets.load_catalog()[name].licence

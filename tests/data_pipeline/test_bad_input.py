@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from data_pipeline.analyze import analyze
 from data_pipeline.config import DataConfig
 from data_pipeline.decode import sample_frames
+from data_pipeline.folders import items_from_folder
 from data_pipeline.image_set import content_sha256
 from data_pipeline.perceive import watch_video
 from data_pipeline.places import warps
@@ -23,7 +24,7 @@ from data_pipeline.sources import ContentHashes
 from data_pipeline.synthetic.sources import edit_photos
 from data_pipeline.synthetic.warp import WarpConfig
 from data_pipeline.worker import Worker
-from data_pipeline.worklist import WorkItem, item_for, items_from_folder
+from data_pipeline.worklist import WorkItem, item_for
 from infra.errors import UserError
 from tests.data_pipeline.videos import write
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import data_pipeline.publish as publish_module
+import data_pipeline.accept as accept_module
 from data_pipeline.analyze import analyze
 from data_pipeline.build import build_dataset
 from data_pipeline.candidates import read_candidates
@@ -263,7 +263,7 @@ def test_a_pin_of_a_copy_holds_for_what_stays(twice, models, tmp_path):
 
 def test_a_component_that_is_too_large_is_told_before_its_many_videos_are_compared(twice, models, tmp_path, monkeypatch):
     """Hours would go by; what the quotas of an undeclared person take away is not counted."""
-    monkeypatch.setattr(publish_module, "_MANY", 2)
+    monkeypatch.setattr(accept_module, "_MANY", 2)
     nobody = [item.model_copy(update={"identity": None}) for item in twice[1]]
     allowed = CONFIG.model_copy(
         update={"split": SplitConfig(small_dataset=1, max_component=0.65)}
@@ -271,7 +271,7 @@ def test_a_component_that_is_too_large_is_told_before_its_many_videos_are_compar
     assert {name: copy.of for name, copy in read_copies(build_dataset(allowed, str(tmp_path / "w"), models, nobody).uri).items()} == {
         "second": "first"
     }
-    monkeypatch.setattr(publish_module, "find_copies", lambda *given: pytest.fail("they were compared"))
+    monkeypatch.setattr(accept_module, "find_copies", lambda *given: pytest.fail("they were compared"))
     grouped = [item.model_copy(update={"group": "all"}) for item in nobody]
     with pytest.raises(UserError, match=r"one component of the split, source:first, has (\d+) of \1 samples"):
         build_dataset(allowed.model_copy(update={"name": "large"}), str(tmp_path / "w"), models, grouped)

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipeline.accept import Found, Plan, refuse
 from data_pipeline.config import DataConfig
 from data_pipeline.conflicts import Conflicts
 from data_pipeline.divide import Tied
 from data_pipeline.judge import accepted_rows, judge
 from data_pipeline.pairing import SCORE_SCHEMA
-from data_pipeline.publish import Plan, _Found, _refuse
 from data_pipeline.rules import VERDICTS, PairingConfig, Rules, Usage
 from data_pipeline.split import Components
 from tests.data_pipeline.links import source
@@ -136,7 +136,7 @@ def left_of(rows, tmp_path, config, **given):
     judged = judge([uri], Rules(config, **given), Alike())
     accepted = [(0, row) for row in accepted_rows(uri, judged[0])]
     components = Components({name: name[0] for name in names}, [], frozenset(), {f"{name}/0": f"{name[0]}0/0" for name in names})
-    left = _refuse(plan, _Found([uri], judged, accepted, accepted, {}, Tied(components, Conflicts({}, {}), []), {}))
+    left = refuse(plan, Found([uri], judged, accepted, accepted, {}, Tied(components, Conflicts({}, {}), []), {}))
     told = {row["key"]: VERDICTS[code] for row, code in zip(rows, judged[0].codes, strict=True)}
     assert {key for key, verdict in told.items() if verdict == "accepted"} == {row["key"] for _, row in left}
     return told

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.decode import sample_frames
+from data_pipeline.folders import items_from_folder
 from data_pipeline.seek import read_frames_at
-from data_pipeline.worklist import IMAGE_SUFFIXES, VIDEO_SUFFIXES, WorkItem, check_items, items_from_folder, read_worklist, write_worklist
+from data_pipeline.worklist import IMAGE_SUFFIXES, VIDEO_SUFFIXES, WorkItem, check_items, read_worklist, write_worklist
 from infra.errors import UserError
 from infra.storage import read_bytes
 from lato.pairs import decode_image

@@ -1,0 +1,165 @@
+"""Which candidate pairs of a build go on: verdicts, what ties sources, copies of clips, and the quotas that need to know who is one person."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from data_pipeline.cells import over_quota_of_cells
+from data_pipeline.config import DataConfig
+from data_pipeline.copies import Copy, find_copies
+from data_pipeline.divide import Faces, Tied, count_samples, tie
+from data_pipeline.extend import Base
+from data_pipeline.judge import Judged, accepted_rows, judge, passed_sources
+from data_pipeline.models_used import Model
+from data_pipeline.motion import Clock
+from data_pipeline.near_duplicates import find_across_sources, over_quota_of_people
+from data_pipeline.observe import Observed
+from data_pipeline.published import sources_of
+from data_pipeline.rules import CODE, Rules, Usage
+from data_pipeline.score import ScoreInput, score_pairs
+
+_MANY = 500
+"""Videos of one component, from which on it is asked whether that is too large before they are compared with each other: 512 tracks of a minute take
+50 s, and time grows with the square."""
+Numbered = tuple[int, dict[str, Any]]
+"""A row of a score table, and the table's number."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a version is made from, and where it goes."""
+
+    config: DataConfig
+    observed: Observed
+    base: Base | None
+    """The version that is extended."""
+    labels: dict[str, bool]
+    """Key -> what a person said of the pair."""
+    merges: list[tuple[str, str]]
+    """Pairs of sources that a person said show one person."""
+    models: list[Model]
+    work: str
+    folder: str
+    created_from: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """Score tables of all people, and the verdicts on their rows."""
+
+    tables: list[str]
+    judged: list[Judged]
+    accepted: list[Numbered]
+    fresh: list[Numbered]
+    """Those accepted that the version that is extended does not have."""
+    centroids: Faces
+    tied: Tied
+    copies: dict[str, Copy]
+
+
+def judge_pairs(plan: Plan) -> Found:
+    """Scores and judges; again without copies where there are any, so that quotas and the split count what is used, until no more are found."""
+    observed, pairing, base = plan.observed, plan.config.pairing, plan.base
+    given = ScoreInput(observed.columns, observed.identities, pairing.margin, pairing.same_person, observed.holdout)
+    people = {name: item.identity for name, item in observed.items.items()}
+    contents = {row["source_id"]: row["content"] for row in observed.ledger.usable()}
+    workers = plan.config.analyze.workers
+    tables = score_pairs(observed.ledger.usable(), given, people, plan.work, workers)
+    usage, keys = (base.usage, base.keys) if base else (Usage(), frozenset[str]())
+    copies: dict[str, Copy] = {}
+    compared: list[set[str]] = []
+    while True:
+        rules = Rules(pairing, plan.labels, keys, usage, observed.holdout.bars, frozenset(copies))
+        judged = judge(tables, rules, observed.identities, workers, observed.writing)
+        accepted = [(number, row) for number, uri in enumerate(tables) for row in accepted_rows(uri, judged[number])]
+        fresh = [(number, row) for number, row in accepted if row["key"] not in keys]
+        centroids = {track: face for found in judged for track, face in found.people.items()}
+        tied = tie([row for _, row in fresh], observed.items, centroids, base, plan.config.split, copies, contents, plan.merges)
+        more = _find_copies(plan, tables, judged, accepted, tied, copies, compared)
+        if not more:
+            return Found(tables, judged, accepted, fresh, centroids, tied, copies)
+        copies |= more
+
+
+def _check_large(plan: Plan, accepted: list[dict[str, Any]], tied: Tied) -> None:
+    """Ends a build with a component that is too large before its many videos are compared, which would take hours. Pairs that go in any case, bridges and
+    those beyond the quotas of people whom faces tell or of the whole dataset, are not counted.
+
+    Raises:
+        UserError: One has too much of the data.
+    """
+    published = plan.base.keys if plan.base else frozenset[str]()
+    left = [row for row in accepted if row["key"] in published or not tied.verdict(row)]
+    gone = published | _over_quotas(plan, left, tied).keys()
+    count_samples([row for row in left if row["key"] not in gone], tied, plan.config.split)
+
+
+def _find_copies(
+    plan: Plan,
+    tables: list[str],
+    judged: list[Judged],
+    accepted: list[Numbered],
+    tied: Tied,
+    known: Mapping[str, Copy],
+    compared: list[set[str]],
+) -> dict[str, Copy]:
+    """Copies among the tied videos of which no filter refused every pair, beyond those that are known."""
+    items, of = plan.observed.items, tied.components.of_source
+    sizes = Counter(of[name] for name, item in items.items() if item.kind == "video" and name in of and name not in known)
+    if plan.config.pairing.near_duplicate_bits < 0 or max(sizes.values(), default=0) < 2:
+        return {}
+    if max(sizes.values()) >= _MANY:
+        _check_large(plan, [row for _, row in accepted], tied)
+    passed = {name for uri, found in zip(tables, judged, strict=True) for name in passed_sources(uri, found)} - known.keys()
+    least = Clock(plan.config.analyze.fps).least
+    seen = [row for row in plan.observed.ledger.usable() if row["source_id"] in passed and row["frames"] >= least]
+    parts = {row["source_id"]: row["parts"] for row in seen}
+    published = {name for row in plan.base.rows for name in sources_of(row)} if plan.base else set[str]()
+    return find_copies(of, items, parts, published, plan.config.analyze.fps, plan.work, compared)
+
+
+def refuse(plan: Plan, found: Found) -> list[Numbered]:
+    """New accepted pairs that may go on; of the others, in conflict with the split, seen in another source, or beyond the quotas of somebody whom faces alone
+    tell or of the whole dataset, it changes the verdict."""
+    refused = {row["key"]: verdict for _, row in found.fresh if (verdict := found.tied.verdict(row))}
+    identities = {name: item.identity for name, item in plan.observed.items.items()}
+    published = plan.base.keys if plan.base else frozenset[str]()
+
+    def left() -> list[dict[str, Any]]:
+        return [row for _, row in found.accepted if row["key"] not in refused]
+
+    again = find_across_sources(
+        left(),
+        lambda row: found.tied.components.of_source[row["source_id"]],
+        identities,
+        published | {key for key, good in plan.labels.items() if good},
+        plan.config.pairing.near_duplicate_bits,
+    )
+    refused |= dict.fromkeys(again, "near-duplicate")
+    refused |= _over_quotas(plan, left(), found.tied)
+    return without(found.fresh, refused, found.judged)
+
+
+def _over_quotas(plan: Plan, rows: list[dict[str, Any]], tied: Tied) -> dict[str, str]:
+    """Key -> verdict of the accepted pairs beyond the quotas of somebody whom faces alone tell and, of what these leave, of the whole dataset."""
+    pairing, base = plan.config.pairing, plan.base
+    identities = {name: item.identity for name, item in plan.observed.items.items()}
+    published = base.keys if base else frozenset[str]()
+    good = {key for key, called in plan.labels.items() if called}
+    refused = dict.fromkeys(over_quota_of_people(rows, tied.components.person_of, identities, published, good, pairing), "quota")
+    if pairing.cell_quota is not None:
+        left = [row for row in rows if row["key"] not in refused]
+        used = base.usage.dataset if base else Counter[int]()
+        refused |= dict.fromkeys(over_quota_of_cells(left, used, published, good, pairing.cell_quota), "cell quota")
+    return refused
+
+
+def without(rows: list[Numbered], refused: Mapping[str, str], judged: list[Judged]) -> list[Numbered]:
+    """The rows that are not refused; of the others it changes the verdict."""
+    for number, row in rows:
+        if row["key"] in refused:
+            judged[number].codes[row["number"]] = CODE[refused[row["key"]]]
+    return [(number, row) for number, row in rows if row["key"] not in refused]
