@@ -6,6 +6,7 @@ PyAV reads in order; that choice and the one of `seek` are measured: docs/benchm
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -27,6 +28,8 @@ _MAY_BE_JOINED = ("mpegts", "mpeg", "matroska,webm")
 """Containers that are read on where another one follows in the same file: recordings that somebody wrote one behind the other, each with its own clock."""
 _CLOCK_FALLS = 1.0
 """Seconds by which a keyframe is before what came before it, where another clock begins."""
+_ONE_CLOCK: set[tuple[str, int, int]] = set()
+"""Files (path, bytes, time of change) that this process has read to their end for that: a long video is looked at in pieces, and each piece asks."""
 
 
 class FrameCount(NamedTuple):
@@ -133,6 +136,10 @@ def _check_clock(path: str, alive: Alive) -> None:
     """
     import av
 
+    status = os.stat(path)
+    state = path, status.st_size, status.st_mtime_ns
+    if state in _ONE_CLOCK:
+        return
     with av.open(path) as probe, suppress(av.error.InvalidDataError):  # a tear is for who decodes it to tell
         stream = probe.streams.video[0]
         assert stream.time_base is not None and stream.start_time is not None, "a stream with times"
@@ -150,6 +157,7 @@ def _check_clock(path: str, alive: Alive) -> None:
                     "Give what was joined as files of their own, or write it anew with one clock",
                 )
             last = max(last, packet.pts)
+    _ONE_CLOCK.add(state)
 
 
 def _stated_length(container: Any, stream: Any, start: float) -> float | None:
