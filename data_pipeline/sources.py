@@ -28,6 +28,8 @@ SEGMENT_SECONDS = 300.0
 _SCRATCH_BYTES = 20 * 1024**3
 _IN_USE = 3600.0
 _NOT_READABLE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
+_SENT_NOWHERE = (errno.EINVAL, errno.EOVERFLOW)
+"""A seek to before a file's start or far beyond its end, where an empty file or a torn header sends its reader: the content's fault."""
 _KEEP_SECONDS = 60.0
 """Hashes that are computed for longer than this are kept before the last: a run that is killed costs no more of them."""
 
@@ -201,7 +203,7 @@ def plan_segments(item: WorkItem) -> list[Piece]:
     except (ValueError, av.error.FFmpegError):
         pass  # what is wrong with it is the analysis' to find and to say
     except OSError as error:
-        if not is_gone(error):
+        if not (is_gone(error) or error.errno in _SENT_NOWHERE):
             raise
     return [whole]
 

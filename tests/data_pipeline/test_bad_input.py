@@ -112,6 +112,7 @@ IMAGES = {
     "large": ("a.jpg", lambda f: encoded(f.resize((4000, 4000)), "JPEG"), OK),
     "dark": ("a.jpg", lambda f: encoded(f.point(lambda v: v // 4), "JPEG"), OK),
     "empty": ("a.jpg", lambda f: b"", FAILED),
+    "empty video": ("a.mp4", lambda f: b"", FAILED),
     "text": ("a.jpg", lambda f: b"hello", FAILED),
     "cut to a few bytes": ("a.jpg", lambda f: encoded(f, "JPEG")[:40], FAILED),
     "png cut in half": ("a.png", lambda f: encoded(f, "PNG")[:200], FAILED),

@@ -3,9 +3,11 @@
 import errno
 import json
 import os
+import random
 import shutil
 import tracemalloc
 import types
+from pathlib import Path
 
 import pytest
 
@@ -106,6 +108,20 @@ def test_pieces_do_not_depend_on_the_machines_state(tmp_path, monkeypatch):
     monkeypatch.setattr(sources_module, "open_read", fail)
     with pytest.raises(OSError, match="too many open files"):
         plan_segments(item)
+
+
+def test_torn_headers_stop_no_build(clip, tmp_path):
+    """An empty file sends its reader to before its start, which is an error of the file's and not of the machine's (the soak found it)."""
+    whole, drawn, torn = Path(clip("single_face")).read_bytes(), random.Random(0), tmp_path / "torn.mp4"
+    damaged = [b"", *(whole[drawn.randrange(len(whole)) :] for _ in range(100))]
+    for _ in range(300):
+        content = bytearray(whole)
+        for _ in range(drawn.randint(1, 40)):
+            content[-drawn.randrange(1, 6000)] = drawn.randrange(256)  # its header lies at the end
+        damaged.append(bytes(content))
+    for content in damaged:
+        torn.write_bytes(content)
+        assert plan_segments(item_for(str(torn)))[0].start == 0.0
 
 
 def test_a_driver_hashes_what_lies_elsewhere_without_a_copy(server, tmp_path):
