@@ -122,7 +122,7 @@ def make_occlusion(models: Path, config: GroupsConfig) -> Scorer:
 def make_writing(models: Path, config: GroupsConfig) -> Scorer:
     """Share of the chip that is text."""
     detector = TextDetector.from_file(models / "ch_PP-OCRv4_det_infer.onnx")
-    return lambda faces: [{"writing": detector.share(face.image)} for face in faces]
+    return lambda faces: [{"writing": detector.share(face.image, face.landmarks)} for face in faces]
 
 
 def make_surroundings(models: Path, config: GroupsConfig) -> Scorer:

@@ -24,6 +24,7 @@ from data_pipeline.score import find_borders, read_faces
 from data_pipeline.second_opinion import NAMES, second_opinion
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.sources import plan_segments
+from data_pipeline.synthetic.anny_people import AnnyConfig, draw_set
 from data_pipeline.worklist import item_for
 from infra import assets
 from infra.errors import UserError
@@ -67,9 +68,23 @@ def test_a_chip_is_upright_and_its_transform_leads_back(photo, reader, chip):
 def test_watermarks_are_writing_and_a_plain_face_has_none(photo, reader, models, place, opacity):
     """Across the face too, and so thin that the face shows through."""
     points, detector = reader.read(photo).mesh.landmarks68, TextDetector.from_file(models / "ch_PP-OCRv4_det_infer.onnx")
-    marked = mark(photo, points, PLACES[place], opacity, 255)
-    assert detector.share(cut_chip(photo, points).image()) == 0
-    assert detector.share(cut_chip(marked, points).image()) > PairingConfig().max_writing
+    plain, marked = (cut_chip(picture, points) for picture in (photo, mark(photo, points, PLACES[place], opacity, 255)))
+    assert detector.share(plain.image(), plain.place(points)) == 0
+    assert detector.share(marked.image(), marked.place(points)) > PairingConfig().max_writing
+
+
+def test_a_face_that_the_text_detector_takes_for_a_letter_has_no_writing(reader, models):
+    """It covers eyes, nose and mouth of such a one with one tall blob; a line of text is long."""
+    detector = TextDetector.from_file(models / "ch_PP-OCRv4_det_infer.onnx")
+    for number in (61, 136):
+        drawn = cv2.imdecode(np.frombuffer(draw_set(AnnyConfig(people=200, images=1), number)[0][0], np.uint8), cv2.IMREAD_COLOR)[
+            :, :, ::-1
+        ]
+        points = reader.read(np.ascontiguousarray(drawn)).mesh.landmarks68
+        chip = cut_chip(np.ascontiguousarray(drawn), points)
+        elsewhere = chip.place(points) + 10_000  # were the face not there, it would be text
+        assert detector.share(chip.image(), elsewhere) > 0.05
+        assert detector.share(chip.image(), chip.place(points)) < PairingConfig().max_writing
 
 
 def test_where_a_face_is_covered_the_two_readings_part(photo, reader, models):
