@@ -111,7 +111,7 @@ class Decoder:
         self._pipe: Connection | None = None
         self._busy = False
         self.cpu_seconds = 0.0
-        """That its children took so far, as far as they are closed: they are the fork server's, and in no count of this process's own."""
+        """Of its closed children, which are the fork server's and in no count of this process's own."""
 
     def __enter__(self) -> Decoder:
         return self
