@@ -28,7 +28,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	@$(BIN)/python -m tests.benchmarks.model_speed
 
-# The data builder against a plain loop; writes docs/benchmarks_data.md (about fifteen minutes).
+# The data builder against a plain loop; writes docs/benchmarks_data.md (about twenty minutes).
 bench-data: $(STAMP)
 	@$(BIN)/lato assets fetch franck
 	@$(BIN)/python -m tests.benchmarks.data_speed

@@ -22,8 +22,8 @@ from data_pipeline.rules import CODE, Rules, Usage
 from data_pipeline.score import ScoreInput, score_pairs
 
 _MANY = 500
-"""Videos of one component, from which on it is asked whether that is too large before they are compared with each other: 512 tracks of a minute take
-50 s, and time grows with the square."""
+"""Videos of one component, from which on it is asked whether that is too large before they are compared with each other: the time of that
+grows with the square."""
 Numbered = tuple[int, dict[str, Any]]
 """A row of a score table, and the table's number."""
 

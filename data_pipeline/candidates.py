@@ -107,13 +107,8 @@ def _describe(
     return described
 
 
-def read_candidates(folder: str) -> list[dict[str, Any]]:
-    """Rows of a version's table; of a view, those of its version. An export has none."""
-    return read_candidates_table(folder).to_pylist()
-
-
 def read_candidates_table(folder: str, columns: list[str] | None = None) -> pa.Table:
-    """The same as a table."""
+    """Rows of a version's table; of a view, those of its version. An export has none. Some columns, or all."""
     uri = _uri(folder)
     return pa.table({}) if uri is None else read_table(uri, columns, PUBLISHED)
 

@@ -1,4 +1,4 @@
-"""The data builder against a plain loop (`look_speed`) and against its own parts; writes docs/benchmarks_data.md. About fifteen minutes on two cores.
+"""The data builder against a plain loop (`look_speed`) and against its own parts; writes docs/benchmarks_data.md. About twenty minutes on two cores.
 
 `python -m tests.benchmarks.data_speed Videos Decoders` measures some sections anew; the others of the page stay.
 """

@@ -1,6 +1,7 @@
 """A small build of synthetic people, which several test files ask about."""
 
 from data_pipeline.build import build_dataset
+from data_pipeline.candidates import read_candidates_table
 from data_pipeline.config import DataConfig
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.split import SplitConfig
@@ -22,3 +23,8 @@ def config(people, **changes):
         split=SplitConfig(val=0.2, test=0.2),
     )
     return base.model_copy(update=changes)
+
+
+def read_candidates(folder):
+    """All of a version as rows, as a small one's may be."""
+    return read_candidates_table(folder).to_pylist()

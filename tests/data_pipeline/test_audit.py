@@ -15,13 +15,12 @@ import pytest
 from data_pipeline.audit import _Page, add_label, choose, read_labels, serve_audit, summarize
 from data_pipeline.beside import Beside
 from data_pipeline.build import build_dataset
-from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
 from data_pipeline.rules import PairingConfig
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.worklist import item_for
 from tests.browser import Browser, find_chromium
-from tests.data_pipeline.small import config
+from tests.data_pipeline.small import config, read_candidates
 
 
 @pytest.fixture(scope="module")

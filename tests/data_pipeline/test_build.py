@@ -17,7 +17,6 @@ import webdataset
 
 from data_pipeline import tables
 from data_pipeline.build import build_dataset
-from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
 from data_pipeline.groups import GroupsConfig, group_digests
 from data_pipeline.identities import NAME, AskedGroup
@@ -34,6 +33,7 @@ from infra.errors import UserError
 from lato.edits import parse_instruction
 from lato.pairs import decode_pair
 from tests.data_pipeline import crash_chain
+from tests.data_pipeline.small import read_candidates
 
 CONFIG = DataConfig(
     synthetic=SyntheticConfig(anny=AnnyConfig(people=12, images=4)),

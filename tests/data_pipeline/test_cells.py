@@ -7,7 +7,6 @@ import pyarrow as pa
 import pytest
 
 from data_pipeline.build import build_dataset
-from data_pipeline.candidates import read_candidates
 from data_pipeline.cells import cells_of, over_quota_of_cells
 from data_pipeline.config import DataConfig
 from data_pipeline.extend import read_base
@@ -18,6 +17,7 @@ from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.split import SplitConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig
+from tests.data_pipeline.small import read_candidates
 
 
 def cell_by_hand(row):

@@ -11,7 +11,6 @@ import pytest
 import data_pipeline.accept as accept_module
 from data_pipeline.analyze import analyze
 from data_pipeline.build import build_dataset
-from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
 from data_pipeline.copies import FILE, Copy, copies_of, find_copies, read_copies, write_copies
 from data_pipeline.diff import diff_versions
@@ -27,6 +26,7 @@ from data_pipeline.verify import verify_version
 from data_pipeline.why import why
 from data_pipeline.worklist import WorkItem, item_for
 from infra.errors import UserError
+from tests.data_pipeline.small import read_candidates
 from tests.data_pipeline.videos import altered
 
 PAIRING = PairingConfig(max_upscale=9.0, min_sharpness=3.0, min_agreement=0.0)

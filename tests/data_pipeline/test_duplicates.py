@@ -11,7 +11,6 @@ import pytest
 import data_pipeline.worker as worker_module
 from data_pipeline.analyze import analyze
 from data_pipeline.build import build_dataset
-from data_pipeline.candidates import read_candidates
 from data_pipeline.duplicates import duplicates_of, find_duplicates
 from data_pipeline.extend import read_components
 from data_pipeline.forget import forget, sources_like
@@ -26,6 +25,7 @@ from data_pipeline.why import why
 from data_pipeline.worklist import WorkItem, item_for
 from infra.errors import UserError
 from tests.data_pipeline.crash_chain import CONFIG
+from tests.data_pipeline.small import read_candidates
 from tests.data_pipeline.test_forget import all_text_of
 from tests.data_pipeline.test_forget_ends import EDITED
 

@@ -11,7 +11,6 @@ import pytest
 
 from data_pipeline.audit import add_label
 from data_pipeline.build import build_dataset
-from data_pipeline.candidates import read_candidates
 from data_pipeline.forget import PENDING, forget, sources_like
 from data_pipeline.observe import observe
 from data_pipeline.published import read_index, read_manifest, read_members
@@ -29,7 +28,7 @@ from data_pipeline.worklist import item_for, write_worklist
 from infra.errors import UserError
 from infra.storage import sha256_file
 from lato.edits import Expression
-from tests.data_pipeline.small import CONFIG, build, config
+from tests.data_pipeline.small import CONFIG, build, config, read_candidates
 from training.data import Dataset
 
 LOOSE = PairingConfig(

@@ -12,7 +12,6 @@ from PIL import Image
 import data_pipeline.sources as sources_module
 from data_pipeline.analyze import analyze
 from data_pipeline.build import build_dataset
-from data_pipeline.candidates import read_candidates
 from data_pipeline.chips import SIDE, cut_chip
 from data_pipeline.config import DataConfig
 from data_pipeline.groups import GROUPS, Face, GroupsConfig, backfill, group_digests, read_columns
@@ -33,6 +32,7 @@ from lato.faces.writing import TextDetector
 from lato.landmarks import interocular_distance
 from lato.pairs import decode_pair
 from tests.benchmarks.watermarks import PLACES, mark
+from tests.data_pipeline.small import read_candidates
 from tests.data_pipeline.videos import with_keyframes
 
 LONE = AnalyzeConfig(workers=0)

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from data_pipeline.build import build_dataset
-from data_pipeline.candidates import explain, read_candidates
+from data_pipeline.candidates import explain
 from data_pipeline.config import DataConfig
 from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.identities import NAME, AskedGroup
@@ -17,6 +17,7 @@ from data_pipeline.score import ScoreInput, score_pairs
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.worklist import item_for
 from infra.errors import UserError
+from tests.data_pipeline.small import read_candidates
 
 PAIRING = PairingConfig(max_upscale=6.0)
 CONFIG = DataConfig(analyze=AnalyzeConfig(workers=0), pairing=PAIRING)

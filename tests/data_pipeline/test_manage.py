@@ -11,7 +11,6 @@ import pytest
 
 from data_pipeline.audit import _WHOLE, add_label, choose, wilson
 from data_pipeline.build import build_dataset
-from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
 from data_pipeline.diff import diff_versions
 from data_pipeline.groups import GroupsConfig
@@ -28,7 +27,7 @@ from data_pipeline.why import why
 from data_pipeline.worklist import item_for
 from infra.errors import UserError
 from lato.edits import parse_instruction
-from tests.data_pipeline.small import CONFIG, build
+from tests.data_pipeline.small import CONFIG, build, read_candidates
 
 
 def test_why_tells_the_whole_path(built):

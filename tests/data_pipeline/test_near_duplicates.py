@@ -10,7 +10,6 @@ import pytest
 
 from data_pipeline.audit import add_label, choose
 from data_pipeline.build import build_dataset
-from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
 from data_pipeline.copies import Copy, write_copies
 from data_pipeline.near_duplicates import find_across_sources
@@ -23,6 +22,7 @@ from data_pipeline.why import why
 from data_pipeline.worklist import item_for
 from infra.storage import list_files
 from lato.faces.quality import hash_distance
+from tests.data_pipeline.small import read_candidates
 from tests.data_pipeline.videos import encoded_anew, packed_anew
 
 SHARP, FLAT = 150.0, 100.0

@@ -11,7 +11,6 @@ from PIL import Image
 
 from data_pipeline import places, sources, worker
 from data_pipeline.build import build_dataset
-from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
 from data_pipeline.decode import sample_frames
 from data_pipeline.decoder import DecodeError
@@ -32,7 +31,7 @@ from data_pipeline.verify import verify_version
 from data_pipeline.why import why
 from data_pipeline.worklist import item_for
 from infra.errors import UserError
-from tests.data_pipeline.small import CONFIG
+from tests.data_pipeline.small import CONFIG, read_candidates
 from tests.data_pipeline.videos import with_keyframes
 
 

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from data_pipeline.build import build_dataset
-from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
 from data_pipeline.forget import forget
 from data_pipeline.holdout import HoldoutConfig
@@ -34,6 +33,7 @@ from infra.errors import UserError
 from infra.storage import sha256_bytes, sha256_file
 from lato.edits import Edit, Expression, Intensity, instruction_for, parse_instruction
 from lato.pairs import decode_pair
+from tests.data_pipeline.small import read_candidates
 
 
 def config(**synthetic):

@@ -9,7 +9,6 @@ import pytest
 
 from data_pipeline import card
 from data_pipeline.build import build_dataset
-from data_pipeline.candidates import read_candidates
 from data_pipeline.card import _card, write_card
 from data_pipeline.config import DataConfig
 from data_pipeline.diff import diff_versions
@@ -23,7 +22,7 @@ from data_pipeline.worklist import item_for
 from infra.errors import UserError
 from infra.storage import sha256_bytes, sha256_file
 from tests.data_pipeline.commands import put_manifest
-from tests.data_pipeline.small import build
+from tests.data_pipeline.small import build, read_candidates
 from tests.data_pipeline.videos import write
 from tests.training.versions import publish
 from training.data import Dataset

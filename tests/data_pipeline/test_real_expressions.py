@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from data_pipeline.build import build_dataset
-from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
 from data_pipeline.judge import judge
 from data_pipeline.pairing import EXPRESSIONS, OBSERVED, Person, score_person
@@ -15,6 +14,7 @@ from data_pipeline.score import write_scores
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.worklist import item_for
 from tests.benchmarks.accepted_cells import Known
+from tests.data_pipeline.small import read_candidates
 
 LOOSE = PairingConfig(max_upscale=20, max_padding=1, near_duplicate_bits=-1, per_cell=99, per_identity=999, per_source=999)
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from data_pipeline.build import build_dataset
-from data_pipeline.candidates import read_candidates
 from data_pipeline.config import DataConfig
 from data_pipeline.decode import sample_frames
 from data_pipeline.observations import read_part
@@ -20,6 +19,7 @@ from data_pipeline.rules import PairingConfig
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.worklist import WorkItem, item_for
 from lato.landmarks import interocular_distance
+from tests.data_pipeline.small import read_candidates
 from tests.data_pipeline.test_crashes import files_of, write_items
 
 

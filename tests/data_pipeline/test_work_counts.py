@@ -4,12 +4,11 @@ import yaml
 
 from tests.data_pipeline.work_counts import TABLE, count_all
 
-FLOORS = {"single_face": 1.9, "carphone": 2.9}
-"""Our calls cost so many times less than the plain loop's, both weighed by what a call takes; renewing the table does not lower it. The first clip has
-twelve frames, of which every fourth is asked for all networks."""
+FLOOR = 2.0
+"""Our calls cost so many times less than the plain loop's, both weighed by what a call takes; renewing the table does not lower it."""
 
 
-def test_a_build_does_the_work_that_is_committed_and_far_less_than_the_plain_loops(models, clip):
+def test_a_build_does_the_work_that_is_committed_and_less_than_half_of_the_plain_loops(models, clip):
     found, committed = count_all(models, clip), yaml.safe_load(TABLE.read_text())
     differ = [
         f"{name}: {what} {committed[name]['ours'].get(what, 0)} -> {found[name]['ours'].get(what, 0)}"
@@ -22,4 +21,4 @@ def test_a_build_does_the_work_that_is_committed_and_far_less_than_the_plain_loo
         "python -m tests.data_pipeline.work_counts --write, and commit the table. Another kind of processor may shift a count by one or two."
     )
     assert found == committed
-    assert all(entry["plain over ours"] >= FLOORS[name] for name, entry in found.items()), found
+    assert all(entry["plain over ours"] >= FLOOR for entry in found.values()), found

@@ -31,8 +31,9 @@ from tests.benchmarks.look_speed import Bench
 
 TABLE = Path(__file__).with_name("work_counts.yaml")
 CLIPS = ("single_face", "carphone")
-MILLISECONDS = {"identity": 15.0, "mesh": 13.0, "detector": 7.0, "points68": 2.0, "text detector": 15.0, "decoded frames": 2.0}
-"""CPU time of the plain loop, a sampled frame (of a talking clip): what the counts are weighed by."""
+MILLISECONDS = {"identity": 38.0, "mesh": 13.0, "detector": 7.0, "points68": 2.0, "text detector": 17.0, "decoded frames": 2.0}
+"""CPU time of the plain loop, a sampled frame (of a talking clip), when the gate was set: what the counts are weighed by. It stays when a network gets faster, as
+the recognizer did: only counts may move the gate. What is saved in time is docs/benchmarks_data.md."""
 _SIDES = {112: "identity", 64: "points68", 256: "text detector"}
 """Side of what a network is given -> what is counted."""
 
