@@ -75,7 +75,7 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
         assert stream.time_base is not None, "an opened stream has a time base"
         tick = stream.time_base
         start = float((stream.start_time or 0) * tick)
-        length = _stated_length(container, stream, start)
+        length = stated_length(container, stream, start)
         rate = float(stream.average_rate or 25)
         timed = stream.start_time is not None
         alive = Alive(sender)
@@ -160,18 +160,25 @@ def _check_clock(path: str, alive: Alive) -> None:
     _ONE_CLOCK.add(state)
 
 
-def _stated_length(container: Any, stream: Any, start: float) -> float | None:
+def stated_length(container: Any, stream: Any, start: float) -> float | None:
     """Seconds of the pictures, from their start on, by the stream's header, or by the tag that Matroska's writers leave. By the container's only where
     nothing else is in it: sound may be longer."""
-    name = container.format.name
-    if stream.duration and name != "asf":  # there it is the container's
+    if stream.duration and container.format.name != "asf":  # there it is the container's
         return float(stream.duration * stream.time_base)
-    ahead = start if name in _SAY_WHEN_THEY_END else 0.0
     tags = sorted((name, value) for name, value in stream.metadata.items() if name.startswith("DURATION"))
     with suppress(IndexError, ValueError):  # no tag, or one that is no time
         hours, minutes, seconds = tags[0][1].split(":")  # before those with a language: a cut file has them as its whole had
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds) - ahead
-    return container.duration / 1e6 - ahead if container.duration and len(container.streams) == 1 else None
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds) - _before(container, start)
+    return container_length(container, start) if container.duration and len(container.streams) == 1 else None
+
+
+def container_length(container: Any, start: float) -> float:
+    """Seconds from the pictures' start to the end of what lasts longest, by the container's header; 0 where it says nothing."""
+    return max((container.duration or 0) / 1e6 - _before(container, start), 0.0)
+
+
+def _before(container: Any, start: float) -> float:
+    return start if container.format.name in _SAY_WHEN_THEY_END else 0.0
 
 
 def _stated_frames(stream: Any) -> int:

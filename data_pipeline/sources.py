@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import av
 
+from data_pipeline.decode import container_length, stated_length
 from data_pipeline.image_set import content_sha256
 from data_pipeline.worklist import WorkItem
 from infra.addresses import filesystem_of, is_local, join
@@ -217,12 +218,12 @@ def _cut(container: Any, item: WorkItem) -> list[Piece]:
     if not container.streams.video:
         return []
     stream = container.streams.video[0]
-    length = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+    first = float((stream.start_time or 0) * stream.time_base)
+    length = stated_length(container, stream, first) or container_length(container, first)
     begin, end = item.start or 0.0, min(item.end or length, length)
     whole = [Piece(begin, item.end, max(end - begin, 0.0))]
     if end - begin <= 1.2 * SEGMENT_SECONDS:
         return whole
-    first = float((stream.start_time or 0) * stream.time_base)
     cuts = [begin]
     while end - cuts[-1] > 1.2 * SEGMENT_SECONDS:
         container.seek(int((cuts[-1] + SEGMENT_SECONDS + first) / stream.time_base), stream=stream)  # the keyframe before

@@ -113,8 +113,10 @@ def write_bare(samples: list[tuple[str, dict[str, bytes]]]) -> None:
 
 def rethreshold() -> list[Row]:
     """Ten million stored candidates judged anew, in a process of its own."""
-    script = "from tests.benchmarks.data_speed import judge_many; judge_many()"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    script = "import sys; from tests.benchmarks.data_speed import judge_many; judge_many(sys.argv[1])"
+    with tempfile.TemporaryDirectory() as folder:
+        write_many(Path(folder))
+        done = subprocess.run([sys.executable, "-c", script, folder], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     return [
         (
@@ -124,11 +126,9 @@ def rethreshold() -> list[Row]:
     ]
 
 
-def judge_many() -> None:
-    """Writes score tables of people with random scores, once, and judges them; prints figures as JSON."""
-    folder = Path(tempfile.gettempdir()) / "lato_bench_scores_and_faces"
-    if not folder.exists():
-        write_many(folder)
+def judge_many(scores: str) -> None:
+    """Judges the tables of a folder; prints figures as JSON."""
+    folder = Path(scores)
     tables = [str(path) for path in sorted(folder.glob("*.parquet"))]
     started = time.monotonic()
     judged = judge(tables, Rules(PairingConfig(max_upscale=3.0)), StoredVectors(folder))
@@ -166,8 +166,8 @@ def write_vectors(folder: Path, part: str, rng: np.random.Generator) -> None:
 
 
 def write_many(folder: Path) -> None:
-    """One scored person, multiplied: names and scores differ, 50 pairs of each bin stay."""
-    (folder / "identity").mkdir(parents=True)
+    """Score tables: one scored person, multiplied; names and scores differ, 50 pairs of each bin stay."""
+    (folder / "identity").mkdir()
     rng = np.random.default_rng(0)
     rows = [random_face(rng, number) for number in range(40)]
     base = score_person(Person("p", "same_track", rows), 2.1)

@@ -29,7 +29,7 @@ from data_pipeline.worklist import WorkItem, item_for
 from infra import backoff, storage
 from infra.errors import UserError
 from tests.data_pipeline.range_server import RangeServer
-from tests.data_pipeline.videos import write
+from tests.data_pipeline.videos import write, write_with_sound
 
 LONE = AnalyzeConfig(workers=0)
 ALWAYS = 10**9
@@ -98,6 +98,14 @@ def test_pieces_do_not_depend_on_a_servers_mood(server, tmp_path, monkeypatch):
             plan_segments(item)
         server.busy = 0
     assert plan_segments(item_for(f"{server.uri}/gone.mp4")) == [(0.0, None, 0.0)]
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4", "ts"])
+def test_a_long_video_is_cut_wherever_its_clock_begins(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(sources_module, "SEGMENT_SECONDS", 2.0)
+    path = write_with_sound(tmp_path / f"late.{suffix}", [7.0 + n * 0.05 for n in range(120)], 0, keyframes=20)
+    cuts = [(0.0, 2.0), (2.0, 4.0), (4.0, None)]
+    assert [piece[:2] for piece in plan_segments(item_for(str(path)))] == [pytest.approx(cut, abs=0.01) if cut[1] else cut for cut in cuts]
 
 
 def test_pieces_do_not_depend_on_the_machines_state(tmp_path, monkeypatch):

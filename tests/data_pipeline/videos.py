@@ -30,10 +30,12 @@ def write(path, count=40, size=(120, 160), codec="libx264", pixels="yuv420p", ti
     return str(path)
 
 
-def write_with_sound(path, times, sound, last=None, codecs=("libx264", "aac"), tags=None):
-    """Pictures at those times (seconds), the last one shown for `last` seconds, and so many seconds of silence."""
+def write_with_sound(path, times, sound, last=None, codecs=("libx264", "aac"), tags=None, keyframes=None):
+    """Pictures at those times (seconds), the last one shown for `last` seconds, and so many seconds of silence; a keyframe every so many pictures."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codecs[0], rate=20, options={"bf": "0"})
+        stream = container.add_stream(
+            codecs[0], rate=20, options={"bf": "0"} | ({"g": str(keyframes), "sc_threshold": "0"} if keyframes else {})
+        )
         stream.metadata.update(tags or {})
         stream.height, stream.width, stream.pix_fmt = 120, 160, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
