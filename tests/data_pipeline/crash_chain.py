@@ -1,7 +1,7 @@
 """Builds a small dataset without Ray, killed at every step: `python -m tests.data_pipeline.crash_chain WORK MODELS ITEMS.json`.
 
-The modules are imported once; each build is a fork. Run n dies at the first or second step that it takes anew (before and after a commit), so that the
-chain visits every commit of the build from both sides. Prints how often it was killed.
+What a build imports and the head that it draws are read once; each build is a fork. Run n dies at the first or second step that it takes anew (before and
+after a commit), so that the chain visits every commit of the build from both sides. Prints how often it was killed.
 """
 
 import json
@@ -10,12 +10,18 @@ import signal
 import sys
 from pathlib import Path
 
+import mediapipe.tasks.python.vision  # noqa: F401  (what is first used in a build would be imported in every fork)
+import onnxruntime  # noqa: F401
+import pandas  # noqa: F401
+import pyarrow.dataset  # noqa: F401
+
 from data_pipeline.build import build_dataset
 from data_pipeline.config import DataConfig
 from data_pipeline.rules import PairingConfig
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.split import SplitConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
+from data_pipeline.synthetic.head_mesh import load_head
 from data_pipeline.synthetic.sources import SyntheticConfig
 from data_pipeline.worklist import WorkItem
 
@@ -52,6 +58,7 @@ def main() -> None:
     """Runs the chain."""
     work, models = sys.argv[1], Path(sys.argv[2])
     items = [WorkItem(**row) for row in json.loads(Path(sys.argv[3]).read_text())]
+    load_head()
     kills = 0
     while True:
         status = forked(work, models, items, 1 + kills % 2)
