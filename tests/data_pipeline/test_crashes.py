@@ -14,7 +14,7 @@ from data_pipeline import segments, worker
 from data_pipeline.analyze import analyze
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.worklist import WorkItem, item_for
-from tests.data_pipeline.chaos import VICTIMS, disturb
+from tests.data_pipeline.chaos import SURVIVED, VICTIMS, disturb, end, serve
 from tests.data_pipeline.crash_chain import build
 from tests.data_pipeline.test_bad_input import png_of
 
@@ -55,12 +55,22 @@ def test_killed_before_and_after_every_commit_the_bytes_are_the_same(calm, model
     assert not list((tmp_path / "killed").rglob(".*.tmp"))
 
 
+@pytest.fixture(scope="module")
+def lasting(calm, models, tmp_path_factory):
+    """A driver that builds again and again, on one Ray."""
+    folder = tmp_path_factory.mktemp("lasting")
+    driver = serve(folder / "log", models, calm[1])
+    yield driver
+    end(driver, folder / "none")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("victim", VICTIMS)
-def test_whatever_dies_the_bytes_are_the_same(calm, models, tmp_path, victim, seed):
+def test_whatever_dies_the_bytes_are_the_same(calm, models, tmp_path, victim, seed, request):
     work, items = calm
-    disturbed = disturb(tmp_path / "killed", models, items, victim, seed)
+    driver = request.getfixturevalue("lasting") if victim in SURVIVED else None
+    disturbed = disturb(tmp_path / "killed", models, items, victim, seed, driver)
     assert disturbed.struck
     assert disturbed.runs <= (1 if victim in ("worker", "decoder", "node") else 2)  # these are survived inside the run
     assert files_of(tmp_path / "killed" / "versions" / "v1") == files_of(work / "versions" / "v1")

@@ -3,7 +3,7 @@
 import os
 
 os.environ.setdefault("DS_ACCELERATOR_LOG", "error")
-import deepspeed  # noqa: F401
+import deepspeed
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
 import torch.utils.flop_counter  # noqa: F401
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3  # noqa: F401
