@@ -42,7 +42,7 @@ def test_a_work_list_is_not_written_under_a_name_it_cannot_be_read_by(tmp_path, 
     (tmp_path / "list.csv").write_text("path\na.mp4\n")
     given = ("openhumanvid", tmp_path / "list.csv", tmp_path)
     assert f"{name}: a work list is written as Parquet" in told("worklist", *given, "--out", tmp_path / name)
-    with pytest.raises(UserError, match="ends in .parquet"):
+    with pytest.raises(UserError, match=r"ends in \.parquet"):
         write_worklist([], str(tmp_path / name))
     assert not (tmp_path / name).exists()
     lato("worklist", *given, "--out", tmp_path / "w.parquet")
