@@ -92,10 +92,9 @@ def warp(photo: npt.NDArray[np.uint8], source: npt.NDArray[np.floating], target:
     """The photo with its landmarks `source` brought to `target` (both (68, 2)) by a thin-plate spline that fades out around the face."""
     source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
     low, high = source.min(0), source.max(0)
-    ring = (low + high) / 2 + 1.1 * (high - low).max() * np.array(
-        [(np.cos(a), np.sin(a)) for a in np.linspace(0, 2 * np.pi, 16, endpoint=False)]
-    )
-    centre, radius = ring.mean(0), 1.1 * (high - low).max()
+    radius = 1.1 * (high - low).max()
+    ring = (low + high) / 2 + radius * np.array([(np.cos(a), np.sin(a)) for a in np.linspace(0, 2 * np.pi, 16, endpoint=False)])
+    centre = ring.mean(0)
     # backwards: for each pixel of the result, how far away its colour is; what lies outside the ring stays
     shift = RBFInterpolator(
         np.vstack([target, ring]), np.vstack([source - target, np.zeros_like(ring)]), kernel="thin_plate_spline", smoothing=0.5
