@@ -111,16 +111,17 @@ def _find(files: list[str], wanted: set[str]) -> tuple[dict[str, str], set[str]]
     Returns:
         Those for which there is one file, by its path, or by its name where nothing else has it; and those that might be several, or share one.
     """
+    there, by_end = set(files), _Ends(files, {len(_parts(one)) for one in wanted})
     by_name: dict[str, list[str]] = {}
     for file in files:
-        by_name.setdefault(_without_suffix(PurePosixPath(file).name), []).append(file)
-    alike = Counter(_without_suffix(PurePosixPath(one).name) for one in wanted)
+        by_name.setdefault(_parts(file)[-1], []).append(file)
+    alike = Counter(_parts(one)[-1] for one in wanted)
     found: dict[str, str] = {}
     unclear: set[str] = set()
     for one in sorted(wanted):
-        name = _without_suffix(PurePosixPath(one).name)
+        name = _parts(one)[-1]
         named = by_name.get(name, [])
-        by_path = [file for file in named if file == one] or [file for file in named if _same_end(file, one)]
+        by_path = [one] if one in there else by_end.of(one)
         if len(by_path) == 1:
             found[one] = by_path[0]
         elif len(named) == 1 and alike[name] == 1:
@@ -130,15 +131,35 @@ def _find(files: list[str], wanted: set[str]) -> tuple[dict[str, str], set[str]]
     used = Counter(found.values())
     shared = {one for one, file in found.items() if used[file] > 1 and one != file}
     # where all files of that name are others', it is missing
-    unclear = {one for one in unclear if not used.keys() >= set(by_name[_without_suffix(PurePosixPath(one).name)])}
+    free = {name for name, named in by_name.items() if any(file not in used for file in named)}
+    unclear = {one for one in unclear if _parts(one)[-1] in free}
     return {one: file for one, file in found.items() if one not in shared}, unclear | shared
 
 
-def _same_end(file: str, wanted: str) -> bool:
-    """Whether one of two paths, without suffix, is the end of the other, a folder at least."""
-    ends = [PurePosixPath(_without_suffix(path)).parts[::-1] for path in (file, wanted)]
-    both = min(len(parts) for parts in ends)
-    return both > 1 and ends[0][:both] == ends[1][:both]
+class _Ends:
+    """Files by the ends of their paths, without suffix: each is looked up, however many others have its name."""
+
+    def __init__(self, files: list[str], lengths: set[int]) -> None:
+        """`lengths`: how many parts the paths have that will be asked for."""
+        self._whole: dict[tuple[str, ...], list[str]] = {}
+        self._cut: dict[tuple[str, ...], list[str]] = {}
+        for file in files:
+            parts = _parts(file)
+            self._whole.setdefault(parts, []).append(file)
+            for length in lengths:
+                if 1 < length < len(parts):
+                    self._cut.setdefault(parts[-length:], []).append(file)
+
+    def of(self, wanted: str) -> list[str]:
+        """Files whose path ends with the one that is wanted, or is its end, a folder at least."""
+        parts = _parts(wanted)
+        ends = [parts[start:] for start in range(len(parts) - 1)]
+        return [*self._cut.get(parts, ()), *(file for end in ends for file in self._whole.get(end, ()))]
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    """Of a path without suffix; one at least."""
+    return PurePosixPath(_without_suffix(path)).parts or ("",)
 
 
 def _without_suffix(path: str) -> str:
@@ -226,9 +247,19 @@ def _openhumanvid(path: str) -> Iterator[_Clip]:
         if name is None:
             raise ValueError("expected a column path, video_path, video_id or id")
         clip = _without_suffix(name)
-        stem = PurePosixPath(clip).name
         kept = {key: value for key, value in row.items() if value and len(value) <= 64 and key not in ("path", "video_path")}
-        yield _Clip(clip, {"group": row.get("original_video") or stem.rsplit("_", 1)[0], "attributes": kept}, (name,))
+        yield _Clip(clip, {"group": row.get("original_video") or _film(clip), "attributes": kept}, (name,))
+
+
+def _film(clip: str) -> str:
+    """What the clips of one film share of their paths: `<hash of the film>_<first frame>_<last frame>`, as the makers' page names them, in whatever folder
+    they lie; else `<film>_<number>` or `<film>/<number>`. Other names say nothing of a film: each is its own."""
+    path = PurePosixPath(clip)
+    if frames := re.fullmatch(r"([0-9a-f]{32,})_\d+_\d+", path.name):
+        return frames.group(1)
+    if numbered := re.fullmatch(r"(.+)_\d+", path.name):
+        return str(path.with_name(numbered.group(1)))
+    return str(path.parent) if path.name.isdigit() and len(path.parts) > 1 else str(path)
 
 
 def _box(clip: _Clip, video: str) -> tuple[float, float, float, float] | None:

@@ -198,8 +198,23 @@ def _same_content(first: str, second: str) -> bool:
     return exists(first) and exists(second) and sha256_file(first) == sha256_file(second)
 
 
+def check_is_parquet(uri: str) -> None:
+    """Refuses a work list to write whose name says that it is something else: it could not be read again.
+
+    Raises:
+        UserError: So it is.
+    """
+    if not uri.endswith(".parquet"):
+        raise UserError(f"{uri}: a work list is written as Parquet. Give a name that ends in .parquet")
+
+
 def write_worklist(items: list[WorkItem], uri: str) -> None:
-    """Writes a work list as Parquet."""
+    """Writes a work list as Parquet.
+
+    Raises:
+        UserError: Its name says that it is something else.
+    """
+    check_is_parquet(uri)
     buffer = io.BytesIO()
     types = {"start": pa.float64(), "end": pa.float64(), "box": pa.list_(pa.float64())}
     columns = {name: [getattr(item, name) for item in items] for name in WorkItem.model_fields if name != "attributes"}

@@ -24,6 +24,10 @@ from lato.landmarks import interocular_distance
 
 _GRID = 8
 """The warp is computed every this many pixels and interpolated between."""
+_AT_ONCE = 2_000_000
+"""Pixels that are warped at a time, 40 bytes each: a face may fill a photo of 268 megapixels."""
+_KERNEL = 4
+"""Pixels around a place that its colour may be made of, with some room."""
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95]
 
 
@@ -88,20 +92,44 @@ def warp(photo: npt.NDArray[np.uint8], source: npt.NDArray[np.floating], target:
     """The photo with its landmarks `source` brought to `target` (both (68, 2)) by a thin-plate spline that fades out around the face."""
     source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
     low, high = source.min(0), source.max(0)
-    ring = (low + high) / 2 + 1.1 * (high - low).max() * np.array(
-        [(np.cos(a), np.sin(a)) for a in np.linspace(0, 2 * np.pi, 16, endpoint=False)]
-    )
-    height, width = photo.shape[:2]
+    radius = 1.1 * (high - low).max()
+    ring = (low + high) / 2 + radius * np.array([(np.cos(a), np.sin(a)) for a in np.linspace(0, 2 * np.pi, 16, endpoint=False)])
+    centre = ring.mean(0)
     # backwards: for each pixel of the result, how far away its colour is; what lies outside the ring stays
     shift = RBFInterpolator(
         np.vstack([target, ring]), np.vstack([source - target, np.zeros_like(ring)]), kernel="thin_plate_spline", smoothing=0.5
     )
-    ys, xs = np.arange(0, height + _GRID, _GRID), np.arange(0, width + _GRID, _GRID)
-    grid = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2).astype(np.float64)
-    moved = shift(grid)
-    distance = np.linalg.norm(grid - ring.mean(0), axis=1) / (1.1 * (high - low).max())
-    moved *= np.clip((1.0 - distance) / 0.15, 0, 1)[:, None]
-    coarse = moved.reshape(len(ys), len(xs), 2).astype(np.float32)
-    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
-    fine = cv2.remap(coarse, columns / _GRID, rows / _GRID, cv2.INTER_LINEAR)
-    return cv2.remap(photo, columns + fine[..., 0], rows + fine[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[return-value]
+
+    def moved(left: int, top: int, right: int, bottom: int) -> npt.NDArray[np.float32]:
+        """Of the points of the grid around these pixels, (rows, columns, 2)."""
+        xs, ys = np.arange(left, right + _GRID, _GRID), np.arange(top, bottom + _GRID, _GRID)
+        grid = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2).astype(np.float64)
+        fade = np.clip((1.0 - np.linalg.norm(grid - centre, axis=1) / radius) / 0.15, 0, 1)
+        return (shift(grid) * fade[:, None]).reshape(len(ys), len(xs), 2).astype(np.float32)
+
+    warped = photo.copy()
+    (left, right), (top, bottom) = (_reach(middle, radius, side) for middle, side in zip(centre, photo.shape[1::-1], strict=True))
+    band = max(_GRID, _AT_ONCE // (right - left) // _GRID * _GRID)
+    for start in range(top, bottom, band):
+        end = min(start + band, bottom)
+        rows, columns = np.mgrid[start:end, left:right].astype(np.float32)
+        fine = cv2.remap(moved(left, start, right, end), (columns - left) / _GRID, (rows - start) / _GRID, cv2.INTER_LINEAR)
+        warped[start:end, left:right] = _sample(photo, columns + fine[..., 0], rows + fine[..., 1])
+    return warped
+
+
+def _reach(middle: float, radius: float, side: int) -> tuple[int, int]:
+    """First pixel, on the grid, and the one after the last that a ring may move, along a side of the photo."""
+    first = int(np.clip(middle - radius - _GRID, 0, side - 1)) // _GRID * _GRID
+    return first, int(np.clip(middle + radius + _GRID + 1, first + 1, side))
+
+
+def _sample(photo: npt.NDArray[np.uint8], xs: npt.NDArray[np.float32], ys: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """The photo's colours at these places. Only what lies around them is given to OpenCV, whose remap takes no picture of more than 32,767 pixels a side;
+    places are told from the cut's corner, which is exact: a whole number is taken away."""
+    (left, right), (top, bottom) = (
+        (int(np.clip(at.min() - _KERNEL, 0, side - 1)), int(np.clip(at.max() + _KERNEL, 1, side)))
+        for at, side in zip((xs, ys), photo.shape[1::-1], strict=True)
+    )
+    around = photo[top:bottom, left:right]
+    return cv2.remap(around, xs - left, ys - top, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[return-value]

@@ -63,13 +63,14 @@ def backfill(
     names: Annotated[list[str], typer.Argument(help="Column groups: identity, occlusion, writing, surroundings, fer.")],
     work_dir: BuildDir = "work/data",
     pack: Annotated[str | None, typer.Option(help="Folder of an insightface pack, for identity.")] = None,
-    workers: Annotated[int, typer.Option(help="Ray actors; 0 works in this process.")] = 2,
-    gpus: Annotated[float, typer.Option(help="Share of a GPU for each.")] = 0.0,
+    workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0 works in this process.")] = 2,
+    gpus: Annotated[float, typer.Option(min=0, help="Share of a GPU for each.")] = 0.0,
 ) -> None:
     """Computes column groups for everything observed, from the stored face chips: no video is opened."""
     from data_pipeline.groups import GroupsConfig, group_digests
     from data_pipeline.groups import backfill as fill
     from data_pipeline.ledger import read_ledger
+    from data_pipeline.observations import committed_fingerprints
     from infra.console import say
     from infra.jobs.common import built_folder, perception_models
     from infra.lease import lease
@@ -78,8 +79,13 @@ def backfill(
     settings = GroupsConfig(names=tuple(names), pack=pack, gpus=gpus)
     models = perception_models()
     with lease(work, "lato data backfill"):
-        ledger = read_ledger(work)
-        parts = [part for row in ledger if row.get("faces") for part in row["parts"]]
+        ledger, there = read_ledger(work), committed_fingerprints(work)
+        named = [part for row in ledger if row.get("faces") for part in row["parts"]]
+        parts = [part for part in named if part in there]
+        if away := len(named) - len(parts):
+            say(
+                f"  {away} of {len(named)} parts are not there (lato data retry takes them away): lato data build looks at their sources again"
+            )
         done = fill(parts, group_digests(models, settings), settings, models, work, workers)
         say(f"{done} of {len(parts) * len(names)} parts computed")
 
@@ -88,14 +94,15 @@ def worklist(
     name: Annotated[str, typer.Argument(help="celebv_hq, celebv_text, hdtf or openhumanvid.")],
     path: Annotated[str, typer.Argument(help="The list's own file; for hdtf the folder of its tables.")],
     videos: Annotated[str, typer.Argument(help="Folder with the files, downloaded already.")],
-    out: Annotated[str, typer.Option(help="The work list that is written.")] = "worklist.parquet",
+    out: Annotated[str, typer.Option(help="The work list that is written, as Parquet.")] = "worklist.parquet",
 ) -> None:
     """Turns a public list into a work list."""
     from data_pipeline.public_lists import read_public_list
-    from data_pipeline.worklist import write_worklist
+    from data_pipeline.worklist import check_is_parquet, write_worklist
     from infra.addresses import folder_uri
     from infra.console import say
 
+    check_is_parquet(out)  # before minutes of reading
     items, missing = read_public_list(name, path, folder_uri(videos))
     write_worklist(items, out)
     absent = f" ({', '.join(missing[:5])} ...)" if missing else ""

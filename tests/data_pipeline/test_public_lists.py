@@ -1,12 +1,13 @@
 """Public lists in their makers' formats, for files that are there."""
 
 import json
+import sys
 
 import av
 import numpy as np
 import pytest
 
-from data_pipeline.public_lists import read_public_list
+from data_pipeline.public_lists import _find, read_public_list
 from data_pipeline.worklist import WorkItem, read_worklist, write_worklist
 from infra.errors import UserError
 from infra.storage import commit
@@ -137,7 +138,29 @@ def test_openhumanvid(tmp_path, videos):
     path = tmp_path / "part.csv"
     path.write_text("path,luminance,caption\nraw/clip_7_1.mp4,0.4," + "long " * 40 + "\nraw/gone.mp4,0.2,x\n")
     items, missing = read_public_list("openhumanvid", str(path), str(videos))
-    assert (items[0].attributes, items[0].group, missing) == ({"luminance": "0.4"}, "clip_7", ["raw/gone"])
+    assert (items[0].attributes, items[0].group, missing) == ({"luminance": "0.4"}, "raw/clip_7", ["raw/gone"])
+
+
+@pytest.mark.parametrize(
+    ("films", "apart"),
+    [
+        ([["filmA/0001", "filmA/0002"], ["filmB/0001"]], []),
+        ([["a/film_1", "a/film_22"], ["b/film_1"]], ["a/film_x_1"]),
+        ([["8ac3/" + "0f" * 32 + "_010804_010895", "9e20/" + "0f" * 32 + "_016564_016789"], ["8ac3/" + "1f" * 32 + "_010804_010895"]], []),
+        ([], ["8ac3/8ac36328", "8ac3/8ac3ffff", "0001", "0002"]),  # names that say nothing of a film
+    ],
+)
+def test_clips_of_one_film_are_tied_and_those_of_others_are_not(tmp_path, films, apart):
+    films = [*films, *([name] for name in apart)]
+    for name in (tmp_path / "v" / f"{name}.mp4" for film in films for name in film):
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.write_bytes(name.name.encode())
+    path = tmp_path / "part.csv"
+    path.write_text("path\n" + "".join(f"{name}.mp4\n" for film in films for name in film))
+    items, missing = read_public_list("openhumanvid", str(path), str(tmp_path / "v"))
+    of = {item.uri.removeprefix(f"{tmp_path}/v/").removesuffix(".mp4"): item.group for item in items}
+    groups = [{of[name] for name in film} for film in films]
+    assert not missing and all(len(group) == 1 for group in groups) and len(set.union(*groups)) == len(films)
 
 
 def _found(tmp_path, rows, files):
@@ -161,6 +184,33 @@ def test_clips_of_one_name_in_two_folders_are_two(tmp_path, above):
 
 def test_a_folder_that_begins_lower_than_the_lists_paths(tmp_path):
     assert _found(tmp_path, ["x/a/0001.mp4", "x/b/0001.mp4"], ["a/0001.mp4", "b/0001.mp4"])[0]["x/b/0001.mp4"] == "b/0001.mp4"
+
+
+def calls_for(films, above, below):
+    """How many functions are called to find the clips of so many films, five each, whose files all have five names in a folder of one name."""
+    clips = [f"{film:05d}/clips/{clip:04d}.mp4" for film in range(films) for clip in range(5)]
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        found, unclear = _find([above + clip for clip in clips[: -len(clips) // 2]], {below + clip for clip in clips})
+    finally:
+        sys.setprofile(None)
+    assert found == {below + clip: above + clip for clip in clips[: -len(clips) // 2]} and not unclear
+    return calls
+
+
+@pytest.mark.parametrize(("above", "below"), [("", ""), ("part/", ""), ("", "part/")])
+def test_twice_the_clips_are_found_with_twice_the_work(above, below):
+    assert calls_for(80, above, below) < 2.5 * calls_for(40, above, below)
+
+
+def test_a_file_without_a_name_is_nobodys(tmp_path):
+    assert _found(tmp_path, ["a/0001.mp4"], ["a/0001.mp4", "a/.mp4"]) == ({"a/0001.mp4": "a/0001.mp4"}, [])
 
 
 def test_a_clip_that_is_not_there_does_not_get_anothers_file(tmp_path, capsys):
