@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from infra.addresses import join
+from infra.addresses import filesystem_of, is_local, join
 from infra.backoff import retried
 from infra.storage import commit, read_bytes, sha256_bytes, sha256_file
 from lato.edits import Expression, Intensity
 
+T = TypeVar("T")
 GENERATED = (
     "Delete it, and the list beside it that names it (people_, warp_ or diffusers_), and run lato data build again: it is made anew."
 )
@@ -103,4 +105,16 @@ def content_sha256(uri: str) -> str:
 
 
 def _sha256_of(uri: str) -> str:
-    return retried(lambda: sha256_file(uri))  # in pieces: a film may be larger than the memory
+    return retried(lambda: with_reason(uri, lambda: sha256_file(uri)))  # in pieces: a film may be larger than the memory
+
+
+def with_reason(uri: str, act: Callable[[], T]) -> T:
+    """What `act` returns. Where a store does not allow it, its error says why: asked for what it knows of an object, a store answers without a word;
+    asked for the object's first byte, it tells."""
+    try:
+        return act()
+    except PermissionError:
+        if not is_local(uri):
+            filesystem, path = filesystem_of(uri)
+            filesystem.cat_file(path, start=0, end=1)
+        raise

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import av
 
 from data_pipeline.decode import container_length, stated_length
-from data_pipeline.image_set import content_sha256
+from data_pipeline.decoder import MachineError
+from data_pipeline.image_set import content_sha256, with_reason
 from data_pipeline.worklist import WorkItem
 from infra.addresses import filesystem_of, is_local, join
 from infra.backoff import passes, retried
@@ -31,6 +32,10 @@ _IN_USE = 3600.0
 _NOT_READABLE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
 _SENT_NOWHERE = (errno.EINVAL, errno.EOVERFLOW)
 """A seek to before a file's start or far beyond its end, where an empty file or a torn header sends its reader: the content's fault."""
+_NOT_GIVEN = ("AccessDenied", "AllAccessDisabled", "InvalidObjectState")
+"""What an S3 API says of an object that it does not give. Of who asks (keys that are wrong or have expired) it says something else: no object's fault."""
+_NOT_GIVEN_BY_GOOGLE = "storage.objects.get"
+"""The right that one lacks is named in the words of its answer, of which gcsfs makes an error without a number."""
 _KEEP_SECONDS = 60.0
 """Hashes that are computed for longer than this are kept before the last: a run that is killed costs no more of them."""
 
@@ -38,7 +43,30 @@ _KEEP_SECONDS = 60.0
 def is_gone(error: OSError) -> bool:
     """Whether a source is not there, or is no file that may be read: its own fault. All else is the machine's, a server that stays busy too, of which
     fsspec says that its file is not found."""
-    return (isinstance(error, FileNotFoundError) or error.errno in _NOT_READABLE) and not passes(error)
+    return (isinstance(error, FileNotFoundError) or error.errno in _NOT_READABLE or _is_forbidden(error)) and not passes(error)
+
+
+def _is_forbidden(error: OSError) -> bool:
+    """Whether a store does not give this object, to somebody whom it knows."""
+    answer: Any = getattr(error.__cause__, "response", None)
+    code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
+    return code in _NOT_GIVEN or (error.errno is None and _NOT_GIVEN_BY_GOOGLE in str(error))
+
+
+@contextmanager
+def naming(uri: str) -> Iterator[None]:
+    """What keeps a source from being read, where it is not its own fault, becomes a message that names it: nothing is said of it, and the build ends."""
+    try:
+        yield
+    except Exception as error:
+        machines = isinstance(error, MachineError) or (isinstance(error, OSError) and not is_gone(error))
+        if not machines and not passes(error):
+            raise
+        said = f"{type(error).__name__}: {error}".rstrip(".: ")
+        raise UserError(
+            f"{uri} cannot be read now, which is not taken for its own fault: {said}. Mend what is wrong with the disk, the network, the store's "
+            "credentials or this machine, or leave this source out; then run the same command again: what was done stands."
+        ) from error
 
 
 class ContentHashes:
@@ -62,16 +90,17 @@ class ContentHashes:
         """The content's digest; None where the source cannot be read at all: `unreadable` says why.
 
         Raises:
-            OSError: The machine's fault (I/O error, no answer), not the file's.
+            UserError: The machine's fault (I/O error, no answer), not the file's.
         """
         is_set = item.uri.endswith(".json")
         try:
-            digest = content_sha256(item.uri) if is_set else self._digest(item.uri)  # a set names its images: small, and hashed with them
+            with naming(item.uri):
+                digest = (
+                    content_sha256(item.uri) if is_set else self._digest(item.uri)
+                )  # a set names its images: small, and hashed with them
         except ValueError as error:  # a set that is none
             self.unreadable[item.source_id] = "decode", str(error)
         except OSError as error:
-            if not is_gone(error):
-                raise
             what = f"{item.uri}, or a picture that it names," if is_set else item.uri
             self.unreadable[item.source_id] = "missing", f"{what} is missing or unreadable ({error})"
         else:
@@ -108,7 +137,7 @@ def _state(uri: str) -> str:
         status = os.stat(uri.removeprefix("file://"))
         return f"{uri}|{status.st_size}|{status.st_mtime_ns}"
     filesystem, path = filesystem_of(uri)
-    found = retried(lambda: filesystem.info(path))
+    found = retried(lambda: with_reason(uri, lambda: filesystem.info(path)))
     return f"{uri}|{found.get('size')}|{found.get('ETag') or found.get('etag') or found.get('LastModified') or found.get('mtime')}"
 
 
@@ -194,18 +223,19 @@ def plan_segments(item: WorkItem) -> list[Piece]:
     """The pieces of a source, from the container alone; one piece from 0 where it is short, no video or not readable.
 
     Raises:
-        OSError: The machine's fault, or a server's that stays busy: pieces are in fingerprints, which must not depend on that.
+        UserError: The machine's fault, or a server's that stays busy: pieces are in fingerprints, which must not depend on that.
     """
     whole = Piece(item.start or 0.0, item.end, 0.0)
     if item.kind != "video":
         return [whole]
-    try:
-        return retried(lambda: _read_pieces(item)) or [whole]
-    except (ValueError, av.error.FFmpegError):
-        pass  # what is wrong with it is the analysis' to find and to say
-    except OSError as error:
-        if not (is_gone(error) or error.errno in _SENT_NOWHERE):
-            raise
+    with naming(item.uri):
+        try:
+            return retried(lambda: _read_pieces(item)) or [whole]
+        except (ValueError, av.error.FFmpegError):
+            pass  # what is wrong with it is the analysis' to find and to say
+        except OSError as error:
+            if not (is_gone(error) or error.errno in _SENT_NOWHERE):
+                raise
     return [whole]
 
 

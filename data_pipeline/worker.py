@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import functools
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,10 +17,10 @@ from data_pipeline import observations
 from data_pipeline.attempts import in_flight
 from data_pipeline.decode import FrameCount, check_is_video, sample_frames
 from data_pipeline.decoder import PERHAPS_THE_MACHINE, DecodeError, Decoder, Frame
-from data_pipeline.image_set import content_sha256, read_image_set
+from data_pipeline.image_set import content_sha256, read_image_set, with_reason
 from data_pipeline.perceive import watch_images, watch_video
 from data_pipeline.segments import AnalyzeConfig, Segment, Try, made_of
-from data_pipeline.sources import is_gone, staged
+from data_pipeline.sources import naming, staged
 from data_pipeline.tracks import why_not_chosen
 from infra.environment import describe_machine
 from infra.storage import read_bytes, sha256_file
@@ -93,12 +94,11 @@ class Worker:
         torn: list[DecodeError] = []
         counts: list[FrameCount] = []
         try:
-            rows, frames, content = self._watch(segment, torn, counts)
+            with naming(item.uri):
+                rows, frames, content = self._watch(segment, torn, counts)
         except DecodeError as error:
             return [], {"status": "failed", "reason": error.kind, "message": str(error)}
-        except OSError as error:
-            if not is_gone(error):
-                raise
+        except OSError as error:  # it is gone
             return [], {"status": "failed", "reason": "missing", "message": str(error)}
         except ValueError as error:
             return [], {"status": "failed", "reason": "decode", "message": str(error)}
@@ -128,7 +128,7 @@ class Worker:
 def _read_images(uri: str, limit: float | None) -> Iterator[tuple[Frame, str, str | None]]:
     """The pictures of an image or a set, with their uri and what is declared of them."""
     for number, image in enumerate(read_image_set(uri).images):
-        data = read_bytes(image.uri)
+        data = with_reason(image.uri, functools.partial(read_bytes, image.uri))
         with at_most(limit):
             picture = np.asarray(decode_image(data, image.uri))
         yield Frame(number, float(number), picture), image.uri, image.declared.model_dump_json() if image.declared else None

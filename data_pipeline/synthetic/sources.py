@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from data_pipeline.image_set import Declared, commit_set
 from data_pipeline.places import diffusers, warps
-from data_pipeline.sources import ContentHashes
+from data_pipeline.sources import ContentHashes, naming
 from data_pipeline.synthetic.anny_people import AnnyConfig, render_people
 from data_pipeline.synthetic.diffusers_edit import DiffusersConfig, DiffusersEditor
 from data_pipeline.synthetic.warp import WarpConfig, Warper
@@ -111,7 +111,7 @@ def edit_photos(
         place: What each takes.
 
     Raises:
-        OSError: A photo cannot be read, and it is the machine's fault, or that of a server that stays busy.
+        UserError: A photo cannot be read, and it is the machine's fault, or that of a server that stays busy.
     """
     settings = config.model_dump(mode="json", exclude={"workers", "gpus", "runtime_env", "licence"})
     records, hashes = {}, ContentHashes(work)
@@ -152,7 +152,8 @@ class _Worker:
     def run(self, job: tuple[WorkItem, str]) -> None:
         """Edits one photo and records the set it gave, or that it gave none."""
         item, record = job
-        data = read_bytes(item.uri)
+        with naming(item.uri):
+            data = read_bytes(item.uri)
         try:
             photo = decode_image(data, item.uri)
         except ValueError:  # the analysis says so of the photo itself

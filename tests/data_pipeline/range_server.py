@@ -6,10 +6,11 @@ from pathlib import Path
 
 
 class RangeServer:
-    """Answers 503 to so many requests of some methods, and 404 to what is not there."""
+    """Answers 503 to so many requests of some methods, 404 to what is not there, and 403 with a code of S3's to what is denied."""
 
     def __init__(self, folder):
         self.folder, self.busy, self.methods = Path(folder), 0, ("HEAD", "GET")
+        self.denied = {}  # path -> code
         server = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -18,6 +19,8 @@ class RangeServer:
                 if server.busy > 0 and self.command in server.methods:
                     server.busy -= 1
                     self.answer(503, b"")
+                elif code := server.denied.get(self.path):
+                    self.answer(403, f"<Error><Code>{code}</Code><Message>as the test wants it</Message></Error>".encode())
                 elif not file.is_file():
                     self.answer(404, b"")
                 else:

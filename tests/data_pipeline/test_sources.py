@@ -55,7 +55,7 @@ def worker(models, tmp_path_factory):
 def test_a_worker_calls_nothing_missing_on_a_busy_server(server, worker, name):
     segment = Segment(item_for(f"{server.uri}/{name}"), 0.0, None, "content", "x")
     server.busy = ALWAYS
-    with pytest.raises(OSError, match=name):
+    with pytest.raises(UserError, match=f"{name} cannot be read now"):
         worker._observe(segment)
     server.busy = 0
     assert worker._observe(segment)[1]["reason"] == "missing"
@@ -76,7 +76,7 @@ def test_photos_on_a_busy_server_do_not_go_without_edits(server, tmp_path):
     photos = [item_for(f"{server.uri}/a.jpg")]
     edit = lambda: edit_photos("warp", WarpConfig(workers=0), lambda: pytest.fail("no editor"), photos, str(tmp_path), 0, warps())  # noqa: E731
     server.busy = ALWAYS
-    with pytest.raises(OSError, match=r"a\.jpg"):
+    with pytest.raises(UserError, match=r"a\.jpg cannot be read now"):
         edit()
     server.busy = 0
     assert edit() == []
@@ -94,7 +94,7 @@ def test_pieces_do_not_depend_on_a_servers_mood(server, tmp_path, monkeypatch):
         server.busy = 2
         assert plan_segments(item) == pieces and server.busy == 0
         server.busy = ALWAYS
-        with pytest.raises(Exception, match=r"long\.mp4|503"):
+        with pytest.raises(UserError, match=r"long\.mp4 cannot be read now"):
             plan_segments(item)
         server.busy = 0
     assert plan_segments(item_for(f"{server.uri}/gone.mp4")) == [(0.0, None, 0.0)]
@@ -114,7 +114,7 @@ def test_pieces_do_not_depend_on_the_machines_state(tmp_path, monkeypatch):
 
     item = item_for(write(tmp_path / "a.mp4"))
     monkeypatch.setattr(sources_module, "open_read", fail)
-    with pytest.raises(OSError, match="too many open files"):
+    with pytest.raises(UserError, match=r"a\.mp4 cannot be read now.*too many open files"):
         plan_segments(item)
 
 
@@ -139,6 +139,68 @@ def test_a_driver_hashes_what_lies_elsewhere_without_a_copy(server, tmp_path):
     assert not (tmp_path / "scratch").exists()
     with staged(f"{server.uri}/a.mp4") as copy:
         assert copy.read_bytes() == (tmp_path / "served/a.mp4").read_bytes()
+
+
+@pytest.fixture
+def keys(server, monkeypatch):
+    """The server, asked as a store with an S3 API."""
+    import s3fs
+
+    for name, value in {"AWS_ENDPOINT_URL": server.uri, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield server
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize("code", ["AccessDenied", "InvalidObjectState"])
+def test_an_object_that_may_not_be_read_ends_no_build(keys, worker, models, tmp_path, code):
+    """As one in an archive, or another team's: the ledger names it, the others go on."""
+    (tmp_path / "served/b").mkdir()
+    write(tmp_path / "served/b/a.mp4")
+    for name in ("b.mp4", "b.jpg"):
+        (tmp_path / "served/b" / name).write_bytes(b"x")
+        keys.denied[f"/b/{name}"] = code
+    (tmp_path / "served/b/set.json").write_text('{"images": [{"uri": "b.jpg"}]}')
+    items = [
+        WorkItem(source_id=uri.replace(".", "_"), uri=f"s3://b/{uri}", kind=kind)
+        for uri, kind in {"a.mp4": "video", "b.mp4": "video", "set.json": "image"}.items()
+    ]
+    rows = {row["source_id"]: row for row in analyze(items, LONE, models, str(tmp_path / "w")).rows}
+    assert rows["a_mp4"]["reason"] == "no face"
+    for item in items[1:]:
+        row = rows[item.source_id]
+        assert (row["status"], row["reason"], row["parts"]) == ("failed", "missing", [])
+        assert item.uri in row["message"]
+    for item in items[1:]:  # or since it was hashed
+        row = worker._observe(Segment(item, 0.0, None, "content", "x"))[1]
+        assert (row["status"], row["reason"]) == ("failed", "missing")
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "SignatureDoesNotMatch"])
+def test_keys_that_are_refused_are_no_verdict_on_a_source(keys, worker, tmp_path, code):
+    item = WorkItem(source_id="a", uri="s3://b/a.mp4", kind="video")
+    keys.denied["/b/a.mp4"] = code
+    with pytest.raises(UserError, match=r"s3://b/a\.mp4 cannot be read now.*credentials"):
+        ContentHashes(str(tmp_path)).of(item)
+    with pytest.raises(UserError, match=r"s3://b/a\.mp4 cannot be read now"):
+        worker._observe(Segment(item, 0.0, None, "content", "x"))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_disk_that_fails_is_told_with_the_source(worker, tmp_path, monkeypatch, number):
+    item = item_for(write(tmp_path / "a.mp4"))
+
+    def fail(uri):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sources_module, "content_sha256", fail)
+    monkeypatch.setattr("data_pipeline.worker.sha256_file", fail)
+    said = f"a.mp4 cannot be read now.*{os.strerror(number)}"
+    with pytest.raises(UserError, match=said):
+        ContentHashes(str(tmp_path / "w")).of(item)
+    with pytest.raises(UserError, match=said):
+        worker._observe(Segment(item, 0.0, None, "content", "x"))
 
 
 def test_a_scratch_that_cannot_be_written_to_is_no_verdict_on_a_source(server, worker, tmp_path, monkeypatch):
