@@ -28,7 +28,7 @@ from data_pipeline.observe import NO_SOURCES
 from data_pipeline.perceive import watch_video
 from data_pipeline.places import places_of
 from data_pipeline.render import cut
-from data_pipeline.sources import staged
+from data_pipeline.sources import staged, video_seconds
 from data_pipeline.worklist import WorkItem
 from infra.addresses import filesystem_of
 from infra.errors import UserError
@@ -218,11 +218,7 @@ def _size(uri: str) -> int:
 
 
 def _length(uri: str) -> float:
-    """Seconds of a video by its header."""
     with open_read(uri) as file, av.open(file, "r") as container:
-        stream = container.streams.video[0] if container.streams.video else None
-        if stream is None:
+        if not container.streams.video:
             raise ValueError("no video stream")
-        if stream.duration and stream.time_base:
-            return float(stream.duration * stream.time_base)
-        return (container.duration or 0) / 1e6
+        return video_seconds(container)

@@ -101,5 +101,5 @@ def bundle(tries: list[Try], workers: int) -> list[list[Try]]:
 
 
 def _cost(one: Try) -> float:
-    """Seconds of video that take as long; a source of no known length counts as one second."""
-    return one.segment.seconds or 1.0
+    """Seconds of video that take as long: of pictures one; a video of no known length may be as long as any."""
+    return one.segment.seconds or (SEGMENT_SECONDS if one.segment.item.kind == "video" else 1.0)

@@ -27,6 +27,8 @@ from infra.storage import commit, exists, open_read, sha256_bytes
 
 SEGMENT_SECONDS = 300.0
 """Longer videos are looked at in pieces of about this length, cut at keyframes."""
+_MISSED = 12
+"""So many times in a row one looks farther on for a keyframe to cut at: an hour."""
 _SCRATCH_BYTES = 20 * 1024**3
 _IN_USE = 3600.0
 _NOT_READABLE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
@@ -248,19 +250,46 @@ def _cut(container: Any, item: WorkItem) -> list[Piece]:
     if not container.streams.video:
         return []
     stream = container.streams.video[0]
+    length = video_seconds(container)
+    begin, end = item.start or 0.0, min(item.end or length, length)
+    cuts, wanted, missed = [begin], begin + SEGMENT_SECONDS, 0
+    while end - wanted > SEGMENT_SECONDS / 5 and missed < _MISSED:
+        at = _keyframe_before(container, stream, wanted)
+        if at is None:
+            break  # it ends before its header says: what is there is cut as ever
+        found = at > cuts[-1] + SEGMENT_SECONDS / 10
+        cuts += [at] if found else []
+        missed = 0 if found else missed + 1
+        wanted = (at if found else wanted) + SEGMENT_SECONDS
+    ends = [*cuts[1:], end]
+    return [Piece(a, b if b != end else item.end, max(b - a, 0.0)) for a, b in zip(cuts, ends, strict=True)]
+
+
+def video_seconds(container: Any) -> float:
+    """Seconds of a video's pictures by its header; where that says nothing (a recording that was written live, or never ended), by reading it to its end."""
+    stream = container.streams.video[0]
     first = float((stream.start_time or 0) * stream.time_base)
     length = stated_length(container, stream, first) or container_length(container, first)
-    begin, end = item.start or 0.0, min(item.end or length, length)
-    whole = [Piece(begin, item.end, max(end - begin, 0.0))]
-    if end - begin <= 1.2 * SEGMENT_SECONDS:
-        return whole
-    cuts = [begin]
-    while end - cuts[-1] > 1.2 * SEGMENT_SECONDS:
-        container.seek(int((cuts[-1] + SEGMENT_SECONDS + first) / stream.time_base), stream=stream)  # the keyframe before
+    if length:
+        return length
+    last = first
+    with suppress(av.error.FFmpegError):  # a tear is for who decodes it to tell
+        for packet in container.demux(stream):
+            if packet.pts is not None:
+                last = max(last, float((packet.pts + (packet.duration or 0)) * stream.time_base))
+    return last - first
+
+
+def _keyframe_before(container: Any, stream: Any, seconds: float) -> float | None:
+    """Time of the keyframe to which a seek leads; None where nothing is there."""
+    first = float((stream.start_time or 0) * stream.time_base)
+    try:
+        container.seek(int((seconds + first) / stream.time_base), stream=stream)
         packet = next(container.demux(stream))
-        at = float(packet.pts * stream.time_base) - first if packet.pts is not None else 0.0
-        if at <= cuts[-1] + SEGMENT_SECONDS / 10:
-            return whole  # no keyframe to cut at
-        cuts.append(at)
-    ends = [*cuts[1:], end]
-    return [Piece(a, b if b != end else item.end, b - a) for a, b in zip(cuts, ends, strict=True)]
+    except av.error.FFmpegError:
+        return None
+    except OSError as error:
+        if error.errno not in _SENT_NOWHERE:
+            raise
+        return None
+    return float(packet.pts * stream.time_base) - first if packet.pts is not None else None
