@@ -20,7 +20,7 @@ from data_pipeline.attempts import clear_attempts, take_marked
 from data_pipeline.duplicates import duplicate_row, find_duplicates
 from data_pipeline.ledger import Ledger, merge_failures, unread_row, warn_of_count
 from data_pipeline.places import looking
-from data_pipeline.segments import AnalyzeConfig, Segment, Try, bundle, fingerprint
+from data_pipeline.segments import AnalyzeConfig, Segment, Try, bundle, fingerprint, refusal
 from data_pipeline.sources import ContentHashes, plan_segments
 from data_pipeline.worker import Worker
 from data_pipeline.worklist import WorkItem
@@ -48,7 +48,9 @@ def analyze(items: list[WorkItem], config: AnalyzeConfig, models: Path, work: st
         UserError: Of sources with equal content different things are declared.
     """
     model_hashes = {role: sha256_file(str(models / name)) for role, name in MODEL_FILES.items() if role != "embedder"}
-    planned, duplicates, unreadable = plan(items, config, model_hashes, work, published)
+    refused = {item.source_id: why for item in items if (why := refusal(item, config))}
+    allowed = [item for item in items if item.source_id not in refused]
+    planned, duplicates, unreadable = plan(allowed, config, model_hashes, work, published)
     segments = {segment.fingerprint: segment for pieces in planned.values() for segment in pieces}
     progress = Progress("analyze", len(segments), "segments")
     clear_attempts(work)
@@ -68,7 +70,9 @@ def analyze(items: list[WorkItem], config: AnalyzeConfig, models: Path, work: st
         idle_rounds = 0 if observations.committed_fingerprints(work) - done or attempts.total() > blamed else idle_rounds + 1
     done = observations.committed_fingerprints(work)
     rows = [
-        duplicate_row(item.source_id, duplicates[item.source_id])
+        unread_row(item.source_id, refused[item.source_id].what, refused[item.source_id].message, "rejected")
+        if item.source_id in refused
+        else duplicate_row(item.source_id, duplicates[item.source_id])
         if item.source_id in duplicates
         else unread_row(item.source_id, *unreadable[item.source_id])
         if item.source_id in unreadable

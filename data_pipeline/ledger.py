@@ -25,9 +25,9 @@ def warn_of_count(pieces: list[dict[str, Any]]) -> list[str]:
     return [] if stated == decoded else [f"its container states {stated} frames, it has {decoded}"]
 
 
-def unread_row(source_id: str, reason: str, message: str) -> dict[str, Any]:
-    """The row of a source that cannot be read at all: nothing of it has a part."""
-    return {"source_id": source_id, "status": "failed", "reason": reason, "message": message, "parts": []}
+def unread_row(source_id: str, reason: str, message: str, status: str = "failed") -> dict[str, Any]:
+    """The row of a source that cannot be read at all, or (rejected) must not be: nothing of it has a part."""
+    return {"source_id": source_id, "status": status, "reason": reason, "message": message, "parts": []}
 
 
 def merge_failures(pieces: list[dict[str, Any]]) -> dict[str, Any]:

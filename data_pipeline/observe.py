@@ -17,6 +17,7 @@ from data_pipeline.places import places_of
 from data_pipeline.published import read_manifest, sources_of
 from data_pipeline.removals import FILE, Removals
 from data_pipeline.rules import READ_FROM
+from data_pipeline.segments import refusal
 from data_pipeline.synthetic.sources import synthetic_sources
 from data_pipeline.worklist import WorkItem, check_items, read_worklist, write_worklist
 from infra.addresses import join
@@ -98,7 +99,7 @@ def _sources(config: DataConfig, work: str, models: Path, extra: list[WorkItem])
     removals = Removals.read(work)
     named = read_sources(config, extra, work)
     given = removals.keep(named)  # before anything is generated of them
-    made = synthetic_sources(config.synthetic, given, models, work)
+    made = synthetic_sources(config.synthetic, [item for item in given if refusal(item, config.analyze) is None], models, work)
     kept = given + removals.keep(made)
     if len(kept) < len(named) + len(made):
         say(f"  {len(named) + len(made) - len(kept)} sources are left out: they were removed from this build ({FILE})")

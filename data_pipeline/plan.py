@@ -28,6 +28,7 @@ from data_pipeline.observe import NO_SOURCES
 from data_pipeline.perceive import watch_video
 from data_pipeline.places import places_of
 from data_pipeline.render import cut
+from data_pipeline.segments import refusal
 from data_pipeline.sources import staged, video_seconds
 from data_pipeline.worklist import WorkItem
 from infra.addresses import filesystem_of
@@ -110,9 +111,9 @@ def plan_build(items: list[WorkItem], config: DataConfig, models: Path) -> Build
     refused, pictures, allowed = Counter[str](), [], []
     kinds = Counter[str](item.kind for item in items)
     for item in items:
-        refusal = _refusal(item, config)
-        if refusal:
-            refused[refusal] += 1
+        refused_as = refusal(item, analyze)
+        if refused_as:
+            refused[f"{refused_as.what} {refused_as.given}"] += 1
             continue
         try:
             size += _size(item.uri)
@@ -135,13 +136,6 @@ def plan_build(items: list[WorkItem], config: DataConfig, models: Path) -> Build
     asked = max(place.memory for place in places_of(config)) if config.analyze.workers else 0
     frames, probe = sum(pictures) + sum(generated), _probe(allowed, analyze.fps, models, analyze.workers)
     return BuildPlan(dict(+kinds), dict(refused), unreadable, size / 1e6, seconds, frames, most, asked, probe)
-
-
-def _refusal(item: WorkItem, config: DataConfig) -> str | None:
-    for what, given, allowed in (("licence", item.licence, config.analyze.licences), ("consent", item.consent, config.analyze.consents)):
-        if allowed is not None and given not in allowed:
-            return f"{what} {given}"
-    return None
 
 
 def _generated(config: DataConfig, photos: int) -> list[int]:

@@ -29,7 +29,7 @@ class AnalyzeConfig(Config):
     workers: int = Field(default=2, ge=0)
     """Ray actors, one CPU each; 0 works in this process, without Ray."""
     licences: tuple[str, ...] | None = None
-    """Licences that may be used; others, `unknown` too, are rejected before a pixel is read. None allows all."""
+    """Licences that may be used; others, `unknown` too, are rejected before a byte is read. None allows all."""
     consents: tuple[str, ...] | None = None
     """Consents that may be used, likewise."""
     groups: GroupsConfig = GroupsConfig()
@@ -42,6 +42,23 @@ class AnalyzeConfig(Config):
         if not self.workers and (self.runtime_env or self.groups.runtime_env):
             raise ValueError(NO_ACTORS)
         return self
+
+
+class Refusal(NamedTuple):
+    """Why the policy lets a source in no further."""
+
+    what: str
+    """licence or consent"""
+    given: str
+    message: str
+
+
+def refusal(item: WorkItem, config: AnalyzeConfig) -> Refusal | None:
+    """What of a source the policy does not allow; None where it may be read."""
+    for what, given, allowed in (("licence", item.licence, config.licences), ("consent", item.consent, config.consents)):
+        if allowed is not None and given not in allowed:
+            return Refusal(what, given, f"{what} {given!r} is not among {', '.join(allowed)}")
+    return None
 
 
 class Segment(NamedTuple):

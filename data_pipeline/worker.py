@@ -88,9 +88,6 @@ class Worker:
     def _observe(self, segment: Segment) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Rows and outcome. What is wrong with the content is an outcome; what is wrong with the machine is an exception."""
         item = segment.item
-        for what, given, allowed in (("licence", item.licence, self._config.licences), ("consent", item.consent, self._config.consents)):
-            if allowed is not None and given not in allowed:
-                return [], {"status": "rejected", "reason": what, "message": f"{what} {given!r} is not among {', '.join(allowed)}"}
         torn: list[DecodeError] = []
         counts: list[FrameCount] = []
         try:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from data_pipeline import observe
 from data_pipeline.analyze import analyze
 from data_pipeline.config import DataConfig
 from data_pipeline.decode import sample_frames
@@ -21,7 +22,7 @@ from data_pipeline.places import warps
 from data_pipeline.plan import plan_build
 from data_pipeline.segments import AnalyzeConfig, Segment
 from data_pipeline.sources import ContentHashes
-from data_pipeline.synthetic.sources import edit_photos
+from data_pipeline.synthetic.sources import SyntheticConfig, edit_photos
 from data_pipeline.synthetic.warp import WarpConfig
 from data_pipeline.worker import Worker
 from data_pipeline.worklist import WorkItem, item_for
@@ -246,9 +247,21 @@ def test_videos(worker, face, tmp_path, kind):
     ("columns", "reason"),
     [({"licence": "other"}, "licence"), ({"licence": "unknown"}, "licence"), ({"licence": "test", "consent": "unknown"}, "consent")],
 )
-def test_the_policy_applies_before_any_pixel(worker, tmp_path, columns, reason):
-    item = WorkItem(**({"source_id": "x", "uri": str(tmp_path / "never_opened.mp4"), "kind": "video", "consent": "given"} | columns))
-    assert worker._observe(Segment(item, 0.0, None, "", "x"))[1]["reason"] == reason
+def test_the_policy_applies_before_any_pixel(models, tmp_path, monkeypatch, columns, reason):
+    """It is no source's fault that nobody looked whether it is there; nor is one of the same content refused for it, or a photo edited."""
+    monkeypatch.setattr("data_pipeline.sources.content_sha256", lambda uri: pytest.fail(f"{uri} is read"))
+    (tmp_path / "there.jpg").write_bytes(b"x")
+    items = [
+        WorkItem(**({"source_id": name, "uri": str(tmp_path / f"{name}.jpg"), "kind": "image", "consent": "given"} | columns))
+        for name in ("there", "gone")
+    ]
+    policy = AnalyzeConfig(workers=0, licences=("test",), consents=("given",))
+    for row in analyze(items, policy, models, str(tmp_path / "w")).rows:
+        assert (row["status"], row["reason"], row["parts"]) == ("rejected", reason, [])
+        assert f"{reason} {columns[reason]!r} is not among" in row["message"]
+    config = DataConfig(analyze=policy, synthetic=SyntheticConfig(warp=WarpConfig(workers=0)))
+    observe._sources(config, str(tmp_path / "w"), models, items)
+    assert not (tmp_path / "w/synthetic").exists()
 
 
 def test_files_that_cannot_be_read(tmp_path):
