@@ -85,6 +85,11 @@ def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] |
 
 
 def read_sources(config: DataConfig, extra: list[WorkItem], work: str) -> list[WorkItem]:
+    """What a build would look at, but for what it generates: the work items that a config names, and others, without those that were removed."""
+    return Removals.read(work).keep(_named_sources(config, extra, work))
+
+
+def _named_sources(config: DataConfig, extra: list[WorkItem], work: str) -> list[WorkItem]:
     """The work items that a config names, and others; duplicates merged. What lies in the build's own folder is none."""
     items = list(extra)
     if config.worklist:
@@ -97,7 +102,7 @@ def read_sources(config: DataConfig, extra: list[WorkItem], work: str) -> list[W
 def _sources(config: DataConfig, work: str, models: Path, extra: list[WorkItem]) -> list[WorkItem]:
     """All sources, generated ones too, without what was removed; written as the build's work list."""
     removals = Removals.read(work)
-    named = read_sources(config, extra, work)
+    named = _named_sources(config, extra, work)
     given = removals.keep(named)  # before anything is generated of them
     made = synthetic_sources(config.synthetic, [item for item in given if refusal(item, config.analyze) is None], models, work)
     kept = given + removals.keep(made)

@@ -21,6 +21,7 @@ from data_pipeline.decode import sample_frames
 from data_pipeline.decoder import DecodeError
 from data_pipeline.places import warps
 from data_pipeline.plan import plan_build
+from data_pipeline.removals import hash_name
 from data_pipeline.render import Crop
 from data_pipeline.render import _Worker as RenderWorker
 from data_pipeline.segments import AnalyzeConfig, Segment, Try, bundle
@@ -351,3 +352,15 @@ def test_a_source_that_begins_beyond_its_end_is_told_and_planned_as_nothing(mode
     assert told["b"] == told["c"] == ("rejected", "empty span", "nothing of it lies between start and end")
     assert told["a"][1] == "no face"
     assert os.listdir(tmp_path / "w/parts")
+
+
+def test_a_plan_leaves_out_what_was_removed(tmp_path):
+    folder, work = tmp_path / "given", tmp_path / "w"
+    for place in (folder, work):
+        place.mkdir()
+    for name in "ab":
+        (folder / f"{name}.mp4").write_bytes(name.encode())
+    config = DataConfig(folder=str(folder), analyze=LONE)
+    assert [item.source_id for item in observe.read_sources(config, [], str(work))] == ["a", "b"]
+    (work / "removals.jsonl").write_text(json.dumps({"kind": "source", "value": hash_name("a")}) + "\n")
+    assert [item.source_id for item in observe.read_sources(config, [], str(work))] == ["b"]
