@@ -24,6 +24,8 @@ _LATE = 0.5
 """A stream may end this many seconds before its stated length."""
 _SAY_WHEN_THEY_END = ("matroska,webm", "asf")
 """Containers whose length is the time at which the pictures end, by the file's clock; in others it begins with the first picture."""
+_FROM_THE_FIRST = "libmatroska"
+"""mkvmerge's library: it counts a file's length from what is first in it, and not from the clock's zero."""
 _MAY_BE_JOINED = ("mpegts", "mpeg", "matroska,webm")
 """Containers that are read on where another one follows in the same file: recordings that somebody wrote one behind the other, each with its own clock."""
 _CLOCK_FALLS = 1.0
@@ -167,8 +169,10 @@ def stated_length(container: Any, stream: Any, start: float) -> float | None:
         return float(stream.duration * stream.time_base)
     tags = sorted((name, value) for name, value in stream.metadata.items() if name.startswith("DURATION"))
     with suppress(IndexError, ValueError):  # no tag, or one that is no time
-        hours, minutes, seconds = tags[0][1].split(":")  # before those with a language: a cut file has them as its whole had
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds) - _before(container, start)
+        name, value = tags[0]  # before those with a language: a cut file has them as its whole had
+        hours, minutes, seconds = value.split(":")
+        length = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        return length if _is_of_pictures(stream.metadata, name, length) else length - _before(container, start)
     return container_length(container, start) if container.duration and len(container.streams) == 1 else None
 
 
@@ -177,8 +181,21 @@ def container_length(container: Any, start: float) -> float:
     return max((container.duration or 0) / 1e6 - _before(container, start), 0.0)
 
 
+def _is_of_pictures(tags: dict[str, str], name: str, seconds: float) -> bool:
+    """Whether a Matroska stream's tag is one of mkvmerge's statistics, which count from the first picture on. Its bit rate is then that of its bytes in this
+    time; where another program wrote only the length anew, it is not."""
+    size, rate = (tags.get(name.replace("DURATION", other), "") for other in ("NUMBER_OF_BYTES", "BPS"))
+    if not (size.isdigit() and rate.isdigit() and seconds > 0):
+        return False
+    return abs(int(size) * 8 / seconds - int(rate)) <= 1 + int(rate) * 0.001 / seconds  # both are rounded: to bits, and to milliseconds
+
+
 def _before(container: Any, start: float) -> float:
-    return start if container.format.name in _SAY_WHEN_THEY_END else 0.0
+    """Seconds of a container's stated length that are before its pictures."""
+    if container.format.name not in _SAY_WHEN_THEY_END:
+        return 0.0
+    writer = next((value for name, value in container.metadata.items() if name.lower() == "encoder"), "")
+    return start - (container.start_time or 0) / 1e6 if _FROM_THE_FIRST in writer else start
 
 
 def _stated_frames(stream: Any) -> int:

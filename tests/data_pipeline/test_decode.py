@@ -1,5 +1,7 @@
 """Videos as they come: variable frame rate, HEVC, 10 bits, odd sizes, rotation, torn streams, cuts. Sampling and seeking must agree."""
 
+import re
+import struct
 from pathlib import Path
 
 import av
@@ -136,6 +138,33 @@ def test_one_that_begins_late_may_be_torn(tmp_path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DecodeError, match=r"ends at 2\.\d s of 5\.0 s") as error:
         list(sample_frames(str(path), 5.0))
+    assert error.value.kind == "truncated"
+
+
+@pytest.mark.parametrize("kind", ["tags", "no tags", "written anew"])
+def test_a_length_that_counts_from_the_first_picture_is_not_shortened(tmp_path, kind):
+    """mkvmerge counts so, in its tags and in the file's header, and the header alone is left where a file is cut off (as its version 74 writes them). Who
+    copies such a file with FFmpeg has its statistics, and a length that ends where the pictures do."""
+    anew = kind == "written anew"
+    statistics = {"BPS": "15366", "NUMBER_OF_BYTES": "9604"} if kind != "no tags" else {}  # of five seconds
+    path = write_with_sound(tmp_path / "x.mkv", [3.0 + n * 0.05 for n in range(100)], 0, tags=statistics)
+    content = path.read_bytes()
+    if not anew:
+        for old, new in (
+            (b"00:00:08.000000000", b"00:00:05.000000000"),
+            (b"\x44\x89\x88" + struct.pack(">d", 8000.0), b"\x44\x89\x88" + struct.pack(">d", 5000.0)),
+        ):
+            assert content.count(old) == 1
+            content = content.replace(old, new)
+    if kind == "no tags":
+        content = content.replace(b"\x45\xa3\x88DURATION", b"\x45\xa3\x88D_RATION")
+        written = re.findall(rb"Lavf[0-9.]+", content)[0]
+        content = content.replace(written, b"libmatroska"[: len(written)].ljust(len(written)))
+    path.write_bytes(content)
+    assert len(list(sample_frames(str(path), 20.0))) == 100
+    path.write_bytes(content[: int(len(content) * 0.8)])
+    with pytest.raises(DecodeError, match=r"ends at [34]\.\d s of 5\.0 s") as error:
+        list(sample_frames(str(path), 20.0))
     assert error.value.kind == "truncated"
 
 
