@@ -22,6 +22,7 @@ from data_pipeline.perceive import watch_images, watch_video
 from data_pipeline.segments import AnalyzeConfig, Segment, Try, made_of
 from data_pipeline.sources import naming, staged
 from data_pipeline.tracks import why_not_chosen
+from infra.addresses import is_local
 from infra.environment import describe_machine
 from infra.storage import read_bytes, sha256_file
 from lato.faces import FaceReader
@@ -45,6 +46,8 @@ class Worker:
         self._reader = FaceReader.from_folder(models)
         self._config, self._model_hashes, self._work, self._run = config, model_hashes, work, run
         self._decoder = Decoder()
+        self._hashes: dict[tuple[str, int, int, int], str] = {}
+        """Of files that are looked at in pieces: a film is not read whole for each of its five minutes."""
 
     def run(self, tries: list[Try]) -> list[str]:
         """Observes some segments, and commits each; returns fingerprints of those whose failure may be the machine's doing, to be looked at again."""
@@ -116,10 +119,20 @@ class Worker:
         if item.kind == "video":
             with staged(item.uri) as path:
                 check_is_video(str(path))
-                content = sha256_file(str(path))
+                before = _state(path, is_local(item.uri))
+                content = self._hashes.get(before) or sha256_file(str(path))
+                if segment.start or segment.end is not None:
+                    self._hashes[before] = content
                 frames = sample_frames(str(path), self._config.fps, segment.start, segment.end, self._decoder)
-                return *watch_video(limited(until_torn(frames, torn, counts), limit), self._reader, item.box), content
+                seen = watch_video(limited(until_torn(frames, torn, counts), limit), self._reader, item.box)
+                return *seen, content if _state(path, is_local(item.uri)) == before else ""
         return *watch_images(limited(_read_images(item.uri, limit), limit), self._reader, item.box), content_sha256(item.uri)
+
+
+def _state(path: Path, local: bool) -> tuple[str, int, int, int]:
+    """What changes when a file does; a copy in scratch is nobody else's to change, and its time is that of its last use."""
+    status = path.stat()
+    return str(path), status.st_ino, status.st_size, status.st_mtime_ns if local else 0
 
 
 def _read_images(uri: str, limit: float | None) -> Iterator[tuple[Frame, str, str | None]]:

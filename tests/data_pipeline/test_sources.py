@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import data_pipeline.sources as sources_module
+import data_pipeline.worker as worker_module
 from data_pipeline import observe
 from data_pipeline.analyze import analyze
 from data_pipeline.config import DataConfig
@@ -364,3 +365,30 @@ def test_a_plan_leaves_out_what_was_removed(tmp_path):
     assert [item.source_id for item in observe.read_sources(config, [], str(work))] == ["a", "b"]
     (work / "removals.jsonl").write_text(json.dumps({"kind": "source", "value": hash_name("a")}) + "\n")
     assert [item.source_id for item in observe.read_sources(config, [], str(work))] == ["b"]
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_a_long_video_is_hashed_once_by_a_worker_and_not_for_each_piece(server, models, tmp_path, monkeypatch, where):
+    monkeypatch.setattr(sources_module, "SEGMENT_SECONDS", 2.0)
+    path = write(tmp_path / "served/a.mp4", count=120, options={"g": "20", "sc_threshold": "0"})
+    uri, read = path if where == "here" else f"{server.uri}/a.mp4", []
+    real = worker_module.sha256_file
+    monkeypatch.setattr(worker_module, "sha256_file", lambda path: read.append(path) or real(path))
+    (row,) = analyze([item_for(uri)], LONE, models, str(tmp_path / "w")).rows
+    assert (row["reason"], len(row["parts"]), len(read)) == ("no face", 3, 1)
+
+
+def test_a_video_that_changes_while_a_piece_of_it_is_looked_at_is_told(worker, tmp_path, monkeypatch):
+    path = write(tmp_path / "a.mp4")
+    content, real = storage.sha256_file(path), worker_module.watch_video
+
+    def meanwhile(*args):
+        found = real(*args)
+        if Path(path).stat().st_size < 10**6:
+            with open(path, "ab") as file:
+                file.write(bytes(10**6))
+        return found
+
+    monkeypatch.setattr(worker_module, "watch_video", meanwhile)
+    for _ in range(2):  # nor is it taken for what it was when another piece is looked at
+        assert worker._observe(Segment(item_for(path), 0.0, 1.0, content, "x"))[1]["reason"] == "changed"
