@@ -14,7 +14,7 @@ from data_pipeline.image_set import read_image_set
 from data_pipeline.observations import part_uri, read_columns
 from data_pipeline.published import read_manifest
 from data_pipeline.removals import Removals, read_parts, read_sets
-from data_pipeline.sources import drop_staged
+from data_pipeline.staging import drop_staged
 from data_pipeline.worklist import WorkItem
 from infra.addresses import join
 from infra.state import DERIVED, read_json, read_rows

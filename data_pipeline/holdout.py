@@ -16,7 +16,8 @@ from data_pipeline.decoder import DecodeError
 from data_pipeline.groups import GROUPS, Face, GroupsConfig
 from data_pipeline.identities import NAME
 from data_pipeline.image_set import read_image_set
-from data_pipeline.sources import ContentHashes, staged
+from data_pipeline.sources import ContentHashes
+from data_pipeline.staging import staged
 from data_pipeline.worklist import IMAGE_SUFFIXES, VIDEO_SUFFIXES, WorkItem
 from infra.addresses import join
 from infra.config import Config

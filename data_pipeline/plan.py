@@ -29,7 +29,8 @@ from data_pipeline.perceive import watch_video
 from data_pipeline.places import places_of
 from data_pipeline.render import cut
 from data_pipeline.segments import refusal
-from data_pipeline.sources import staged, video_seconds
+from data_pipeline.sources import video_seconds
+from data_pipeline.staging import staged
 from data_pipeline.worklist import WorkItem
 from infra.addresses import filesystem_of
 from infra.errors import UserError

@@ -16,7 +16,8 @@ from data_pipeline.decoder import PERHAPS_THE_MACHINE, DecodeError, Decoder
 from data_pipeline.image_set import content_sha256
 from data_pipeline.places import crops as crops_place
 from data_pipeline.seek import Seeker, frames_at
-from data_pipeline.sources import is_gone, staged
+from data_pipeline.sources import is_gone
+from data_pipeline.staging import staged
 from infra.addresses import is_local, join
 from infra.config import Config
 from infra.console import Progress

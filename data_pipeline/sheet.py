@@ -16,7 +16,7 @@ from data_pipeline.published import read_members
 from data_pipeline.render import crop_landmarks, cut
 from data_pipeline.samples import read_ends
 from data_pipeline.seek import read_frames_at
-from data_pipeline.sources import staged
+from data_pipeline.staging import staged
 from infra.storage import read_bytes
 from lato.landmarks import draw_landmarks
 from lato.pairs import FacePair, decode_image, decode_pair

@@ -1,16 +1,13 @@
-"""Sources as files: what their content is (hashed once), where they lie on this machine, and how long ones are cut into segments."""
+"""Sources as files: what their content is (hashed once), whose fault it is where one cannot be read, and how long ones are cut into segments."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
@@ -29,8 +26,6 @@ SEGMENT_SECONDS = 300.0
 """Longer videos are looked at in pieces of about this length, cut at keyframes."""
 _MISSED = 12
 """So many times in a row one looks farther on for a keyframe to cut at: an hour."""
-_SCRATCH_BYTES = 20 * 1024**3
-_IN_USE = 3600.0
 _NOT_READABLE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
 _SENT_NOWHERE = (errno.EINVAL, errno.EOVERFLOW)
 """A seek to before a file's start or far beyond its end, where an empty file or a torn header sends its reader: the content's fault."""
@@ -112,7 +107,7 @@ class ContentHashes:
         return None
 
     def _digest(self, uri: str) -> str:
-        key = sha256_bytes(_state(uri).encode())
+        key = sha256_bytes(state_of(uri).encode())
         if key not in self._known:
             self._known[key] = content_sha256(uri)
         self._seen[key] = self._known[key]
@@ -133,7 +128,7 @@ class ContentHashes:
         self._kept = time.monotonic()
 
 
-def _state(uri: str) -> str:
+def state_of(uri: str) -> str:
     """What changes when a file does."""
     if is_local(uri):
         status = os.stat(uri.removeprefix("file://"))
@@ -141,76 +136,6 @@ def _state(uri: str) -> str:
     filesystem, path = filesystem_of(uri)
     found = retried(lambda: with_reason(uri, lambda: filesystem.info(path)))
     return f"{uri}|{found.get('size')}|{found.get('ETag') or found.get('etag') or found.get('LastModified') or found.get('mtime')}"
-
-
-@contextmanager
-def staged(uri: str) -> Iterator[Path]:
-    """A local path of a source: its own, or of its copy in scratch (`$LATO_SCRATCH` or the temporary folder; over 20 GB those unused for an hour go).
-
-    Raises:
-        OSError: The source cannot be read; `is_gone` says whose fault it is.
-        UserError: Scratch cannot be written to.
-    """
-    if is_local(uri):
-        yield Path(uri.removeprefix("file://"))
-        return
-    target = _staged_at(uri)
-    scratch = target.parent
-    with suppress(OSError):  # it is not there, or what is wrong with the folder is told below
-        os.utime(target)  # before it is asked for: an old one might be evicted meanwhile
-    if not target.exists():
-        part = _new_file(scratch)
-        try:
-            retried(lambda: _copy_to(uri, part))
-            os.replace(part, target)
-        finally:
-            Path(part).unlink(missing_ok=True)
-        _evict(scratch)
-    yield target
-
-
-def _new_file(scratch: Path) -> str:
-    try:
-        scratch.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=scratch, suffix=".part")
-    except OSError as error:  # of this machine: it must not be taken for one of the source
-        raise UserError(
-            f"cannot write to {scratch}: {error.strerror}. Name another folder for copies of remote sources: LATO_SCRATCH"
-        ) from error
-    os.close(handle)
-    return part
-
-
-def _copy_to(uri: str, part: str) -> None:
-    with open(part, "wb") as out, open_read(uri) as given:
-        shutil.copyfileobj(given, out, 1 << 20)
-
-
-def _staged_at(uri: str) -> Path:
-    scratch = Path(os.environ.get("LATO_SCRATCH") or tempfile.gettempdir()) / "lato_scratch"
-    return scratch / f"{sha256_bytes(_state(uri).encode())[:32]}{Path(uri.rsplit('/', 1)[-1]).suffix}"
-
-
-def drop_staged(uri: str) -> None:
-    """Deletes this machine's scratch copy of a remote source."""
-    if not is_local(uri):
-        with suppress(FileNotFoundError):  # gone from the store, or never staged here; what is not used goes by itself
-            _staged_at(uri).unlink()
-
-
-def _evict(scratch: Path) -> None:
-    """Deletes the oldest copies over the limit; never one of the last hour, which another worker may be reading."""
-    found = []
-    for file in scratch.iterdir():
-        with suppress(FileNotFoundError):  # another worker evicts too
-            status = file.stat()
-            found.append((status.st_mtime, status.st_size, file))
-    total = sum(size for _, size, _ in found)
-    for used, size, file in sorted(found):
-        if total <= _SCRATCH_BYTES or used > time.time() - _IN_USE:
-            break
-        total -= size
-        file.unlink(missing_ok=True)
 
 
 class Piece(NamedTuple):

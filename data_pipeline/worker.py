@@ -20,7 +20,8 @@ from data_pipeline.decoder import PERHAPS_THE_MACHINE, DecodeError, Decoder, Fra
 from data_pipeline.image_set import content_sha256, read_image_set, with_reason
 from data_pipeline.perceive import watch_images, watch_video
 from data_pipeline.segments import AnalyzeConfig, Segment, Try, made_of
-from data_pipeline.sources import naming, staged
+from data_pipeline.sources import naming
+from data_pipeline.staging import staged
 from data_pipeline.tracks import why_not_chosen
 from infra.addresses import is_local
 from infra.environment import describe_machine

@@ -15,7 +15,7 @@ import pytest
 
 import data_pipeline.sources as sources_module
 import data_pipeline.worker as worker_module
-from data_pipeline import observe
+from data_pipeline import observe, staging
 from data_pipeline.analyze import analyze
 from data_pipeline.config import DataConfig
 from data_pipeline.decode import sample_frames
@@ -26,7 +26,8 @@ from data_pipeline.removals import hash_name
 from data_pipeline.render import Crop
 from data_pipeline.render import _Worker as RenderWorker
 from data_pipeline.segments import AnalyzeConfig, Segment, Try, bundle
-from data_pipeline.sources import ContentHashes, plan_segments, staged
+from data_pipeline.sources import ContentHashes, plan_segments
+from data_pipeline.staging import staged
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig, edit_photos
 from data_pipeline.synthetic.warp import WarpConfig
@@ -392,3 +393,20 @@ def test_a_video_that_changes_while_a_piece_of_it_is_looked_at_is_told(worker, t
     monkeypatch.setattr(worker_module, "watch_video", meanwhile)
     for _ in range(2):  # nor is it taken for what it was when another piece is looked at
         assert worker._observe(Segment(item_for(path), 0.0, 1.0, content, "x"))[1]["reason"] == "changed"
+
+
+def test_a_copy_that_is_read_is_not_evicted_however_long_that_takes(server, tmp_path, monkeypatch):
+    """A seeker opens it anew by its path: gone, it would be called missing for good."""
+    for name in "abc":
+        write(tmp_path / f"served/{name}.mp4", count=5 + ord(name))
+    monkeypatch.setattr(staging, "_SCRATCH_BYTES", 0)
+    with staged(f"{server.uri}/a.mp4") as read:
+        with staged(f"{server.uri}/b.mp4") as left:
+            pass
+        for copy in (read, left):
+            os.utime(copy, (0, 0))
+        with staged(f"{server.uri}/c.mp4"):
+            assert read.exists() and not left.exists()
+    os.utime(read, (0, 0))
+    with staged(f"{server.uri}/b.mp4"):
+        assert not read.exists()
