@@ -22,11 +22,15 @@ _CUT = 27.0
 """PySceneDetect's own threshold for a cut."""
 _LATE = 0.5
 """A stream may end this many seconds before its stated length."""
-_SAY_WHEN_THEY_END = ("matroska,webm", "asf")
+_MATROSKA = "matroska,webm"
+_HEAD = 4096
+"""Bytes that have a Matroska file's own header and the size of all that follows."""
+_SEGMENT = b"\x18\x53\x80\x67"
+_SAY_WHEN_THEY_END = (_MATROSKA, "asf")
 """Containers whose length is the time at which the pictures end, by the file's clock; in others it begins with the first picture."""
 _FROM_THE_FIRST = "libmatroska"
 """mkvmerge's library: it counts a file's length from what is first in it, and not from the clock's zero."""
-_MAY_BE_JOINED = ("mpegts", "mpeg", "matroska,webm")
+_MAY_BE_JOINED = ("mpegts", "mpeg", _MATROSKA)
 """Containers that are read on where another one follows in the same file: recordings that somebody wrote one behind the other, each with its own clock."""
 _CLOCK_FALLS = 1.0
 """Seconds by which a keyframe is before what came before it, where another clock begins."""
@@ -107,10 +111,32 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
                 sender.send(("frame", Frame(number, pts, upright(frame), shots.shot)))
     if index < 0:
         raise DecodeError("decode", "not one frame could be decoded")
+    if container.format.name == _MATROSKA and _is_cut_off(path):
+        torn.append("the file is shorter than its header says")
     if torn or (length is not None and last < length - _LATE):
         of = "" if length is None else f" of {length:.1f} s"
         raise DecodeError("truncated", f"ends at {last:.1f} s{of}" + "".join(f" ({why})" for why in torn))
     return FrameCount(stated, inside)
+
+
+def _is_cut_off(path: str) -> bool:
+    """Whether a Matroska file lacks its end. mkvmerge writes how long the pictures last there: nothing else would tell, where there is sound too."""
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
+    with suppress(IndexError):  # not even its head is there
+        size, at = _read_size(head, 4)  # of what comes before the segment, behind its name of four bytes
+        segment = at + (size or 0)
+        size, at = _read_size(head, segment + 4)
+        return head[segment : segment + 4] == _SEGMENT and size is not None and at + size > os.path.getsize(path)
+    return False
+
+
+def _read_size(data: bytes, at: int) -> tuple[int | None, int]:
+    """A size as Matroska writes it: as many bytes as its first bit that is set says; None where all others are set, in what is written live. And its end."""
+    length = 9 - data[at].bit_length()
+    others = (1 << 7 * length) - 1
+    size = int.from_bytes(data[at : at + length]) & others
+    return (None if size == others else size), at + length
 
 
 def _place_before(path: str, wanted: int, stream: Any) -> int | None:

@@ -168,6 +168,22 @@ def test_a_length_that_counts_from_the_first_picture_is_not_shortened(tmp_path, 
     assert error.value.kind == "truncated"
 
 
+@pytest.mark.parametrize("live", [False, True])
+def test_an_mkv_that_lacks_its_end_is_called_torn_though_nothing_says_how_long_its_pictures_last(tmp_path, live):
+    """As in one of mkvmerge's with sound: its tags lie at the end. What was written live has no size that it could lack."""
+    path = tmp_path / "x.mkv"
+    content = write_with_sound(path, [n * 0.05 for n in range(100)], 5.0).read_bytes().replace(b"\x88DURATION", b"\x88D_RATION")
+    if live:
+        at = content.index(b"\x18\x53\x80\x67") + 4
+        content = content[:at] + b"\x01" + b"\xff" * 7 + content[at + 8 :]
+    for share, found in ((1.0, range(100, 101)), (0.6, range(30, 70))):
+        path.write_bytes(content[: int(len(content) * share)])
+        torn: list[DecodeError] = []
+        frames = len(list(until_torn(sample_frames(str(path), 20.0), torn, [])))
+        assert frames in found
+        assert [error.kind for error in torn] == (["truncated"] if share < 1 and not live else [])
+
+
 def test_longer_sound_of_a_wmv(tmp_path):
     path = write_with_sound(tmp_path / "x.wmv", [n * 0.05 for n in range(40)], 4.5, codecs=("wmv2", "wmav2"))
     assert len(list(sample_frames(str(path), 20.0))) == 40

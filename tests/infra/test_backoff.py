@@ -146,7 +146,7 @@ def test_a_source_on_a_server_that_stays_busy_is_not_missing(server, waits, tmp_
     """That would be a verdict on it; the build stops instead."""
     item = WorkItem(source_id="s", uri=f"{server.uri}/always.mp4", kind="video")
     server.troubles = 10_000
-    with pytest.raises(UserError, match="always.mp4 cannot be read now"):
+    with pytest.raises(UserError, match=r"always\.mp4 cannot be read now"):
         ContentHashes(str(tmp_path)).of(item)
     assert len(waits) == 3
     assert ContentHashes(str(tmp_path)).of(item.model_copy(update={"uri": f"{server.uri}/gone.mp4"})) is None
