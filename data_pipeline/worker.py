@@ -126,14 +126,15 @@ class Worker:
                     self._hashes[before] = content
                 frames = sample_frames(str(path), self._config.fps, segment.start, segment.end, self._decoder)
                 seen = watch_video(limited(until_torn(frames, torn, counts), limit), self._reader, item.box)
-                return *seen, content if _state(path, is_local(item.uri)) == before else ""
+                return *seen, content if _state(path, is_local(item.uri)) == before else sha256_file(str(path))
         return *watch_images(limited(_read_images(item.uri, limit), limit), self._reader, item.box), content_sha256(item.uri)
 
 
 def _state(path: Path, local: bool) -> tuple[str, int, int, int]:
-    """What changes when a file does; a copy in scratch is nobody else's to change, and its time is that of its last use."""
+    """What changes when a file does. A copy in scratch has its content's state in its name; its time is that of its last use, and another worker that
+    fetched it at the same moment may put its own in its place."""
     status = path.stat()
-    return str(path), status.st_ino, status.st_size, status.st_mtime_ns if local else 0
+    return str(path), status.st_size, *((status.st_ino, status.st_mtime_ns) if local else (0, 0))
 
 
 def _read_images(uri: str, limit: float | None) -> Iterator[tuple[Frame, str, str | None]]:

@@ -395,6 +395,21 @@ def test_a_video_that_changes_while_a_piece_of_it_is_looked_at_is_told(worker, t
         assert worker._observe(Segment(item_for(path), 0.0, 1.0, content, "x"))[1]["reason"] == "changed"
 
 
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_a_video_that_is_touched_or_fetched_twice_while_it_is_looked_at_is_no_other(server, worker, tmp_path, monkeypatch, where):
+    path, real = write(tmp_path / "served/a.mp4"), worker_module.watch_video
+
+    def meanwhile(*args):
+        for file in [Path(path)] if where == "here" else list((tmp_path / "scratch/lato_scratch").glob("*.mp4")):
+            shutil.copyfile(file, tmp_path / "another.mp4")
+            os.replace(tmp_path / "another.mp4", file)
+        return real(*args)
+
+    monkeypatch.setattr(worker_module, "watch_video", meanwhile)
+    uri = path if where == "here" else f"{server.uri}/a.mp4"
+    assert worker._observe(Segment(item_for(uri), 0.0, 1.0, storage.sha256_file(path), "x"))[1]["reason"] == "no face"
+
+
 def test_a_copy_that_is_read_is_not_evicted_however_long_that_takes(server, tmp_path, monkeypatch):
     """A seeker opens it anew by its path: gone, it would be called missing for good."""
     for name in "abc":
