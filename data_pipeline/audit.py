@@ -238,6 +238,8 @@ class _Page:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                if self._refused():
+                    return
                 try:
                     if self.path == "/":
                         self._answer(200, "text/html; charset=utf-8", page.show())
@@ -249,6 +251,8 @@ class _Page:
                     self._answer(500, _TEXT, str(error).encode())
 
             def do_POST(self) -> None:
+                if self._refused():
+                    return
                 # a form of another site cannot send this type: labels come from this page alone
                 if self.path != "/label" or self.headers.get("Content-Type") != "application/json":
                     self._answer(404, _TEXT, b"not here")
@@ -256,12 +260,21 @@ class _Page:
                 try:
                     length = min(max(0, int(self.headers.get("Content-Length") or 0)), 10_000)
                     page.keep(self.rfile.read(length))
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:  # brackets in brackets without end
                     self._answer(400, _TEXT, f"not a label: {error}".encode())
                 except (UserError, OSError) as error:
                     self._answer(500, _TEXT, f"the label is not kept: {error}".encode())
                 else:
                     self._answer(200, _TEXT, b"kept")
+
+            def _refused(self) -> bool:
+                """Whether another site asks: one whose name leads to this machine (DNS rebinding) sends that name, and would else see faces and label."""
+                host, port = self.headers.get("Host", ""), self.server.server_address[1]
+                ours = {f"{name}{end}" for name in ("127.0.0.1", "localhost") for end in (f":{port}", *(("",) if port == 80 else ()))}
+                if host in ours and self.headers.get("Origin", f"http://{host}") == f"http://{host}":
+                    return False
+                self._answer(403, _TEXT, f"this page is http://127.0.0.1:{port}/ (or localhost), and answers to no other name".encode())
+                return True
 
             def _picture(self) -> bytes | None:
                 key, _, how = self.path.removeprefix("/pair/").partition("?")
@@ -271,6 +284,7 @@ class _Page:
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
+                self.send_header("Content-Security-Policy", "frame-ancestors 'none'")
                 try:
                     self.end_headers()
                     self.wfile.write(body)
