@@ -268,7 +268,7 @@ class _Page:
 
             def _refused(self) -> bool:
                 """Whether another site asks: one whose name leads to this machine (DNS rebinding) sends that name, and would else see faces and label."""
-                host, port = self.headers.get("Host", ""), self.server.server_address[1]
+                host, port = self.headers.get("Host", ""), self.connection.getsockname()[1]
                 ours = {f"{name}{end}" for name in ("127.0.0.1", "localhost") for end in (f":{port}", *(("",) if port == 80 else ()))}
                 if host in ours and self.headers.get("Origin", f"http://{host}") == f"http://{host}":
                     return False
