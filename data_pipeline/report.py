@@ -90,7 +90,7 @@ def write_data_report(work: str, version: str = "v1") -> str:
     short = [goal for _, cells in coverage[1] for _, goal in cells if goal]
     people = Counter(str(row["identity"]) for row in manifest)
     failed = [row for row in ledger if row["status"] == "failed"]
-    rejected, undrawn = rejected_pairs(folder, drawn, config)
+    accepted, (rejected, undrawn) = accepted_pairs(folder, manifest), rejected_pairs(folder, drawn, config)
     shown = {name for row in manifest for name in (row["source_id"], row["target_id"])}
     page = template.render(
         name=version,
@@ -109,7 +109,7 @@ def write_data_report(work: str, version: str = "v1") -> str:
         goal=goal,
         quota=config.cell_quota,
         groups=[(name, *_rates(names, order, judged_once, passed_once)) for name, names, order in _groups(judged_once, drawn.items)],
-        accepted=accepted_pairs(folder, manifest),
+        accepted=accepted,
         rejected=rejected,
         undrawn=undrawn.most_common(),
         said=VERDICTS_SAID,
