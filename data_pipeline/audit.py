@@ -21,15 +21,13 @@ import pyarrow.compute as pc
 
 from data_pipeline.beside import Beside
 from data_pipeline.candidates import find_candidates, read_candidate_pieces, take_candidates
-from data_pipeline.decoder import DecodeError
 from data_pipeline.pairing import AXES
 from data_pipeline.published import read_index, read_manifest_table
 from data_pipeline.rules import LIMITS, VERIFIERS, PairingConfig
-from data_pipeline.sheet import draw_candidate
+from data_pipeline.sheet import Sources, Unreadable
 from data_pipeline.versions import showing, whole_version
 from data_pipeline.why import pairing_config
 from data_pipeline.words import VERDICTS_SAID, instruction_of, missed_by
-from data_pipeline.worklist import read_worklist
 from infra.addresses import join
 from infra.errors import UserError
 from infra.state import INPUT, read_rows
@@ -197,7 +195,7 @@ class _Page:
         wanted = {key for entry in entries for key in (entry.key, *entry.beside)}
         found = find_candidates(self._folder, ["key"], lambda piece: pc.is_in(piece["key"], pa.array(sorted(wanted), pa.string())))
         self._rows = {row["key"]: row for row in found}
-        self._uris = {item.source_id: item.uri for item in read_worklist(join(work, "worklist.parquet"))}
+        self._sources = Sources(work)
         self._lock = threading.Lock()
         self._html = jinja2.Template(_TEMPLATE.read_text(), autoescape=True)
 
@@ -209,12 +207,13 @@ class _Page:
     def picture(self, key: str, landmarks: bool) -> bytes | None:
         if key not in self._rows:
             return None
+        self._sources.lost.clear()  # a server may answer again: somebody waits for one picture at a time
         try:
             shown = [self._rows[name] for name in (key, *self._beside.get(key, ()))]
-            image = np.vstack([draw_candidate(row, self._uris, self._work, side=384, landmarks=landmarks) for row in shown])
-        except (DecodeError, FileNotFoundError, ValueError):
+            image = np.vstack([self._sources.draw(row, 384, landmarks) for row in shown])
+        except Unreadable as error:
             image = np.full((120, 480, 3), 255, np.uint8)
-            cv2.putText(image, "the source can no longer be read", (8, 60), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (160, 0, 0), 2)
+            cv2.putText(image, str(error), (8, 60), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (160, 0, 0), 2)
         return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
     def keep(self, body: bytes) -> None:
@@ -238,6 +237,8 @@ class _Page:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                if self._refused():
+                    return
                 try:
                     if self.path == "/":
                         self._answer(200, "text/html; charset=utf-8", page.show())
@@ -249,6 +250,8 @@ class _Page:
                     self._answer(500, _TEXT, str(error).encode())
 
             def do_POST(self) -> None:
+                if self._refused():
+                    return
                 # a form of another site cannot send this type: labels come from this page alone
                 if self.path != "/label" or self.headers.get("Content-Type") != "application/json":
                     self._answer(404, _TEXT, b"not here")
@@ -256,12 +259,21 @@ class _Page:
                 try:
                     length = min(max(0, int(self.headers.get("Content-Length") or 0)), 10_000)
                     page.keep(self.rfile.read(length))
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:  # brackets in brackets without end
                     self._answer(400, _TEXT, f"not a label: {error}".encode())
                 except (UserError, OSError) as error:
                     self._answer(500, _TEXT, f"the label is not kept: {error}".encode())
                 else:
                     self._answer(200, _TEXT, b"kept")
+
+            def _refused(self) -> bool:
+                """Whether another site asks: one whose name leads to this machine (DNS rebinding) sends that name, and would else see faces and label."""
+                host, port = self.headers.get("Host", ""), self.connection.getsockname()[1]
+                ours = {f"{name}{end}" for name in ("127.0.0.1", "localhost") for end in (f":{port}", *(("",) if port == 80 else ()))}
+                if host in ours and self.headers.get("Origin", f"http://{host}") == f"http://{host}":
+                    return False
+                self._answer(403, _TEXT, f"this page is http://127.0.0.1:{port}/ (or localhost), and answers to no other name".encode())
+                return True
 
             def _picture(self) -> bytes | None:
                 key, _, how = self.path.removeprefix("/pair/").partition("?")
@@ -271,6 +283,7 @@ class _Page:
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
+                self.send_header("Content-Security-Policy", "frame-ancestors 'none'")
                 try:
                     self.end_headers()
                     self.wfile.write(body)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -50,7 +52,7 @@ def _describe(index: dict[str, Any], manifest: list[dict[str, Any]], tied: dict[
 
 def _card(index: dict[str, Any], manifest: list[dict[str, Any]], tied: dict[str, Any] | None) -> str:
     def counts(names: Iterable[str]) -> str:
-        return "\n".join(f"| {name} | {count:,} |" for name, count in Counter(names).most_common())
+        return "\n".join(f"| {_cell(name)} | {count:,} |" for name, count in Counter(names).most_common())
 
     size = next(
         label
@@ -79,14 +81,7 @@ comes from. {len(manifest):,} samples from {len(sources):,} sources{_components(
 A sample is `<key>.source.jpg`, `<key>.target.jpg`, `<key>.landmarks.npy` (float32, 2 x 68 x 2) and `<key>.json`. `manifest.parquet` has a row a sample with the byte
 offset of every member; `index.json` has the sha256 of every shard.
 
-```python
-import webdataset
-
-for sample in webdataset.WebDataset("shards/train-000000.tar", shardshuffle=False).decode("rgb"):
-    source, target, meta = sample["source.jpg"], sample["target.jpg"], sample["json"]  # meta["instruction"], meta["edit"], meta["provenance"]
-```
-
-| split | samples |
+{_example(index)}| split | samples |
 |---|---|
 {counts(str(row["split"]) for row in manifest)}
 
@@ -107,6 +102,27 @@ for sample in webdataset.WebDataset("shards/train-000000.tar", shardshuffle=Fals
 Faces are measured by detectors, not labelled by hand; instructions come from templates. People can be taken out (`lato data forget`); what was removed stays
 removed in later builds.
 """
+
+
+def _example(index: dict[str, Any]) -> str:
+    """How the first shard is read, by the name that it has; nothing where all was forgotten."""
+    if not index["shards"]:
+        return ""
+    first = min((shard["name"] for shard in index["shards"]), key=lambda name: (not name.startswith("train-"), name))
+    return f"""```python
+import webdataset
+
+for sample in webdataset.WebDataset("shards/{first}", shardshuffle=False).decode("rgb"):
+    source, target, meta = sample["source.jpg"], sample["target.jpg"], sample["json"]  # meta["instruction"], meta["edit"], meta["provenance"]
+```
+
+"""
+
+
+def _cell(text: str) -> str:
+    """Words of a work list in a table: as they are, on one line, and no markup."""
+    escaped = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", escaped)
 
 
 def _components(tied: dict[str, Any] | None, sources: set[str]) -> str:
@@ -134,7 +150,9 @@ def _sides(tied: dict[str, Any] | None) -> str:
 
 def _models(index: dict[str, Any]) -> str:
     """What measured or made the samples; nothing where the version is older than that list."""
-    rows = "\n".join(f"| {model['name']} | {model['licence']} | {model['sha256'] or '-'} |" for model in index.get("models", []))
+    rows = "\n".join(
+        f"| {_cell(model['name'])} | {_cell(model['licence'])} | {model['sha256'] or '-'} |" for model in index.get("models", [])
+    )
     if not rows:
         return ""
     return f"""The models that measured the pictures (and made them, where they are generated). Their licences are not the samples', and `lato data export` does not

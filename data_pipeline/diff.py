@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from data_pipeline.candidates import read_candidates_table
-from data_pipeline.published import home_of, read_index, read_manifest
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_pipeline.candidates import read_candidate_pieces
+from data_pipeline.published import home_of, read_index, read_manifest, read_manifest_table
 
 
 def diff_versions(first: str, second: str) -> dict[str, Any]:
@@ -46,8 +49,11 @@ def _reasons(folder: str, keys: list[str]) -> Counter[str]:
         return Counter(
             {f"not in the export, which tells no reasons (its licences: {', '.join(index.get('licences') or ['all'])})": len(keys)}
         )
-    verdicts = {row["key"]: row["verdict"] for row in read_candidates_table(folder, ["key", "verdict"]).to_pylist()}
+    wanted, verdicts = pa.array(keys, pa.string()), dict[str, str]()
+    for piece in read_candidate_pieces(folder, ["key", "verdict"]):
+        found = piece.filter(pc.is_in(piece["key"], wanted))
+        verdicts.update(zip(found["key"].to_pylist(), found["verdict"].to_pylist(), strict=True))
     if "view_of" in index:
-        held = {row["key"] for row in read_manifest(home_of(folder))}
+        held = set(read_manifest_table(home_of(folder))["key"].to_pylist())
         verdicts |= {key: f"left out by the view (where: {index['where']})" for key in keys if key in held}
     return Counter(verdicts.get(key, "no longer a candidate") for key in keys)

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 
 from infra.addresses import join
 from infra.errors import UserError
-from infra.state import PUBLISHED, read_json, read_table
+from infra.state import PUBLISHED, read_json, read_table, reading
 from infra.storage import exists, open_read
-from lato.pairs import MEMBERS
+from lato.pairs import MEMBERS, FacePair, decode_pair
 
 MANIFEST, CANDIDATES = "manifest.parquet", "candidates.parquet"
 """Names in a version's folder when it is first published; its index says which hold now."""
@@ -56,6 +56,22 @@ def read_members(folder: str, row: dict[str, Any]) -> dict[str, bytes]:
             file.seek(row[f"{member}_offset"])
             members[member] = file.read(row[f"{member}_length"])
     return members
+
+
+def read_pair(folder: str, row: dict[str, Any]) -> FacePair:
+    """A sample by its manifest row, for whoever shows it: its pictures can be opened.
+
+    Raises:
+        UserError: Its shard is missing or damaged there.
+    """
+    shard = join(folder, "shards", row["shard"])
+    try:
+        with reading(shard, PUBLISHED):
+            pair = decode_pair(str(row["key"]), read_members(folder, row))
+            pair.source_image(), pair.target_image()
+    except FileNotFoundError as error:
+        raise UserError(f"{shard} is missing or damaged: there is no such file. Copy the version again, or build it again.") from error
+    return pair
 
 
 def read_index(folder: str) -> dict[str, Any]:

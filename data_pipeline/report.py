@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,19 @@ from data_pipeline.audit import summarize, wilson
 from data_pipeline.candidates import read_candidates_table
 from data_pipeline.copies import read_copies
 from data_pipeline.extend import read_components
-from data_pipeline.ledger import read_ledger
+from data_pipeline.ledger import Ledger, read_ledger
 from data_pipeline.pairing import AXES, SCORES
-from data_pipeline.published import licence_text, read_index, read_manifest
+from data_pipeline.published import consents_of, licence_text, read_index, read_manifest
 from data_pipeline.report_pairs import accepted_pairs, rejected_pairs
 from data_pipeline.report_plots import plot_correlation, show_filter
 from data_pipeline.rules import LIMITS, PASSED, VERIFIERS
 from data_pipeline.second_opinion import NAMES, second_opinion
+from data_pipeline.sheet import Sources
 from data_pipeline.tables import end_numbers
 from data_pipeline.versions import showing, whole_version
 from data_pipeline.why import pairing_config
 from data_pipeline.words import VERDICTS_SAID
-from data_pipeline.worklist import WorkItem, read_worklist
+from data_pipeline.worklist import WorkItem
 from infra.addresses import join
 from infra.state import PUBLISHED, read_json
 from infra.storage import commit
@@ -78,9 +79,10 @@ def write_data_report(work: str, version: str = "v1") -> str:
     candidates, manifest = read_candidates_table(folder, list(_NEEDED)), read_manifest(folder)
     judged = candidates.filter(pc.not_equal(candidates["verdict"], "no edit of ours"))
     passed = np.asarray(pc.is_in(judged["verdict"], value_set=pa.array(PASSED)))
-    ledger = read_ledger(work)
+    ledger, copies = read_ledger(work), read_copies(folder)
+    funnel = read_json(join(folder, "funnel.json"), mend=PUBLISHED)
     config = pairing_config(folder)
-    items = {item.source_id: item for item in read_worklist(join(work, "worklist.parquet"))}
+    drawn = Sources(work)
     template = jinja2.Template((Path(__file__).parent / "templates/report.html.jinja").read_text(), autoescape=True)
     coverage, goal = _coverage(manifest, config.cell_quota)
     pairs = one_of_twins(judged, passed)
@@ -88,15 +90,17 @@ def write_data_report(work: str, version: str = "v1") -> str:
     short = [goal for _, cells in coverage[1] for _, goal in cells if goal]
     people = Counter(str(row["identity"]) for row in manifest)
     failed = [row for row in ledger if row["status"] == "failed"]
+    accepted, (rejected, undrawn) = accepted_pairs(folder, manifest), rejected_pairs(folder, drawn, config)
+    shown = {name for row in manifest for name in (row["source_id"], row["target_id"])}
     page = template.render(
         name=version,
         index=index,
         samples=Counter(str(row["split"]) for row in manifest),
         people=Counter(people.values()),
         largest=max(people.values(), default=0),
-        sources=(len({name for row in manifest for name in (row["source_id"], row["target_id"])}), len(ledger)),
+        sources=(len(shown), _looked_at(funnel)),
         most=_MOST,
-        funnel=_funnel(read_json(join(folder, "funnel.json"), mend=PUBLISHED)),
+        funnel=_funnel(funnel),
         filters=[show_filter(judged, passed, verdict, config) for verdict in _SHOWN],
         judged=len(judged),
         correlation=plot_correlation(judged),
@@ -104,15 +108,17 @@ def write_data_report(work: str, version: str = "v1") -> str:
         short=(len(short), sum(short)),
         goal=goal,
         quota=config.cell_quota,
-        groups=[(name, *_rates(names, order, judged_once, passed_once)) for name, names, order in _groups(judged_once, items)],
-        accepted=accepted_pairs(folder, manifest),
-        rejected=rejected_pairs(folder, work, config),
+        groups=[(name, *_rates(names, order, judged_once, passed_once)) for name, names, order in _groups(judged_once, drawn.items)],
+        accepted=accepted,
+        rejected=rejected,
+        undrawn=undrawn.most_common(),
         said=VERDICTS_SAID,
-        copies=sorted(read_copies(folder).items()),
+        copies=sorted(copies.items()),
+        other_build=_is_of_another(funnel, shown, Ledger(ledger), copies),
         failures=Counter(f"{row['status']}: {row['reason']}" for row in ledger if row.get("reason")).most_common(),
         failed=failed,
         warned=[row for row in ledger if row.get("warnings")],
-        licences=Counter((licence_text(row), _consents(row, items)) for row in manifest).most_common(),
+        licences=Counter((licence_text(row), _consents(row, drawn.items)) for row in manifest).most_common(),
         audit=summarize(work),
         opinion=second_opinion(ledger, work),
         expressions=NAMES,
@@ -135,10 +141,22 @@ def _funnel(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def _looked_at(funnel: list[dict[str, Any]]) -> int:
+    return next((int(row["count"]) for row in funnel if (row["step"], row["name"]) == ("sources", "in")), 0)
+
+
+def _is_of_another(funnel: list[dict[str, Any]], shown: set[str], ledger: Ledger, copies: Mapping[str, object]) -> bool:
+    """Whether the ledger tells of other sources than the version's funnel, or lacks one of its samples: there was another build since, or somebody was forgotten."""
+    counts = {row["name"]: row["count"] for row in funnel if row["step"] == "sources"}
+    return not shown <= {row["source_id"] for row in ledger.rows} or counts != {"in": len(ledger.rows), **ledger.counts(copies)}
+
+
 def _consents(row: dict[str, Any], items: dict[str, WorkItem]) -> str:
-    """Of source and target, as the work list has it; generated people have none to give."""
+    """Of source and target, as the version has it; an older one does not tell, and then it is what the last work list says."""
     if row["kind"] == "synthetic":
         return "not needed: drawn"
+    if "consent" in row:
+        return " and ".join(sorted({consent or "unknown" for consent in consents_of(row)}))
     return " and ".join(sorted({items[name].consent if name in items else "unknown" for name in (row["source_id"], row["target_id"])}))
 
 

@@ -13,12 +13,9 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from data_pipeline.candidates import read_candidate_pieces, take_candidates
-from data_pipeline.decoder import DecodeError
 from data_pipeline.rules import LIMITS, VERIFIERS, PairingConfig
-from data_pipeline.sheet import draw_candidate, draw_faces, read_samples
+from data_pipeline.sheet import Sources, Unreadable, draw_faces, read_samples
 from data_pipeline.words import instruction_of, missed_by
-from data_pipeline.worklist import read_worklist
-from infra.addresses import join
 
 _ACCEPTED = 18
 _REJECTED = 6
@@ -69,9 +66,10 @@ def _by_source(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [rows[n] for n in np.argsort(turns, kind="stable")]
 
 
-def rejected_pairs(folder: str, work: str, config: PairingConfig) -> list[tuple[str, list[Shown]]]:
-    """Filter -> the pairs that missed it by least, of different sources as far as there are, drawn from the sources."""
-    uris = {item.source_id: item.uri for item in read_worklist(join(work, "worklist.parquet"))}
+def rejected_pairs(folder: str, sources: Sources, config: PairingConfig) -> tuple[list[tuple[str, list[Shown]]], Counter[str]]:
+    """Filter -> the pairs that missed it by least, of different sources as far as there are, drawn from the sources; and why how many
+    cannot be drawn."""
+    undrawn = Counter[str]()
     sheets = []
     for verdict, numbers in _nearest(folder).items():
         shown: list[Shown] = []
@@ -80,16 +78,17 @@ def rejected_pairs(folder: str, work: str, config: PairingConfig) -> list[tuple[
             if instruction is None:
                 continue  # misread as another expression, and as the same one on both pictures
             try:
-                picture = _encode(draw_candidate(row, uris, work, side=_SIDE))
-            except (DecodeError, FileNotFoundError, ValueError):
-                continue  # the source can no longer be read
+                picture = _encode(sources.draw(row, _SIDE))
+            except Unreadable as error:
+                undrawn[str(error)] += 1
+                continue
             ends = f"{_sources(row)}, {row['from_pts']:.2f} s and {row['to_pts']:.2f} s" if row["kind"] == "video" else _sources(row)
             shown.append(Shown(picture, instruction, [missed_by(row, verdict, config), ends], row["key"]))
             if len(shown) == _REJECTED:
                 break
         if shown:
             sheets.append((verdict, shown))
-    return sheets
+    return sheets, undrawn
 
 
 def _nearest(folder: str) -> dict[str, npt.NDArray[np.int64]]:

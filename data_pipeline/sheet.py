@@ -8,25 +8,31 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from data_pipeline.decoder import DecodeError, MachineError
 from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import read_chips
 from data_pipeline.pairing import crops_of
-from data_pipeline.published import read_members
+from data_pipeline.published import read_pair
 from data_pipeline.render import crop_landmarks, cut
-from data_pipeline.samples import read_ends
+from data_pipeline.samples import Ends, read_ends
 from data_pipeline.seek import read_frames_at
+from data_pipeline.sources import ContentHashes
 from data_pipeline.staging import staged
+from data_pipeline.worklist import WorkItem, read_worklist
+from infra.addresses import is_local, join
+from infra.backoff import passes
 from infra.storage import read_bytes
 from lato.landmarks import draw_landmarks
-from lato.pairs import FacePair, decode_image, decode_pair
+from lato.pairs import FacePair, decode_image
 
 _SIDE = 224
 
 
 def read_samples(folder: str, rows: Iterable[dict[str, Any]]) -> list[FacePair]:
-    """Reads samples of a version by their manifest rows, each by its byte offsets."""
-    return [decode_pair(str(row["key"]), read_members(folder, row)) for row in rows]
+    """Reads samples of a version by their manifest rows, each by its byte offsets. Raises UserError where a shard is missing or damaged."""
+    return [read_pair(folder, row) for row in rows]
 
 
 def draw_sheet(pairs: list[FacePair], columns: int = 4) -> npt.NDArray[np.uint8]:
@@ -37,23 +43,98 @@ def draw_sheet(pairs: list[FacePair], columns: int = 4) -> npt.NDArray[np.uint8]
     return np.vstack([np.hstack(cells[start : start + columns]) for start in range(0, len(cells), columns)])
 
 
-def draw_candidate(row: dict[str, Any], uris: dict[str, str], work: str, side: int, landmarks: bool = True) -> npt.NDArray[np.uint8]:
-    """Source and target of any judged pair with their landmarks, if asked, side by side, read from the sources.
+class Unreadable(ValueError):
+    """A face cannot be shown as it was looked at; the text says why in a few words, which fit on a picture."""
+
+
+class _Hashes(ContentHashes):
+    """What a build knows of its sources' contents, and what is hashed since, which is not kept: another build may be writing them now, or somebody is
+    being forgotten."""
+
+    def keep(self) -> None:
+        """Writes nothing."""
+
+
+class Sources:
+    """A build's sources, of which judged pairs are drawn, each only while it is what was looked at.
+
+    Args:
+        work: The build's folder.
 
     Raises:
-        DecodeError, FileNotFoundError, ValueError: A source can no longer be read.
+        UserError: Its work list or its cache of hashes is damaged.
     """
-    pictures = []
-    for end, crop in zip(read_ends([row], work)[row["key"]], crops_of(row), strict=True):
+
+    def __init__(self, work: str) -> None:
+        self.items = {item.source_id: item for item in read_worklist(join(work, "worklist.parquet"))}
+        self.lost: dict[str, str] = {}
+        """Source, or server that does not answer -> why nothing is drawn of it. It is not asked again: that may take seconds each time."""
+        self._work, self._hashes = work, _Hashes(work)
+        self._sets: dict[str, str | None] = {}
+
+    def draw(self, row: dict[str, Any], side: int, landmarks: bool = True) -> npt.NDArray[np.uint8]:
+        """Source and target of any judged pair with their landmarks, if asked, side by side.
+
+        Args:
+            row: Of the candidates, whole.
+            side: Of a face, in pixels.
+            landmarks: Whether they are drawn.
+
+        Raises:
+            Unreadable: A source is gone, has changed, or cannot be read.
+            UserError: Scratch for remote sources cannot be written to, or a part is damaged.
+        """
+        pictures = []
+        for end, crop in zip(self._ends(row), crops_of(row), strict=True):
+            face = decode_image(cut(self._picture(end), crop), "crop")
+            face = draw_landmarks(crop_landmarks(end, crop), face) if landmarks else face
+            pictures.append(cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA))
+        return np.hstack(pictures)
+
+    def _ends(self, row: dict[str, Any]) -> Ends:
+        try:
+            ends = read_ends([row], self._work)[row["key"]]
+        except (FileNotFoundError, pa.ArrowIndexError) as error:
+            raise Unreadable("what was seen of the source is gone") from error
+        for side, end in zip(("from", "to"), ends, strict=True):
+            if any(end[name] != row[f"{side}_{name}"] for name in ("frame", "track")):
+                raise Unreadable("the source was looked at anew since")  # a part keeps its name then, and its rows may be others
+        return ends
+
+    def _picture(self, end: dict[str, Any]) -> npt.NDArray[np.uint8]:
+        """The whole picture that a face was seen in."""
+        name = end["source_id"]
+        if name not in self.items:
+            raise Unreadable("the source is not in the work list now")
+        item = self.items[name]
+        server = name if is_local(item.uri) else "/".join(item.uri.split("/")[:3])
+        if known := self.lost.get(name) or self.lost.get(server):
+            raise Unreadable(known)
+        try:
+            return self._read(end, item)
+        except (DecodeError, MachineError, OSError, ValueError) as error:
+            told = str(error) if isinstance(error, Unreadable) else "the source can no longer be read"
+            self.lost[server if isinstance(error, OSError) and passes(error) else name] = told
+            raise Unreadable(told) from error
+
+    def _read(self, end: dict[str, Any], item: WorkItem) -> npt.NDArray[np.uint8]:
+        found = self._digest(item)
+        if found is None:
+            raise FileNotFoundError(self._hashes.unreadable[item.source_id][1])
+        if found != end["source_sha256"]:
+            raise Unreadable("the source has changed since")
         if end["image_uri"]:
-            image = decode_image(read_bytes(end["image_uri"]), end["image_uri"])
-        else:
-            with staged(uris[end["source_id"]]) as path:
-                image = read_frames_at(str(path), [end["pts"]])[0].image
-        face = decode_image(cut(image, crop), "crop")
-        face = draw_landmarks(crop_landmarks(end, crop), face) if landmarks else face
-        pictures.append(cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA))
-    return np.hstack(pictures)
+            return decode_image(read_bytes(end["image_uri"]), end["image_uri"])
+        with staged(item.uri) as path:
+            return read_frames_at(str(path), [end["pts"]])[0].image
+
+    def _digest(self, item: WorkItem) -> str | None:
+        """Of a file it is known while that does not change; a set is hashed with all its pictures, which may lie far away, once."""
+        if not item.uri.endswith(".json"):
+            return self._hashes.of(item)
+        if item.source_id not in self._sets:
+            self._sets[item.source_id] = self._hashes.of(item)
+        return self._sets[item.source_id]
 
 
 def draw_conflicts(conflicts: dict[str, list[str]], splits: Mapping[str, str], work: str) -> bytes:

@@ -12,7 +12,7 @@ from data_pipeline.candidates import explain, find_candidates, read_candidate_pi
 from data_pipeline.copies import read_copies
 from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import read_part
-from data_pipeline.published import home_of, read_manifest_table, read_members
+from data_pipeline.published import home_of, read_manifest_table, read_pair
 from data_pipeline.rules import ASKED, LIMITS, SETTINGS, PairingConfig
 from data_pipeline.tracks import why_not_chosen
 from data_pipeline.versions import check_judged, find_version, why_empty
@@ -20,7 +20,6 @@ from infra.addresses import join
 from infra.errors import UserError
 from infra.state import PUBLISHED, read_json, reading
 from infra.storage import exists
-from lato.pairs import decode_pair
 
 _SHOWN = 12
 _QUALITY = ("sharpness", "noise", "clipped", "blockiness", "letterbox", "face_px")
@@ -183,7 +182,7 @@ def _explain_sample(key: str, folder: str) -> list[str]:
     if not found:
         return ["no longer in the version: it was removed"]
     row = found[0]
-    meta = decode_pair(key, read_members(home, row)).meta
+    meta = read_pair(home, row).meta
     start = min(row[name] for name in row if name.endswith("_offset"))
     by = f", rewritten by {meta.rewriting.model}, seed {meta.rewriting.seed}" if meta.rewriting else ""
     lines = [f"shard {row['shard']} from byte {start}: {meta.instruction!r} (template {meta.template}{by})"]

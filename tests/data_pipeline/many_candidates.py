@@ -19,6 +19,7 @@ from data_pipeline.extend import read_base
 from data_pipeline.forget import forget
 from data_pipeline.report_pairs import rejected_pairs
 from data_pipeline.rules import LIMITS, PairingConfig
+from data_pipeline.sheet import Sources
 from data_pipeline.why import why
 from data_pipeline.worklist import item_for, write_worklist
 from tests.training.versions import publish
@@ -81,7 +82,7 @@ def main() -> None:
     work, rows = Path(sys.argv[1]), int(sys.argv[2])
     folder = write_version(work, rows)
     steps = {
-        "report": lambda: rejected_pairs(folder, str(work), PairingConfig()),
+        "report": lambda: rejected_pairs(folder, Sources(str(work)), PairingConfig()),
         "why": lambda: (why(f"p_{rows - 1:020d}", str(work)), why("s1000", str(work))),
         "audit": lambda: _Page(str(work), "v1", {}, choose(str(work), "v1", 5, 0), 0),
         "extend": lambda: read_base(folder, str(work)),

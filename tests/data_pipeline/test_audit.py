@@ -1,5 +1,6 @@
 """An audit: labels are taken in a page and beat the filters."""
 
+import http.client
 import json
 import shutil
 import threading
@@ -20,6 +21,7 @@ from data_pipeline.rules import PairingConfig
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.worklist import item_for
 from tests.browser import Browser, find_chromium
+from tests.data_pipeline.many_candidates import write_version
 from tests.data_pipeline.small import config, read_candidates
 
 
@@ -66,6 +68,39 @@ def test_labels_are_taken_in_a_page_and_beat_the_filters(first, models):
     verdicts = {row["key"]: row["verdict"] for row in read_candidates(labelled.uri)}
     assert verdicts[accepted.key] == "labelled bad"
     assert verdicts[refused.key] in ("accepted", "quota", "near-duplicate")
+
+
+def test_the_page_answers_to_no_name_of_another_site(tmp_path):
+    """A site whose own name is made to lead to this machine would else read faces and write labels (DNS rebinding)."""
+    write_version(tmp_path, 60)
+    server = serve_audit(str(tmp_path), "v1", per_stratum=2, seed=0, port=0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    key = choose(str(tmp_path), "v1", 2, 0)[0].key
+
+    def ask(method, path, body=None, **headers):
+        line = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+        line.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        answer = line.getresponse()
+        assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+        return answer.status, answer.read()
+
+    label = {"body": json.dumps({"key": key, "good": True}), "Content_Type": "application/json"}
+    here, evil = f"127.0.0.1:{server.server_port}", f"evil.example:{server.server_port}"
+    try:
+        for host in (evil, "127.0.0.1", f"localhost.evil.example:{server.server_port}", ""):
+            for path in ("/", f"/pair/{key}"):
+                status, said = ask("GET", path, Host=host)
+                assert status == 403 and key.encode() not in said
+            assert ask("POST", "/label", Host=host, **label)[0] == 403
+        assert ask("POST", "/label", Origin=f"http://{evil}", **label)[0] == ask("POST", "/label", Origin="null", **label)[0] == 403
+        assert read_labels(str(tmp_path)) == {}
+        assert ask("GET", "/", Host=f"localhost:{server.server_port}")[0] == 200
+        assert ask("POST", "/label", "[" * 9_999, Content_Type="application/json")[0] == 400
+        assert ask("POST", "/label", Origin=f"http://{here}", **label) == (200, b"kept")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert [json.loads(line)["key"] for line in (tmp_path / "labels.jsonl").read_text().splitlines()] == [key]
 
 
 @pytest.mark.skipif(find_chromium() is None, reason="needs a Chromium")

@@ -11,7 +11,9 @@ from data_pipeline.build import build_dataset
 from data_pipeline.config import DataConfig
 from data_pipeline.groups import read_models
 from data_pipeline.places import warps
+from data_pipeline.published import read_manifest
 from data_pipeline.rewrite import RewriteConfig, Rewriter, Wanted
+from data_pipeline.sheet import read_samples
 from data_pipeline.sources import ContentHashes
 from data_pipeline.synthetic.sources import edit_photos
 from data_pipeline.synthetic.warp import WarpConfig
@@ -19,6 +21,7 @@ from data_pipeline.worklist import item_for
 from infra.errors import UserError
 from lato.edits import Edit, Expression
 from tests.data_pipeline.commands import spoil, told
+from tests.data_pipeline.many_candidates import write_version
 
 DERIVED, INPUT, PUBLISHED = "Delete it and run lato data build again", "restore it from a copy", "build the version again"
 
@@ -65,6 +68,22 @@ def test_a_file_that_a_version_lacks_is_told(work, name):
     (work / "versions/v1" / name).unlink()
     message = told("report", "--work-dir", work)
     assert f"{name} is missing or damaged" in message and "build it again" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"\0", None])
+def test_a_shard_that_is_damaged_or_away_is_told_to_who_asks_for_a_sample(tmp_path, content):
+    folder = Path(write_version(tmp_path, 20))
+    row = read_manifest(str(folder))[0]
+    shard = folder / "shards" / row["shard"]
+    if content is None:
+        shard.unlink()
+    else:
+        shard.write_bytes(content * shard.stat().st_size)
+    said = f"{row['shard']} is missing or damaged" if content is None else f"{row['shard']} is damaged"
+    message = told("why", row["key"], "--work-dir", tmp_path)
+    assert said in message and "Copy the version again" in message
+    with pytest.raises(UserError, match=said):
+        read_samples(str(folder), [row])
 
 
 @pytest.mark.parametrize(

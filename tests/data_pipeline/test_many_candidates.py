@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import tracemalloc
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.candidates import find_candidates, shrink_candidates
+from data_pipeline.diff import _reasons
 from data_pipeline.forget_versions import lost_keys
 from data_pipeline.removals import Removals, hash_name
 from data_pipeline.tables import read_pieces, take_rows
@@ -28,6 +31,17 @@ def test_no_command_holds_all_candidates_at_once(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     took = json.loads(done.stdout.splitlines()[-1])
     assert {name: most for name, most in took.items() if most > MOST} == {}
+
+
+def test_the_reasons_of_a_diff_are_looked_up_a_piece_at_a_time(tmp_path):
+    folder = write_version(tmp_path, 10_000)
+    tracemalloc.start()
+    found = _reasons(folder, ["k0000", f"p_{6:020d}", f"p_{9_999:020d}", "unknown"])
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    rows = find_candidates(folder, ["key"], lambda piece: np.isin(piece["key"], [f"p_{6:020d}", f"p_{9_999:020d}"]))
+    assert found == Counter(["accepted", *(row["verdict"] for row in rows), "no longer a candidate"]) and len(rows) == 2
+    assert most < 1_000_000  # all keys and verdicts as Python values take 3.6 MB
 
 
 def test_rows_are_taken_by_number_from_any_row_group(tmp_path):
