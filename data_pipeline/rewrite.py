@@ -23,7 +23,8 @@ from infra.console import say
 from infra.errors import UserError
 from infra.state import read_json
 from infra.storage import commit, exists, read_bytes, sha256_bytes, sha256_json
-from lato.edits import Edit, Instruction, Rewriting, instruction_for, parse_instruction, plain_words, unread_words, uses_template
+from lato.edits import Edit, Instruction, Rewriting, instruction_for, parse_instruction, plain_words, uses_template
+from lato.instruction_words import unread_words
 
 _PROMPT = (
     "Rewrite this instruction for a photo editor in your own words{seen}. Keep its meaning exactly: the same expression and intensity, the same directions and "
