@@ -29,6 +29,10 @@ def endpoint(monkeypatch):
             self.end_headers()
             self.wfile.write(json.dumps({"choices": [{"message": {"content": replies[0]}}]}).encode())
 
+        def do_GET(self):  # as a redirect would be followed
+            asked.append(self.headers["Authorization"])
+            self.send_error(404)
+
         def log_message(self, *_):
             pass
 
@@ -86,6 +90,30 @@ def test_a_refusal_for_good_is_not_asked_again(endpoint, tmp_path):
     with pytest.raises(UserError, match=r"in 1 tries.*picture=false"):
         Rewriter(RewriteConfig(endpoint=address), str(tmp_path)).write([Wanted(HAPPY, "p", "train", str(tmp_path / "a.jpg"))])
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("status", [302, 307])
+def test_a_redirect_gets_no_key(endpoint, tmp_path, monkeypatch, status):
+    address, asked, _, _ = endpoint
+    monkeypatch.setenv("LATO_API_KEY", "secret")
+
+    class Redirect(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Location", f"{address}/elsewhere")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Redirect)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with pytest.raises(UserError, match=rf"in 1 tries.*{status}.*leads on to {address}/elsewhere"):
+        write(Rewriter(blind(f"http://127.0.0.1:{server.server_port}/v1"), str(tmp_path)), ("p", "train"))
+    server.shutdown()
+    server.server_close()
+    assert not asked
 
 
 @pytest.mark.parametrize(
