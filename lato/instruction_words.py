@@ -37,19 +37,41 @@ _WAYS = {
     **dict.fromkeys(("upward", "upwards", "lift", "raise"), "up"),
     **dict.fromkeys(("downward", "downwards", "lower", "drop"), "down"),
 }
-_ROLL_WORDS = frozenset("tilt tilted lean leaning incline inclined cock cant tip bend ear shoulder".split())
-_TURN_WORDS = frozenset("turn turns turned turning rotate rotates rotated rotating swivel pivot swing".split())
+_ROLL_WORDS = frozenset(["tilt", "tilted", "lean", "leaning", "incline", "inclined", "cock", "cant", "tip", "bend", "ear", "shoulder"])
+_TURN_WORDS = frozenset(["turn", "turns", "turned", "turning", "rotate", "rotates", "rotated", "rotating", "swivel", "pivot", "swing"])
 _POSE_WORDS = (
     _ROLL_WORDS
     | _WAYS.keys()
-    | frozenset("rotate rotates rotated rotating swivel pivot swing nod direct point points pointing aim facing head chin gaze pose pitch".split())
-    | frozenset("direction position angle side around about further more additional extra".split())
+    | frozenset(
+        [
+            "rotate",
+            "rotates",
+            "rotated",
+            "rotating",
+            "swivel",
+            "pivot",
+            "swing",
+            "nod",
+            "direct",
+            "point",
+            "points",
+            "pointing",
+            "aim",
+            "facing",
+            "head",
+            "chin",
+            "gaze",
+            "pose",
+            "pitch",
+        ]
+    )
+    | frozenset(["direction", "position", "angle", "side", "around", "about", "further", "more", "additional", "extra"])
 )
 """In a clause without degrees: a movement that is not said how far, or an amount that is none of ours."""
 _MOVES = re.compile(r"\b(?:turn|move|shift)\w*")
 _CHANGES = re.compile(r"\b(?:turn|move|shift)\w*(?: (?!to\b)\S+){0,3} (?:expression|mood|emotion|into)\b")
 """`turn the expression to`, `turn the face into`: no movement."""
-_FELT = frozenset("emotion emotional mood feel feels feeling".split())
+_FELT = frozenset(["emotion", "emotional", "mood", "feel", "feels", "feeling"])
 _FILLERS = frozenset(("please", "kindly", "also", "so", "now"))
 _HARMLESS = re.findall(
     r"\S+",
@@ -83,7 +105,9 @@ def read_clause(clause: str) -> dict[str, str | int]:
         if intensities or not _FELT.isdisjoint(words):  # `slightly to the right`, `with an emotional look`
             raise UnclearError(clause)
         return posed
-    if posed and any(word in _INTENSITY_WORDS and after not in _EXPRESSION_WORDS for word, after in zip(words, [*words[1:], ""], strict=True)):
+    if posed and any(
+        word in _INTENSITY_WORDS and after not in _EXPRESSION_WORDS for word, after in zip(words, [*words[1:], ""], strict=True)
+    ):
         raise UnclearError(clause)  # of the turn, or of the expression
     return posed | {"expression": expressions.pop(), "intensity": intensities.pop() if intensities else "plain"}
 

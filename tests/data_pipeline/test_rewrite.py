@@ -176,7 +176,14 @@ def test_a_text_of_ours_with_more_to_it_is_not_taken(split):
     turn = Edit(yaw=30)
     for number in range(80):
         smile, turned = instruction_for(HAPPY, f"k{number}", split).text, instruction_for(turn, f"k{number}", split).text
-        for more in (" and tilt it to the left", " and turn the head", " and look up", ", very slightly", " and lower the chin", ", more to the left"):
+        for more in (
+            " and tilt it to the left",
+            " and turn the head",
+            " and look up",
+            ", very slightly",
+            " and lower the chin",
+            ", more to the left",
+        ):
             assert rewriter._judge(smile + more, HAPPY, True) == "refused: not the same edit", smile + more
             assert rewriter._judge(turned + more, turn, True) == "refused: not the same edit", turned + more
         for more in (" with a sad look", " with fear", " and a strong look", " with a little tilt of the head", " from the left"):
