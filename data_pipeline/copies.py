@@ -7,17 +7,18 @@ is extended has: not on workers, nor on the order of the work list.
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from data_pipeline.motion import READ, Clock, compare_tracks, tracks_of
+from data_pipeline.motion import READ, Clock, Track, compare_tracks, keep_on_disk, tracks_of
 from data_pipeline.observations import read_columns
 from data_pipeline.removals import Removals
 from data_pipeline.worklist import WorkItem
 from infra.addresses import join
 from infra.state import PUBLISHED, read_json, reading
-from infra.storage import commit_changed, delete, exists, sha256_bytes
+from infra.storage import commit_changed, delete, exists, scratch_for, sha256_bytes
 
 FILE = "copies.json"
 """In a version's folder."""
@@ -85,12 +86,23 @@ def _find_in_one(
     work: str,
 ) -> dict[str, Copy]:
     """The same in one component, whose sources are in the order in which they stay."""
-    tracks = [
-        track
-        for number, name in enumerate(names)
-        for part in parts[name]
-        for track in tracks_of(read_columns(work, part, list(READ)), number, clock)
-    ]
+    with scratch_for(join(work, FILE)) as path, open(path, "w+b") as out:
+        os.unlink(path)  # so that a kill leaves nothing
+        tracks = keep_on_disk(
+            (
+                track
+                for number, name in enumerate(names)
+                for part in parts[name]
+                for track in tracks_of(read_columns(work, part, list(READ)), number, clock)
+            ),
+            out,
+        )
+        return _compare(names, items, published, clock, tracks)
+
+
+def _compare(
+    names: list[str], items: Mapping[str, WorkItem], published: Collection[str], clock: Clock, tracks: Sequence[Track]
+) -> dict[str, Copy]:
     votes: dict[tuple[int, int], Counter[int]] = defaultdict(Counter)
     for first, second, agreed in compare_tracks(tracks):
         a, b = tracks[first].source, tracks[second].source

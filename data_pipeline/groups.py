@@ -62,7 +62,7 @@ class Group:
 GROUPS: dict[str, Group] = {
     "identity": Group(2, {"embedding": _FLOATS, "points5": _FLOATS}, identity_models, make_identity),
     "occlusion": Group(1, {"occlusion": pa.float32()}, lambda models, config: [models / "fr_landmark.onnx"], make_occlusion),
-    "writing": Group(3, {"writing": pa.float32()}, lambda models, config: [models / "ch_PP-OCRv4_det_infer.onnx"], make_writing),
+    "writing": Group(4, {"writing": pa.float32()}, lambda models, config: [models / "ch_PP-OCRv4_det_infer.onnx"], make_writing),
     "surroundings": Group(1, {"background": _FLOATS, "clothing": _FLOATS}, lambda models, config: [], make_surroundings),
     "fer": Group(1, {"fer_scores": _FLOATS}, lambda models, config: [models / "emotion_model_quantized.tflite"], make_fer),
 }

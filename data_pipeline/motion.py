@@ -11,9 +11,10 @@ evidence = atanh(r) sqrt(n). `python -m tests.benchmarks.copied_clips` gives the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -106,6 +107,28 @@ def tracks_of(observed: pa.Table, source: int, clock: Clock) -> list[Track]:
     return found
 
 
+def keep_on_disk(tracks: Iterable[Track], out: BinaryIO) -> list[Track]:
+    """The same tracks with their changes in a file that is open to be written and read, and mapped: 4 kB a second of video, of hundreds of hours in one
+    component too much for memory.
+    """
+    kept, begins = list[tuple[int, tuple[int, ...], list[tuple[int, ...]]]](), 0
+    for track in tracks:
+        kept.append((track.source, track.start, [changes.shape for changes in track.changes]))
+        for changes in track.changes:
+            out.write(np.ascontiguousarray(changes).data)
+    out.flush()
+    if not kept:
+        return []
+    flat, found = np.memmap(out, np.float16, "r"), list[Track]()
+    for source, start, shapes in kept:
+        mapped = []
+        for shape in shapes:
+            mapped.append(flat[begins : begins + math.prod(shape)].reshape(shape))
+            begins += math.prod(shape)
+        found.append(Track(source, start, tuple(mapped)))
+    return found
+
+
 def _matrix(column: pa.ChunkedArray) -> Array:
     flat = np.asarray(column.combine_chunks().flatten(), np.float32)
     return flat.reshape(len(column), -1)
@@ -128,7 +151,7 @@ def compare_tracks(tracks: Sequence[Track]) -> Iterator[tuple[int, int, Agreemen
     """Numbers of two tracks of different sources that move alike.
 
     All offsets of a block's pairs are scored at once by Fourier transforms in single precision; what comes near is computed again, exactly. Time grows
-    with the square of the tracks and with their length; memory is that of the tracks and of a block.
+    with the square of the tracks and with their length; memory is that of a block, and of the tracks where they lie in it (`keep_on_disk`).
     """
     order = sorted(range(len(tracks)), key=lambda n: (len(tracks[n].changes[0]), n))
     blocks = list(_blocks(order, tracks))

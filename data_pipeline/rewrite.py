@@ -14,7 +14,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from infra.addresses import join
 from infra.backoff import passes, wait
@@ -23,7 +23,8 @@ from infra.console import say
 from infra.errors import UserError
 from infra.state import read_json
 from infra.storage import commit, exists, read_bytes, sha256_bytes, sha256_json
-from lato.edits import Edit, Instruction, Rewriting, instruction_for, parse_instruction, plain_words, unread_words, uses_template
+from lato.edits import Edit, Instruction, Rewriting, instruction_for, parse_instruction, plain_words, uses_template
+from lato.instruction_words import unread_words
 
 _PROMPT = (
     "Rewrite this instruction for a photo editor in your own words{seen}. Keep its meaning exactly: the same expression and intensity, the same directions and "
@@ -36,6 +37,17 @@ _PAUSE = 1.0
 """Seconds before the second try, less a random part; each further waits twice as long."""
 _AT_ONCE = 8
 """Requests under way."""
+
+
+class _NowhereElse(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the key, the text and the picture are for the host that was named."""
+
+    def redirect_request(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> NoReturn:
+        """Raises `HTTPError`."""
+        raise urllib.error.HTTPError(req.full_url, code, f"it leads on to {newurl}, which is sent nothing", headers, fp)
+
+
+_OPENER = urllib.request.build_opener(_NowhereElse)
 
 
 class RewriteConfig(Config):
@@ -139,7 +151,7 @@ class Rewriter:
             if attempt:
                 wait(attempt, _PAUSE)
             try:
-                with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+                with _OPENER.open(request, timeout=_TIMEOUT) as answer:
                     return " ".join(str(json.load(answer)["choices"][0]["message"]["content"]).split())
             except urllib.error.HTTPError as failed:
                 error = failed

@@ -15,6 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from lato.instruction_templates import TEMPLATES
+from lato.instruction_words import read_clause
 
 POSE_STEP = 30
 """Pose changes come in multiples of this many degrees."""
@@ -162,18 +163,17 @@ def parse_instruction(text: str) -> Edit | None:
         text: English text, in the words of our templates or near them.
 
     Returns:
-        The edit, or None where the text names none, or names two values for one thing.
+        The edit, or None where the text names none, names two values for one thing, or may ask for more than an edit says.
     """
-    found: dict[str, object] = {}
-    for clause in _split(text):
-        for name, value in (_read_pose(clause) | _read_expression(clause)).items():
-            if found.setdefault(name, value) != value:
-                return None
-    if not found or ("intensity" in found and "expression" not in found):
-        return None
+    found: dict[str, str | int] = {}
     try:
+        for clause in _split(text):
+            for name, value in read_clause(clause).items():
+                if name in found and (name in _DIRECTIONS or found[name] != value):  # twice 30 degrees are 60
+                    return None
+                found[name] = value
         return Edit.model_validate(found)
-    except ValueError:  # a number that is no pose step: the text is understood, but it is not an edit of ours
+    except ValueError:  # a clause is unclear, or a number is no pose step: the text may be understood, but it is not an edit of ours
         return None
 
 
@@ -258,78 +258,3 @@ def _pose_clause(axis: str, degrees: int, split: str, words: _Choice) -> Instruc
 def _say_pose(template: str, axis: str, degrees: int) -> str:
     negative, positive = _DIRECTIONS[axis]
     return template.format(degrees=abs(degrees), direction=positive if degrees > 0 else negative)
-
-
-_EXPRESSION_WORDS = {
-    word: expression
-    for expression, stems in {
-        Expression.NEUTRAL: ("neutral", "calm", "expressionless", "relaxed"),
-        Expression.HAPPY: ("happy", "happiness", "smile", "smiling", "joyful", "joy", "cheerful"),
-        Expression.SAD: ("sad", "sadness", "unhappy", "sorrow"),
-        Expression.ANGRY: ("angry", "anger", "furious"),
-        Expression.SURPRISED: ("surprised", "surprise", "astonished"),
-        Expression.FEARFUL: ("fearful", "fear", "scared", "afraid", "frightened"),
-        Expression.DISGUSTED: ("disgusted", "disgust"),
-    }.items()
-    for word in stems
-}
-_INTENSITY_WORDS = {
-    **dict.fromkeys(("slightly", "slight", "little", "mild", "subtle", "bit"), Intensity.SLIGHTLY),
-    **dict.fromkeys(("very", "strongly", "strong", "intense", "extremely"), Intensity.STRONGLY),
-}
-_ROLL_WORDS = re.compile(r"\b(tilt|tilted|lean|leaning|incline|inclined|cock|cant|tip|ear|shoulder)\b")
-
-
-_HARMLESS = re.findall(
-    r"\S+",
-    "a an the this that these their his her its my your you i we they it he she him them me is are be been being was as at by of in on to into onto for "
-    "with from so until just now please kindly would like should can could will may and also then while both same time such way "
-    "person person's people man man's woman woman's subject subject's individual individual's face faces face's facial head head's expression expressions "
-    "photo image picture portrait pose gaze chin look looks looking looked appear appears appearing appearance seem seems seeming feel feels feeling "
-    "show shows showing shown display displays displaying express expresses expressing convey conveys portray wear wears wearing reflect reflects "
-    "make makes making give gives change changes changing alter adjust modify edit transform turn turns turned turning rotate rotates rotated rotating "
-    "move moves shift shifted swivel pivot swing direct point points pointing aim face facing lift raise lower drop tilt tilted lean incline nod bend "
-    "further more additional extra approximately about around exactly toward towards side direction position angle left right up down upward upwards "
-    "downward downwards degree degrees emotion emotional mood smile smiling let have has get bring set put add become becomes",
-)
-
-
-def unread_words(text: str) -> list[str]:
-    """The words of an instruction that neither an edit nor our ways of asking for one account for: something else is asked, or it is negated."""
-    return [word for word in re.findall(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*", text.lower()) if word.replace("\u2019", "'") not in _KNOWN]
-
-
-def _known_words() -> set[str]:
-    templates = [
-        text.format(adjective="", noun="", degrees="", direction="")
-        for sides in TEMPLATES.values()
-        for side in sides.values()
-        for text in side
-    ]
-    own = [word for text in (*templates, *_NOUNS.values()) for word in text.split()]
-    return {*own, *_EXPRESSION_WORDS, *_INTENSITY_WORDS, *_HARMLESS}
-
-
-_KNOWN = _known_words()
-
-
-def _read_expression(clause: str) -> dict[str, object]:
-    words = re.findall(r"[a-z]+", clause)
-    expressions = {_EXPRESSION_WORDS[word] for word in words if word in _EXPRESSION_WORDS}
-    if len(expressions) != 1:
-        return {}
-    intensities = {_INTENSITY_WORDS[word] for word in words if word in _INTENSITY_WORDS}
-    return {"expression": expressions.pop()} | ({"intensity": intensities.pop()} if len(intensities) == 1 else {})
-
-
-def _read_pose(clause: str) -> dict[str, object]:
-    degrees = re.search(r"(\d+)\s*(?:-\s*)?(?:degrees?|°)", clause)
-    direction = re.search(r"\b(left|right|up|upwards?|down|downwards?)\b", clause)
-    if not degrees or not direction:
-        return {}
-    word = direction.group(1)
-    if word.startswith(("up", "down")):
-        axis, sign = "pitch", 1 if word.startswith("up") else -1
-    else:
-        axis, sign = ("roll" if _ROLL_WORDS.search(clause) else "yaw"), 1 if word == "right" else -1
-    return {axis: sign * int(degrees.group(1))}

@@ -31,7 +31,7 @@ from lato.faces.onnx_session import open_session
 from lato.faces.writing import TextDetector
 from lato.landmarks import interocular_distance
 from lato.pairs import decode_pair
-from tests.benchmarks.watermarks import PLACES, mark
+from tests.benchmarks.watermarks import ANGLES, PLACES, mark
 from tests.data_pipeline.small import read_candidates
 from tests.data_pipeline.videos import with_keyframes
 
@@ -70,6 +70,14 @@ def test_watermarks_are_writing_and_a_plain_face_has_none(photo, reader, models,
     points, detector = reader.read(photo).mesh.landmarks68, TextDetector.from_file(models / "ch_PP-OCRv4_det_infer.onnx")
     plain, marked = (cut_chip(picture, points) for picture in (photo, mark(photo, points, PLACES[place], opacity, 255)))
     assert detector.share(plain.image(), plain.place(points)) == 0
+    assert detector.share(marked.image(), marked.place(points)) > PairingConfig().max_writing
+
+
+@pytest.mark.parametrize("angle", ANGLES.values())
+def test_a_watermark_across_the_face_is_writing_however_it_lies(clip, reader, models, angle):
+    image = np.asarray(Image.open(clip("biden")).convert("RGB"))
+    points, detector = reader.read(image).mesh.landmarks68, TextDetector.from_file(models / "ch_PP-OCRv4_det_infer.onnx")
+    marked = cut_chip(mark(image, points, PLACES["across the face"], 1.0, 255, angle), points)
     assert detector.share(marked.image(), marked.place(points)) > PairingConfig().max_writing
 
 

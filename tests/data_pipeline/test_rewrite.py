@@ -10,7 +10,8 @@ import pytest
 import data_pipeline.rewrite as rewrite_module
 from data_pipeline.rewrite import RewriteConfig, Rewriter, Wanted
 from infra.errors import UserError
-from lato.edits import Edit, Expression, Intensity, instruction_for, unread_words, uses_template
+from lato.edits import Edit, Expression, Intensity, instruction_for, uses_template
+from lato.instruction_words import unread_words
 
 HAPPY = Edit(expression=Expression.HAPPY)
 
@@ -27,6 +28,10 @@ def endpoint(monkeypatch):
             self.send_response(statuses.pop(0) if statuses else 200)
             self.end_headers()
             self.wfile.write(json.dumps({"choices": [{"message": {"content": replies[0]}}]}).encode())
+
+        def do_GET(self):  # as a redirect would be followed
+            asked.append(self.headers["Authorization"])
+            self.send_error(404)
 
         def log_message(self, *_):
             pass
@@ -87,6 +92,30 @@ def test_a_refusal_for_good_is_not_asked_again(endpoint, tmp_path):
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize("status", [302, 307])
+def test_a_redirect_gets_no_key(endpoint, tmp_path, monkeypatch, status):
+    address, asked, _, _ = endpoint
+    monkeypatch.setenv("LATO_API_KEY", "secret")
+
+    class Redirect(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Location", f"{address}/elsewhere")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Redirect)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with pytest.raises(UserError, match=rf"in 1 tries.*{status}.*leads on to {address}/elsewhere"):
+        write(Rewriter(blind(f"http://127.0.0.1:{server.server_port}/v1"), str(tmp_path)), ("p", "train"))
+    server.shutdown()
+    server.server_close()
+    assert not asked
+
+
 @pytest.mark.parametrize(
     ("split", "reply", "taken"),
     [
@@ -138,6 +167,29 @@ def test_only_the_edit_and_nothing_else_is_taken(endpoint, tmp_path, reply, take
     found = write(Rewriter(blind(address), str(tmp_path)), ("p", "train"))["p"]
     assert (found.text == reply) == taken
     assert (found.rewriting is not None) == taken
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_text_of_ours_with_more_to_it_is_not_taken(split):
+    """Of every template: a movement without degrees, another expression or intensity, the same turn once more."""
+    rewriter = Rewriter(RewriteConfig(), "")
+    turn = Edit(yaw=30)
+    for number in range(80):
+        smile, turned = instruction_for(HAPPY, f"k{number}", split).text, instruction_for(turn, f"k{number}", split).text
+        for more in (
+            " and tilt it to the left",
+            " and turn the head",
+            " and look up",
+            ", very slightly",
+            " and lower the chin",
+            ", more to the left",
+        ):
+            assert rewriter._judge(smile + more, HAPPY, True) == "refused: not the same edit", smile + more
+            assert rewriter._judge(turned + more, turn, True) == "refused: not the same edit", turned + more
+        for more in (" with a sad look", " with fear", " and a strong look", " with a little tilt of the head", " from the left"):
+            assert rewriter._judge(smile + more, HAPPY, True) == "refused: not the same edit", smile + more
+        for more in (" with a sad smile", f" and {turned}", " with a nod", " with an emotional look", " slightly", " from the left"):
+            assert rewriter._judge(turned + more, turn, True) == "refused: not the same edit", turned + more
 
 
 def test_every_text_of_ours_is_accounted_for():

@@ -51,6 +51,59 @@ def test_what_is_not_an_edit_is_none(text):
     assert parse_instruction(text) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "turn the head 30 degrees to the right and tilt it to the left",  # a movement without degrees
+        "turn her head 30 degrees right and lower her chin",
+        "turn the head 30 degrees to the right, looking up",
+        "tilt the head 30 degrees to the left and turn it slightly to the right",
+        "make him smile and turn his head to the left",
+        "turn with a smile",
+        "turn to the side with a smile",
+        "make her smile, nodding",
+        "turn the face 30 degrees to the right with a sad smile",  # two expressions
+        "make the man look very slightly happy",  # two intensities
+        "make the man look very, very slightly happy",
+        "give him a slight smile and a strong look",
+        "make him happy and very happy",
+        "make the face happy, strongly",
+        "make the man look more happy",
+        "turn the head very strongly 30 degrees to the right with a smile",  # whose intensity?
+        "turn the head 30 degrees left so that the left ear is lower",  # two axes
+        "nod the head 30 degrees to the left",
+        "turn the head 30 degrees towards the left shoulder",
+        "turn the head up 30 degrees to the left",
+        "lower the chin 30 degrees up",
+        "turn the head until it is 30 degrees right of the 60 degrees left position",  # two numbers
+        "turn the head 30-60 degrees to the left",
+        "turn the head -30 degrees to the left",
+        "turn the head 30 degrees left and turn the head 30 degrees left",
+        "turn the head 30 degrees from the left",
+        "turn the head 30 degrees to the right with a change of mood",
+    ],
+)
+def test_what_may_ask_for_more_is_none(text):
+    assert parse_instruction(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "edit"),
+    [
+        ("Please, adjust the man's face so that he appears very happy", Edit(expression="happy", intensity="strongly")),
+        ("Turn the man's face into a sad one", Edit(expression="sad")),
+        ("Shift the mood to calm", Edit(expression="neutral")),
+        ("Lift her chin by 30 degrees", Edit(pitch=30)),
+        ("Drop the head 30 degrees towards the left shoulder", Edit(roll=-30)),
+        ("Bend his head 30\u00b0 to the right", Edit(roll=30)),
+        ("While smiling, the woman should look 60 degrees further to the left", Edit(expression="happy", yaw=-60)),
+        ("Rotate the face 30 degrees right with a slight smile", Edit(expression="happy", intensity="slightly", yaw=30)),
+    ],
+)
+def test_other_words_for_an_edit_are_read(text, edit):
+    assert parse_instruction(text) == edit
+
+
 def test_an_edit_that_changes_nothing_is_refused():
     with pytest.raises(ValueError, match="changes nothing"):
         Edit()
