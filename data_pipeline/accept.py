@@ -11,7 +11,7 @@ from data_pipeline.cells import over_quota_of_cells
 from data_pipeline.config import DataConfig
 from data_pipeline.copies import Copy, find_copies
 from data_pipeline.divide import Faces, Tied, count_samples, tie
-from data_pipeline.extend import Base
+from data_pipeline.extend import MERGED, Base
 from data_pipeline.judge import Judged, accepted_rows, held_out_keys, judge, passed_sources
 from data_pipeline.models_used import Model
 from data_pipeline.motion import Clock
@@ -141,6 +141,8 @@ def refuse(plan: Plan, found: Found) -> list[Numbered]:
     """New accepted pairs that may go on; of the others, in conflict with the split, seen in another source, or beyond the quotas of somebody whom faces alone
     tell or of the whole dataset, it changes the verdict."""
     refused = {row["key"]: verdict for _, row in found.fresh if (verdict := found.tied.verdict(row))}
+    if plan.base and (given_up := plan.base.given_up):
+        refused |= {row["key"]: MERGED for _, row in found.fresh if {row["source_id"], row["target_id"]} & given_up}
     identities = {name: item.identity for name, item in plan.observed.items.items()}
     published = plan.base.keys if plan.base else frozenset[str]()
 

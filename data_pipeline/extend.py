@@ -91,9 +91,15 @@ class Base:
         return {row["source_id"]: row["split"] for row in self.rows}
 
     def sides(self, listed: Collection[str]) -> dict[str, Split]:
-        """The same, and of listed sources whose samples were taken out: what else they give goes where these were, unless a merge says otherwise."""
+        """The same, and of listed sources whose samples were taken out, but for a merge: what else they give goes where these were."""
         gone = {name: one.split for one in self.taken_out.values() if one.verdict != MERGED for name in one.sources if name in listed}
         return gone | self.split_of_source
+
+    @property
+    def given_up(self) -> frozenset[str]:
+        """Sources of which a merge took all samples out. They give nothing more: it would go to the other side, and may look like what was published on theirs."""
+        names = {name for one in self.taken_out.values() if one.verdict == MERGED for name in one.sources}
+        return frozenset(names - self.split_of_source.keys())
 
     @property
     def digest(self) -> str:
