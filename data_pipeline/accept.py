@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data_pipeline.cells import over_quota_of_cells
 from data_pipeline.config import DataConfig
 from data_pipeline.copies import Copy, find_copies
 from data_pipeline.divide import Faces, Tied, count_samples, tie
-from data_pipeline.extend import Base
-from data_pipeline.judge import Judged, accepted_rows, judge, passed_sources
+from data_pipeline.extend import MERGED, Base
+from data_pipeline.judge import Judged, accepted_rows, held_out_keys, judge, passed_sources
 from data_pipeline.models_used import Model
 from data_pipeline.motion import Clock
 from data_pipeline.near_duplicates import find_across_sources, over_quota_of_people
 from data_pipeline.observe import Observed
 from data_pipeline.published import sources_of
-from data_pipeline.rules import CODE, Rules, Usage
+from data_pipeline.rules import CODE, Rules
 from data_pipeline.score import ScoreInput, score_pairs
 
 _MANY = 500
@@ -38,12 +38,19 @@ class Plan:
     """The version that is extended."""
     labels: dict[str, bool]
     """Key -> what a person said of the pair."""
+    distinct: frozenset[str]
+    """Keys of pairs that a person said are no near-duplicates."""
     merges: list[tuple[str, str]]
     """Pairs of sources that a person said show one person."""
     models: list[Model]
     work: str
     folder: str
     created_from: str
+
+    @property
+    def preferred(self) -> set[str]:
+        """Keys of pairs that come before others where there is no room for all, and are no near-duplicates."""
+        return {key for key, good in self.labels.items() if good} | self.distinct
 
 
 @dataclass(frozen=True)
@@ -60,27 +67,36 @@ class Found:
     copies: dict[str, Copy]
 
 
-def judge_pairs(plan: Plan) -> Found:
-    """Scores and judges; again without copies where there are any, so that quotas and the split count what is used, until no more are found."""
-    observed, pairing, base = plan.observed, plan.config.pairing, plan.base
+def judge_pairs(plan: Plan) -> tuple[Plan, Found]:
+    """Scores and judges; again without copies where there are any, and without samples of the extended version that are held out now, so that quotas and the
+    split count what is used, until no more are found. Returns the plan with what stays of that version, too."""
+    observed, pairing = plan.observed, plan.config.pairing
     given = ScoreInput(observed.columns, observed.identities, pairing.margin, pairing.same_person, observed.holdout)
     people = {name: item.identity for name, item in observed.items.items()}
     contents = {row["source_id"]: row["content"] for row in observed.ledger.usable()}
     workers = plan.config.analyze.workers
     tables = score_pairs(observed.ledger.usable(), given, people, plan.work, workers)
-    usage, keys = (base.usage, base.keys) if base else (Usage(), frozenset[str]())
     copies: dict[str, Copy] = {}
     compared: list[set[str]] = []
     while True:
-        rules = Rules(pairing, plan.labels, keys, usage, observed.holdout.bars, frozenset(copies))
+        base = plan.base
+        keys = base.keys if base else frozenset[str]()
+        rules = Rules(pairing, plan.labels, keys, bars=observed.holdout.bars, distinct=plan.distinct, copies=frozenset(copies))
+        if base:
+            taken_out = {key: one.verdict for key, one in base.taken_out.items()}
+            rules = replace(rules, usage=base.usage, trained=base.trained, taken_out=taken_out)
         judged = judge(tables, rules, observed.identities, workers, observed.writing)
+        gone = {key for uri, found in zip(tables, judged, strict=True) for key in held_out_keys(uri, found, keys)}
+        if base and gone:
+            plan = replace(plan, base=base.without(dict.fromkeys(gone, "held out")))
+            continue
         accepted = [(number, row) for number, uri in enumerate(tables) for row in accepted_rows(uri, judged[number])]
         fresh = [(number, row) for number, row in accepted if row["key"] not in keys]
         centroids = {track: face for found in judged for track, face in found.people.items()}
         tied = tie([row for _, row in fresh], observed.items, centroids, base, plan.config.split, copies, contents, plan.merges)
         more = _find_copies(plan, tables, judged, accepted, tied, copies, compared)
         if not more:
-            return Found(tables, judged, accepted, fresh, centroids, tied, copies)
+            return plan, Found(tables, judged, accepted, fresh, centroids, tied, copies)
         copies |= more
 
 
@@ -125,6 +141,8 @@ def refuse(plan: Plan, found: Found) -> list[Numbered]:
     """New accepted pairs that may go on; of the others, in conflict with the split, seen in another source, or beyond the quotas of somebody whom faces alone
     tell or of the whole dataset, it changes the verdict."""
     refused = {row["key"]: verdict for _, row in found.fresh if (verdict := found.tied.verdict(row))}
+    if plan.base and (given_up := plan.base.given_up):
+        refused |= {row["key"]: MERGED for _, row in found.fresh if {row["source_id"], row["target_id"]} & given_up}
     identities = {name: item.identity for name, item in plan.observed.items.items()}
     published = plan.base.keys if plan.base else frozenset[str]()
 
@@ -135,7 +153,7 @@ def refuse(plan: Plan, found: Found) -> list[Numbered]:
         left(),
         lambda row: found.tied.components.of_source[row["source_id"]],
         identities,
-        published | {key for key, good in plan.labels.items() if good},
+        published | plan.preferred,
         plan.config.pairing.near_duplicate_bits,
     )
     refused |= dict.fromkeys(again, "near-duplicate")
@@ -148,12 +166,12 @@ def _over_quotas(plan: Plan, rows: list[dict[str, Any]], tied: Tied) -> dict[str
     pairing, base = plan.config.pairing, plan.base
     identities = {name: item.identity for name, item in plan.observed.items.items()}
     published = base.keys if base else frozenset[str]()
-    good = {key for key, called in plan.labels.items() if called}
-    refused = dict.fromkeys(over_quota_of_people(rows, tied.components.person_of, identities, published, good, pairing), "quota")
+    first = plan.preferred
+    refused = dict.fromkeys(over_quota_of_people(rows, tied.components.person_of, identities, published, first, pairing), "quota")
     if pairing.cell_quota is not None:
         left = [row for row in rows if row["key"] not in refused]
         used = base.usage.dataset if base else Counter[int]()
-        refused |= dict.fromkeys(over_quota_of_cells(left, used, published, good, pairing.cell_quota), "cell quota")
+        refused |= dict.fromkeys(over_quota_of_cells(left, used, published, first, pairing.cell_quota), "cell quota")
     return refused
 
 

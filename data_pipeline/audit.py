@@ -137,13 +137,16 @@ def _instructions(folder: str) -> dict[str, str]:
 
 def read_labels(work: str) -> dict[str, bool]:
     """Key -> good or bad, of what decides in the next build; the last word on a key holds. That a pair has no edit, or shows what another shows, says nothing
-    of the pair itself; a near-duplicate that is called good stays, and the other goes, unless it is published or called good too."""
+    of the pair itself."""
     last = {row["key"]: row for row in _read_rows(work)}
-    return {
-        key: row["good"]
-        for key, row in last.items()
-        if row["stratum"] not in _WHOLE or (row["good"] and row["stratum"] == "near-duplicate")
-    }
+    return {key: row["good"] for key, row in last.items() if row["stratum"] not in _WHOLE}
+
+
+def read_distinct(work: str) -> frozenset[str]:
+    """Keys of near-duplicates that were called good: such a pair stays, and the other goes, unless it is published or called good too. All else decides on it
+    as on any pair: nobody was asked whether it is good in itself."""
+    last = {row["key"]: row for row in _read_rows(work)}
+    return frozenset(key for key, row in last.items() if row["good"] and row["stratum"] == "near-duplicate")
 
 
 def _read_rows(work: str) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_pipeline.accept import Plan
-from data_pipeline.audit import read_labels
+from data_pipeline.audit import read_distinct, read_labels
 from data_pipeline.card import write_card
 from data_pipeline.config import DataConfig, with_own_thresholds
 from data_pipeline.extend import read_base, read_merges
@@ -24,7 +24,7 @@ from infra.errors import UserError
 from infra.state import PUBLISHED, read_json
 from infra.storage import exists, list_files, sha256_json
 
-VERSION = 12
+VERSION = 13
 """Raise it when the same plan would give other samples."""
 
 
@@ -48,12 +48,13 @@ def build_dataset(
     folder = join(work, "versions", config.name)
     _check_name(config, folder)
     observed = observe(config, work, models, extra)
-    base = read_base(join(work, "versions", config.extends), work) if config.extends else None
-    labels, merges = read_labels(work), read_merges(work)
+    labels, distinct, merges = read_labels(work), read_distinct(work), read_merges(work)
+    base = read_base(join(work, "versions", config.extends), work, labels) if config.extends else None
     chosen = config.model_dump(mode="json", include={"pairing", "render", "split", "instructions", "pack"})
     earlier = base.index.get("models", []) if base else []
     used = list_models(observed.all_models(), config.analyze.groups, config.synthetic, config.instructions, work, earlier)
-    made_from = {"version": VERSION, "observed": observed.digest(), "config": chosen, "labels": labels, "merges": merges, "models": used}
+    said = {"labels": labels, "distinct": sorted(distinct), "merges": merges}
+    made_from = said | {"version": VERSION, "observed": observed.digest(), "config": chosen, "models": used}
     created_from = sha256_json(made_from | {"base": base and base.digest})
     published = _read_published(folder, created_from)
     if published:
@@ -61,7 +62,7 @@ def build_dataset(
         write_card(folder)
         say(f"  version {config.name} stands already ({sum(published.samples.values())} samples)")
         return published
-    return publish(Plan(config, observed, base, labels, merges, used, work, folder, created_from), until)
+    return publish(Plan(config, observed, base, labels, distinct, merges, used, work, folder, created_from), until)
 
 
 def _check_name(config: DataConfig, folder: str) -> None:

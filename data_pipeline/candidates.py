@@ -66,7 +66,7 @@ def write_candidates(
                 writer = writer or pq.ParquetWriter(scratch, table.schema, compression="zstd")
                 writer.write_table(table, row_group_size=len(table))
         if writer is None:
-            pq.write_table(pa.table({"key": pa.array([], pa.string())}), scratch)
+            pq.write_table(SCHEMA.empty_table(), scratch, compression="zstd")
         else:
             writer.close()
         digest = sha256_file(scratch)
@@ -111,6 +111,13 @@ def read_candidates_table(folder: str, columns: list[str] | None = None) -> pa.T
     """Rows of a version's table; of a view, those of its version. An export has none. Some columns, or all."""
     uri = _uri(folder)
     return pa.table({}) if uri is None else read_table(uri, columns, PUBLISHED)
+
+
+def named_keys(folder: str, keys: Collection[str]) -> set[str]:
+    """Those of some keys that a version's table has."""
+    wanted = pa.array(sorted(keys), pa.string())
+    found = (piece["key"].filter(pc.is_in(piece["key"], wanted)) for piece in read_candidate_pieces(folder, ["key"]))
+    return {key for some in found for key in some.to_pylist()}
 
 
 def read_candidate_pieces(folder: str, columns: list[str]) -> Iterator[pa.Table]:

@@ -1,12 +1,13 @@
-"""Extending a version: its samples, splits, keys and shards stay; quotas count on; merges say which of its people are one."""
+"""Extending a version: its samples, splits, keys and shards stay, but for what is taken out of it; quotas count on; merges say which of its people are one."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import networkx
 import pyarrow as pa
@@ -24,6 +25,10 @@ from infra.storage import commit, exists, sha256_json
 from lato.pairs import Split
 
 COMPONENTS, MERGES = "components.json", "merges.jsonl"
+TAKEN_OUT = "taken_out"
+"""In an index: what an extension left out of the version that it extends, and what that one had left out, key -> `TakenOut`; later extensions refuse it."""
+MERGED = "split conflict"
+"""Verdict on a sample that a merge takes out."""
 NEEDED = [
     *("key", "person", "source_id", "target_id", "edit", "rendered"),
     *("from_part", "from_row", "from_track", "to_part", "to_row", "to_track"),
@@ -32,6 +37,14 @@ NEEDED = [
 """What is read of the candidates of the version that is extended."""
 _RANK: tuple[Split, ...] = ("train", "val", "test")
 """When two people turn out to be one, the samples in the lower of the two splits go: an evaluation set stays what it was."""
+
+
+class TakenOut(NamedTuple):
+    """A sample that is none any more."""
+
+    verdict: str
+    split: Split
+    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -43,14 +56,19 @@ class Base:
     index: dict[str, Any]
     rows: list[dict[str, Any]]
     """Manifest rows that stay."""
-    merged_away: frozenset[str]
-    """Keys of samples that a merge takes out."""
-    usage: Usage
-    rendered: dict[str, list[str]]
+    taken_out: dict[str, TakenOut] = field(default_factory=dict)
+    """Key -> why it is refused, of samples that go: those that a merge takes out, that were called bad, or are held out now; and of all that went before, of the
+    versions that this one extends."""
+    usage: Usage = field(default_factory=Usage)
+    """What the samples that stay use of the quotas."""
+    rendered: dict[str, list[str]] = field(default_factory=dict)
+    """Key -> names of its crops, of those."""
     components: dict[str, str] = field(default_factory=dict)
     """Source id -> its component, of all its sources; empty where something was forgotten since."""
     tracks: frozenset[str] = frozenset()
     """Tracks (`source/track`) that have samples."""
+    judged: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Key -> its candidate (`NEEDED`), of all its samples."""
 
     @property
     def keys(self) -> frozenset[str]:
@@ -63,14 +81,46 @@ class Base:
         return {row["key"]: row["split"] for row in self.rows}
 
     @property
+    def trained(self) -> frozenset[str]:
+        """Keys of those in train."""
+        return frozenset(row["key"] for row in self.rows if row["split"] == "train")
+
+    @property
     def split_of_source(self) -> dict[str, Split]:
         """Source id -> split, of those that have samples."""
         return {row["source_id"]: row["split"] for row in self.rows}
 
+    def sides(self, listed: Collection[str]) -> dict[str, Split]:
+        """The same, and of listed sources whose samples were taken out, but for a merge: what else they give goes where these were."""
+        gone = {name: one.split for one in self.taken_out.values() if one.verdict != MERGED for name in one.sources if name in listed}
+        return gone | self.split_of_source
+
+    @property
+    def given_up(self) -> frozenset[str]:
+        """Sources of which a merge took all samples out. They give nothing more: it would go to the other side, and may look like what was published on theirs."""
+        names = {name for one in self.taken_out.values() if one.verdict == MERGED for name in one.sources}
+        return frozenset(names - self.split_of_source.keys())
+
     @property
     def digest(self) -> str:
-        """Of what is extended, merges too."""
-        return sha256_json([self.index["digest"], sorted(self.merged_away)])
+        """Of what is extended, and of what is taken out of it."""
+        return sha256_json([self.index["digest"], sorted(self.taken_out.items())])
+
+    def without(self, gone: Mapping[str, str]) -> Base:
+        """It without some of its samples (key -> why they are refused): their quotas are free again."""
+        left = [row for row in self.rows if row["key"] not in gone]
+        taken = {
+            row["key"]: TakenOut(gone[row["key"]], row["split"], tuple(sorted(sources_of(row)))) for row in self.rows if row["key"] in gone
+        }
+        found = [self.judged[row["key"]] for row in left if row["key"] in self.judged]
+        tracks = {f"{row[source]}/{row[f'{side}_track']}" for row in found for source, side in (("source_id", "from"), ("target_id", "to"))}
+        rendered = {row["key"]: row["rendered"] for row in found}
+        return replace(self, rows=left, taken_out=self.taken_out | taken, usage=_count(found), rendered=rendered, tracks=frozenset(tracks))
+
+    def count_taken_out(self) -> Counter[str]:
+        """Verdict -> samples of this very version that go."""
+        before = self.index.get(TAKEN_OUT, {})
+        return Counter(one.verdict for key, one in self.taken_out.items() if key not in before)
 
     def check_listed(self, listed: Collection[str]) -> None:
         """A new source is tied to people of the version through its sources: those with samples, and those that tie others.
@@ -112,8 +162,28 @@ class Base:
             )
 
 
-def read_base(folder: str, work: str) -> Base:
-    """Reads a version that is to be extended.
+def _count(rows: list[dict[str, Any]]) -> Usage:
+    """What candidates that are samples use of the quotas; a pair and its reverse count once."""
+    cells = cells_of(pa.Table.from_pylist(rows, pa.schema([SCHEMA.field(name) for name in NEEDED]))).tolist()
+    usage, twins = Usage(), set()
+    for row, cell in zip(rows, cells, strict=True):
+        usage.cell[row["person"], row["edit"]] += 1
+        twin = frozenset([(row["from_part"], row["from_row"]), (row["to_part"], row["to_row"])])
+        if twin not in twins:
+            twins.add(twin)
+            usage.person[row["person"]] += 1
+            usage.source.update({row["source_id"], row["target_id"]})
+            usage.dataset[cell] += 1
+    return usage
+
+
+def read_base(folder: str, work: str, labels: Mapping[str, bool] = MappingProxyType({})) -> Base:
+    """Reads a version that is to be extended, without what merges and labels take out of it.
+
+    Args:
+        folder: The version's.
+        work: The build's.
+        labels: Key -> what a person said of the pair.
 
     Raises:
         UserError: It is no published version, a view, or an export.
@@ -124,34 +194,13 @@ def read_base(folder: str, work: str) -> Base:
     check_judged(folder)
     rows = read_manifest(folder)
     components = (read_components(folder) or {}).get("components", {})
-    gone = merged_away(rows, read_merges(work), components)
-    kept = [row for row in rows if row["key"] not in gone]
+    gone = {row["key"]: "labelled bad" for row in rows if labels.get(row["key"]) is False}
+    gone |= dict.fromkeys(merged_away(rows, read_merges(work), components), MERGED)
+    before = {key: TakenOut(verdict, split, tuple(sources)) for key, (verdict, split, sources) in index.get(TAKEN_OUT, {}).items()}
     samples = [piece.filter(pc.greater(pc.list_value_length(piece["rendered"]), 0)) for piece in read_candidate_pieces(folder, NEEDED)]
     table = pa.concat_tables([pa.schema([SCHEMA.field(name) for name in NEEDED]).empty_table(), *samples], promote_options="permissive")
-    cells = dict(zip(table["key"].to_pylist(), cells_of(table).tolist(), strict=True))
     judged = {row["key"]: row for row in table.to_pylist()}
-    usage = Usage()
-    twins, tracks = set(), set()
-    for row in (judged[row["key"]] for row in kept if row["key"] in judged):
-        usage.cell[row["person"], row["edit"]] += 1
-        tracks |= {f"{row['source_id']}/{row['from_track']}", f"{row['target_id']}/{row['to_track']}"}
-        twin = frozenset([(row["from_part"], row["from_row"]), (row["to_part"], row["to_row"])])
-        if twin not in twins:
-            twins.add(twin)
-            usage.person[row["person"]] += 1
-            usage.source[row["source_id"]] += 1
-            usage.dataset[cells[row["key"]]] += 1
-    return Base(
-        work,
-        folder,
-        index,
-        kept,
-        frozenset(gone),
-        usage,
-        {row["key"]: judged[row["key"]]["rendered"] for row in kept if row["key"] in judged},
-        components,
-        frozenset(tracks),
-    )
+    return Base(work, folder, index, rows, before, components=components, judged=judged).without(gone)
 
 
 def read_components(folder: str) -> dict[str, Any] | None:

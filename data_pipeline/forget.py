@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.audit import LABELS
+from data_pipeline.candidates import named_keys
 from data_pipeline.copies import copies_of
 from data_pipeline.duplicates import duplicates_of
 from data_pipeline.extend import MERGES
@@ -24,6 +25,7 @@ from data_pipeline.forget_files import delete_images, delete_observations, sweep
 from data_pipeline.forget_versions import drop_unpublished, lost_keys, read_tombstones, refresh_view, shrink, tidy, versions_of
 from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.identities import NAME, AskedGroup
+from data_pipeline.published import read_manifest
 from data_pipeline.removals import FILE, Removals, find_removed, hash_name, read_parts
 from data_pipeline.replay import drop_replays
 from data_pipeline.versions import drop_empty
@@ -107,7 +109,7 @@ def apply_removals(work: str) -> Forgotten:
     if found:
         commit(pending, json.dumps(sorted(known | {hash_name(name) for name in found})).encode())
     gone = {item.source_id: item for item in items if lost.covers(item.source_id, item.identity, item.licence)}
-    _clean_inputs(work, lost)
+    _clean_inputs(work, lost, bool(found or known))
     samples = {}
     for folder in versions_of(work, views=False):
         taken = shrink(folder, lost, bool(found or known))
@@ -166,13 +168,18 @@ def sources_like(work: str, photo: str, models: Path, similarity: float = 0.45) 
     return sorted(alike.items(), key=lambda entry: -entry[1])
 
 
-def _clean_inputs(work: str, removals: Removals) -> None:
-    """Takes the removed people out of labels and merges, while the versions still say which keys are theirs."""
-    keys = {key for folder in versions_of(work, views=False) for key in lost_keys(folder, removals)}
-    _drop_rows(join(work, LABELS), ("key",), lambda key: key in keys)
-    _drop_rows(join(work, MERGES), ("first", "second"), lambda source: removals.covers(source, None, None))
-    if keys:
+def _clean_inputs(work: str, removals: Removals, removed: bool) -> None:
+    """Takes the removed people out of labels and merges, while the versions still say which keys are theirs, and, where there was anything of them in the
+    build (`removed`), what was made of samples. Of keys that no version has any more nobody can say whose they were: their labels go too."""
+    if removed:
+        labelled = {row["key"] for row in read_rows(join(work, LABELS), ("key",), INPUT)}
+        named, lost = set[str](), set[str]()
+        for folder in versions_of(work, views=False):
+            named |= named_keys(folder, labelled) | {row["key"] for row in read_manifest(folder)}
+            lost |= lost_keys(folder, removals)
+        _drop_rows(join(work, LABELS), ("key",), lambda key: key in lost or key not in named)
         _clean_derived(work)
+    _drop_rows(join(work, MERGES), ("first", "second"), lambda source: removals.covers(source, None, None))
 
 
 def _drop_rows(uri: str, names: tuple[str, ...], gone: Callable[[str], bool]) -> None:

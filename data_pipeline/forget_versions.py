@@ -13,7 +13,7 @@ from data_pipeline import copies
 from data_pipeline.candidates import read_candidate_pieces, shrink_candidates
 from data_pipeline.card import card_hashes, write_card
 from data_pipeline.divide import CONFLICTS, SHEET
-from data_pipeline.extend import COMPONENTS
+from data_pipeline.extend import COMPONENTS, TAKEN_OUT
 from data_pipeline.pack import rewrite_shards, sweep
 from data_pipeline.published import beside, encode_table, licences_of, read_index, read_manifest, read_manifest_table, sources_of
 from data_pipeline.removals import Removals, hash_name
@@ -29,11 +29,12 @@ _PAGES = ("report.html", CONFLICTS, SHEET, COMPONENTS)
 def shrink(folder: str, removals: Removals, removed: bool) -> int:
     """Publishes a version without what was removed; returns the number of samples taken out. `removed`: whether there was anything of it in the build."""
     index, manifest, lost = read_index(folder), read_manifest(folder), lost_keys(folder, removals)
+    stays = {TAKEN_OUT: _keep_taken_out(index, removals)} if TAKEN_OUT in index else {}
     keep = [row for row in manifest if row["key"] not in lost]
     revision = _next_revision(index)
     candidates = f"candidates.r{revision}.parquet"
     if len(keep) == len(manifest):
-        fresh = entomb(index) if removed else index
+        fresh = (entomb(index) if removed else index) | stays
         smaller = shrink_candidates(folder, lost, candidates)
         if smaller:  # refused pairs name people too; samples and digest stay
             fresh = fresh | {"candidates": candidates, "revision": revision}
@@ -57,13 +58,18 @@ def shrink(folder: str, removals: Removals, removed: bool) -> int:
     }
     if smaller:
         changed["candidates"] = candidates
-    fresh = {name: value for name, value in index.items() if name != "replaced"} | changed | entomb(succeed(index, None))
+    fresh = {name: value for name, value in index.items() if name != "replaced"} | changed | stays | entomb(succeed(index, None))
     fresh["digest"] = sha256_json({"shards": shards, "manifest": fresh["manifest_sha256"]})
     fresh = _with_files(fresh, index, folder, smaller, removals, removed)
     if "files" in fresh:
         fresh["files"] |= card_hashes(fresh, data, None)  # what tied its sources goes too
     commit(join(folder, "index.json"), json.dumps(fresh, indent=1, sort_keys=True).encode())
     return len(manifest) - len(keep)
+
+
+def _keep_taken_out(index: dict[str, Any], removals: Removals) -> dict[str, Any]:
+    """What an index remembers of samples that an extension took out, without those of whom was removed."""
+    return {key: one for key, one in index[TAKEN_OUT].items() if not any(removals.covers(name, None, None) for name in one[-1])}
 
 
 def _next_revision(index: dict[str, Any]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +48,16 @@ class Judged:
     """Likewise, the share of text."""
     people: dict[str, Vector]
     """Track (`source/track`) -> mean direction of its faces that were asked for. Synthetic people are left out: their identity is declared."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What is said of a table's rows beside their scores, each (N,): published; published in train; called no near-duplicate; called good."""
+
+    frozen: npt.NDArray[np.bool_]
+    trained: npt.NDArray[np.bool_]
+    distinct: npt.NDArray[np.bool_]
+    good: npt.NDArray[np.bool_]
 
 
 def judge(uris: list[str], rules: Rules, vectors: Vectors, workers: int = 0, writing: Vectors | None = None) -> list[Judged]:
@@ -100,19 +111,23 @@ def _judge_piece(
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Verdicts, and what was asked for of their faces: likeness and text."""
     code = _apply_limits(table, rules.config)
-    frozen, good = np.zeros(len(code), bool), np.zeros(len(code), bool)
+    frozen, trained, distinct, good = (
+        _among(table["key"], keys)
+        for keys in (rules.frozen, rules.trained, rules.distinct, {key for key, label in rules.labels.items() if label})
+    )
     if rules.labels:
-        good = _among(table["key"], [key for key, label in rules.labels.items() if label])
         code[good & (code != CODE["no edit of ours"]) & ~_without_edit(table)] = ACCEPTED
-        code[_among(table["key"], [key for key, label in rules.labels.items() if not label])] = CODE["labelled bad"]
-    code[(code == ACCEPTED) & np.asarray(table["held_out"])] = CODE["held out"]
+        code[_among(table["key"], {key for key, label in rules.labels.items() if not label})] = CODE["labelled bad"]
+    held_out = np.asarray(table["held_out"])
+    code[(code == ACCEPTED) & held_out] = CODE["held out"]
     if rules.copies:
-        shown = _among(table["source_id"], list(rules.copies)) | _among(table["target_id"], list(rules.copies))
+        shown = _among(table["source_id"], rules.copies) | _among(table["target_id"], rules.copies)
         code[(code == ACCEPTED) & shown] = CODE["near-duplicate"]
-    if rules.frozen:
-        frozen = _among(table["key"], list(rules.frozen))
-        code[frozen] = ACCEPTED
-    return code, *_choose(table, code, frozen, good, rules.config, used, asked)
+    code[frozen] = ACCEPTED
+    code[trained & held_out] = CODE["held out"]
+    for verdict in set(rules.taken_out.values()):
+        code[_among(table["key"], {key for key, why in rules.taken_out.items() if why == verdict})] = CODE[verdict]
+    return code, *_choose(table, code, Said(frozen, trained, distinct, good), rules.config, used, asked)
 
 
 def _without_edit(table: pa.Table) -> npt.NDArray[np.bool_]:
@@ -121,8 +136,8 @@ def _without_edit(table: pa.Table) -> npt.NDArray[np.bool_]:
     return ((np.asarray(table["edit_expression"]) < 0) & (steps == 0).all(axis=0)) | (np.abs(steps).max(axis=0) > 90)
 
 
-def _among(column: pa.ChunkedArray, keys: list[str]) -> npt.NDArray[np.bool_]:
-    return np.asarray(pc.is_in(column, value_set=pa.array(keys, pa.string())))
+def _among(column: pa.ChunkedArray, keys: Collection[str]) -> npt.NDArray[np.bool_]:
+    return np.asarray(pc.is_in(column, value_set=pa.array(list(keys), pa.string()))) if keys else np.zeros(len(column), bool)
 
 
 def _apply_limits(table: pa.Table, config: PairingConfig) -> npt.NDArray[np.int8]:
@@ -148,8 +163,7 @@ def _apply_limits(table: pa.Table, config: PairingConfig) -> npt.NDArray[np.int8
 def _choose(
     table: pa.Table,
     code: npt.NDArray[np.int8],
-    frozen: npt.NDArray[np.bool_],
-    good: npt.NDArray[np.bool_],
+    said: Said,
     config: PairingConfig,
     used: Usage,
     asked: Asked,
@@ -157,12 +171,13 @@ def _choose(
     """Caps what a person, a source and an edit contribute, best first, and asks for identity and writing of what they leave; returns likeness and text.
 
     A pair and its reverse count once, and are kept or dropped together where no label says otherwise; of one that is published the reverse alone may go.
-    What is published comes first, then what a person called good: of a person's near-duplicates that one stays.
+    What is published comes first, then what a person called good, or no near-duplicate: of a person's near-duplicates that one stays.
     """
     similar, text = np.full(len(code), np.nan, np.float32), np.full(len(code), np.nan, np.float32)
     rows = np.flatnonzero(code == ACCEPTED)
     if not len(rows):
         return similar, text
+    good, first = said.good, (said.good | said.distinct)[rows]
     declared = good | np.asarray(pc.equal(table["kind"], "synthetic"))
     taken = table.take(rows)
     edits, texts = edit_texts(taken)
@@ -170,10 +185,11 @@ def _choose(
     twin = np.minimum(ends[0], ends[1]) * (int(ends.max()) + 1) + np.maximum(ends[0], ends[1])
     person = taken["person"].to_pylist()
     people, source = np.unique(np.array(person), return_inverse=True)[1], taken["source_id"].to_pylist()
+    target = taken["target_id"].to_pylist()
     sharp = _worst_of_twins(twin, np.asarray(taken["sharpness"]))
-    published = frozen[rows]
-    counted, told_good = _any_of_twins(twin, published), _any_of_twins(twin, good[rows])
-    order = np.lexsort((np.arange(len(rows)), twin, -sharp, ~told_good, ~counted, people))
+    published, trained = said.frozen[rows], said.trained[rows]
+    counted, preferred = _any_of_twins(twin, published), _any_of_twins(twin, first)
+    order = np.lexsort((np.arange(len(rows)), twin, -sharp, ~preferred, ~counted, people))
 
     def cells_of(group: npt.NDArray[np.int64]) -> list[tuple[str, str]]:
         return [(person[n], texts[int(edits[n])]) for n in group]
@@ -192,12 +208,14 @@ def _choose(
         if known:  # counted already, in the usage of the version that is extended
             stays = rows[group[published[group]]]
             similar[stays], text[stays] = asked.similarity(n), asked.text(n)
+            if asked.barred(n):
+                code[rows[group[trained[group]]]] = CODE["held out"]
             group = group[~published[group]]
             if not len(group):
                 continue
-        mine, cells, who, where = rows[group], cells_of(group), person[n], source[n]
-        room = known or (used.person[who] < config.per_identity and used.source[where] < config.per_source)
-        if not told_good[n] and near.sees(group, cells):
+        mine, cells, who, ends_of = rows[group], cells_of(group), person[n], {source[n], target[n]}
+        room = known or (used.person[who] < config.per_identity and all(used.source[name] < config.per_source for name in ends_of))
+        if not preferred[n] and near.sees(group, cells):
             code[mine] = CODE["near-duplicate"]
         elif room and all(used.cell[cell] < config.per_cell for cell in cells):
             similar[mine], text[mine] = asked.similarity(n), asked.text(n)
@@ -209,7 +227,7 @@ def _choose(
             if kept.any():
                 if not known:
                     used.person[who] += 1
-                    used.source[where] += 1
+                    used.source.update(ends_of)
                 cells = [cell for cell, one in zip(cells, kept, strict=True) if one]
                 used.cell.update(cells)
                 near.keep(group[kept], cells)
@@ -251,6 +269,16 @@ def passed_sources(uri: str, judged: Judged) -> set[str]:
         found |= {name for column in mine.columns for name in pc.unique(column).to_pylist()}
         start += len(table)
     return found
+
+
+def held_out_keys(uri: str, judged: Judged, of: frozenset[str]) -> set[str]:
+    """Those of some keys whose rows of a score table are held out."""
+    found, start = set[str](), 0
+    for table in read_pieces(uri, ["key"]) if of else ():
+        mine = judged.codes[start : start + len(table)] == CODE["held out"]
+        found.update(table["key"].filter(pa.array(mine)).to_pylist())
+        start += len(table)
+    return found & of
 
 
 def accepted_rows(uri: str, judged: Judged) -> list[dict[str, Any]]:

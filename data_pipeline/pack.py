@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from data_pipeline.card import card_hashes
-from data_pipeline.extend import Base, read_components
+from data_pipeline.extend import TAKEN_OUT, Base, read_components
 from data_pipeline.published import CANDIDATES, MANIFEST, encode_table, read_index, read_manifest, read_members
 from data_pipeline.succession import WITHDRAWN, read_withdrawn, succeed
 from infra.addresses import join
@@ -102,6 +102,8 @@ def pack(
     }
     if base:
         index["extends"] = {"name": base.index["name"], "digest": base.index["digest"], "samples": len(base.rows)}
+        if base.taken_out:
+            index[TAKEN_OUT] = base.taken_out
     index["digest"] = sha256_json({"shards": shards, "manifest": index["manifest_sha256"]})
     index["files"] = {**files, **card_hashes(index, table, read_components(folder))}
     index |= succeed(read_withdrawn(folder), index["digest"])
@@ -148,7 +150,7 @@ def sweep(folder: str) -> None:
 
 
 def _take_over(base: Base, folder: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The extended version's shards and manifest rows, the files linked where the disk can; shards that a merge touched are written without it."""
+    """The extended version's shards and manifest rows, the files linked where the disk can; shards of which something is taken out are written without it."""
     kept = {row["key"] for row in base.rows}
     touched = {row["shard"] for row in read_manifest(base.folder) if row["key"] not in kept}
     shards, rows = rewrite_shards(base.folder, folder, base.rows, touched, "m1")

@@ -54,7 +54,10 @@ def publish(plan: Plan, until: Literal["pair", "render"] | None) -> DatasetVersi
         Stopped: At `until`.
         UserError: No pair is left, or the sources cannot be divided.
     """
-    found = judge_pairs(plan)
+    plan, found = judge_pairs(plan)
+    if plan.base:
+        for reason, count in plan.base.count_taken_out().items():
+            say(f"  {count} samples of version {plan.base.index['name']}, which is extended, are taken out: {reason}")
     fresh = refuse(plan, found)
     if until == "pair":
         raise Stopped(_funnel(plan, found, Counter()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from pydantic import Field
@@ -152,9 +152,15 @@ class Rules:
     labels: dict[str, bool] = field(default_factory=dict)
     """Key -> good or bad, by a person's eye: beats the filters."""
     frozen: frozenset[str] = frozenset()
-    """Keys of an extended version's samples: accepted as they are, beyond quotas."""
+    """Keys of an extended version's samples: accepted as they are, beyond quotas; no pair that was called bad is among them."""
     usage: Usage = field(default_factory=Usage)
     bars: Callable[[Vector], bool] = nobody
     """Whether a real face's vector is that of somebody who is held out."""
+    trained: frozenset[str] = frozenset()
+    """Those in train: of them none stays that is held out."""
+    taken_out: Mapping[str, str] = field(default_factory=dict)
+    """Key -> verdict, of samples that an extension took out: they do not come back, whatever a label says."""
+    distinct: frozenset[str] = frozenset()
+    """Keys of pairs that a person said are no near-duplicates: they come before others and are none; all else decides on them as on any."""
     copies: frozenset[str] = frozenset()
     """Sources that show what another shows: what no filter refuses of theirs is a near-duplicate."""

@@ -53,7 +53,7 @@ VERDICTS_SAID = {
     "other clothes": "two photos, not in the same clothes",
     "held out": "shows somebody, or a file, of an evaluation set",
     "labelled bad": "a person said so in the audit",
-    "split conflict": "would tie people of different splits of the extended version",
+    "split conflict": "would tie people of different splits of the extended version, or a merge took it out of that",
     "bridge": "its track alone would join two large groups of people",
     "near-duplicate": "looks like a pair that is accepted, or is of a source that shows what another shows",
     "quota": "good, but the person, source or edit has its share",

@@ -4,7 +4,6 @@ import numpy as np
 
 from data_pipeline.divide import divide, tie
 from data_pipeline.extend import Base
-from data_pipeline.rules import Usage
 from data_pipeline.split import SplitConfig
 from data_pipeline.worklist import WorkItem
 
@@ -19,7 +18,7 @@ def pair(name):
 
 def base_of(splits):
     rows = [{"key": f"p_{name}", "source_id": name, "split": side} for name, side in splits.items()]
-    return Base("/nowhere", "/nowhere", {"digest": "x", "name": "v1", "shards": []}, rows, frozenset(), Usage(), {})
+    return Base("/nowhere", "/nowhere", {"digest": "x", "name": "v1", "shards": []}, rows)
 
 
 def face(*numbers):

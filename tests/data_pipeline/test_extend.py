@@ -6,11 +6,16 @@ from dataclasses import replace
 
 import pytest
 
+from data_pipeline.audit import add_label
 from data_pipeline.build import build_dataset
+from data_pipeline.diff import diff_versions
 from data_pipeline.extend import merge, merged_away, read_base, read_components
+from data_pipeline.forget import forget
+from data_pipeline.holdout import HoldoutConfig
 from data_pipeline.published import read_index, read_manifest
 from data_pipeline.split import SplitConfig
 from data_pipeline.verify import verify_version
+from data_pipeline.why import why
 from infra.errors import UserError
 from tests.data_pipeline.links import base_of, divided, pair, source
 from tests.data_pipeline.small import config
@@ -95,6 +100,47 @@ def test_an_extension_finds_the_people_it_extends():
         base.check_found({"p_0", "p_1"})
 
 
+def test_what_is_held_out_or_called_bad_leaves_an_extension(first, models, tmp_path, capsys):
+    """It is told how much, and why; and it does not come back to what extends that one, though nobody asks for it any more. Its source stays on its side."""
+    work = shutil.copytree(first[0], tmp_path / "w")
+    rows = read_manifest(first[1].uri)
+    sides = {row["identity"]: row["split"] for row in rows}
+    train, other = sorted(name for name, side in sides.items() if side == "train")[:2]
+    test = next(name for name, side in sides.items() if side == "test")
+    bad = next(row["key"] for row in rows if row["identity"] == other)
+    add_label(str(work), bad, False, "accepted", 0)
+    theirs = {row["key"] for row in rows if row["identity"] == train}
+    held = HoldoutConfig(identities=(train, test))
+    second = build_dataset(config(8, name="v2", extends="v1", holdout=held), str(work), models)
+    said = capsys.readouterr().out
+    assert f"{len(theirs)} samples of version v1, which is extended, are taken out: held out" in said
+    assert "1 samples of version v1, which is extended, are taken out: labelled bad" in said
+    assert verify_version(second.uri) == []
+    left = {row["key"]: row for row in read_manifest(second.uri)}
+    before = {row["key"]: row for row in rows}
+    assert before.keys() - left.keys() == theirs | {bad}  # who was in test stays there: that is evaluation too
+    assert all(left[key]["split"] == before[key]["split"] for key in left.keys() & before.keys())
+    assert {row["split"] for row in left.values() if row["identity"] == other} == {"train"}
+    assert diff_versions(first[1].uri, second.uri)["removed_because"] == {"held out": len(theirs), "labelled bad": 1}
+    assert why(bad, str(work), "v2")[0] == f"{bad}: labelled bad"
+    (work / "labels.jsonl").unlink()
+    third = build_dataset(config(8, name="v3", extends="v2"), str(work), models)
+    again = {row["key"]: row["split"] for row in read_manifest(third.uri)}
+    assert not again.keys() & (theirs | {bad})
+    assert {row["split"] for row in read_manifest(third.uri) if row["identity"] == train} <= {"train"}
+    forget(str(work), identity=train)
+    assert read_index(third.uri)["taken_out"].keys() == {bad} and verify_version(third.uri) == []
+
+
+def test_a_source_whose_samples_were_taken_out_stays_on_its_side():
+    rows = [{"key": f"p_{name}", "source_id": name, "split": side} for name, side in (("a", "train"), ("b", "train"), ("c", "test"))]
+    base = replace(base_of({}), rows=rows).without({"p_a": "held out", "p_b": "split conflict"})
+    assert base.split_of_source == {"c": "test"}
+    assert base.sides(["a", "b", "c"]) == {"a": "train", "c": "test"} and base.sides(["c"]) == {"c": "test"}
+    assert base.count_taken_out() == {"held out": 1, "split conflict": 1}
+    assert base.digest != base_of({}).digest
+
+
 def test_a_confirmed_merge_takes_the_lower_splits_samples(first, models):
     work, version = first
     splits = {row["source_id"]: row["split"] for row in read_manifest(version.uri)}
@@ -113,7 +159,14 @@ def test_a_confirmed_merge_takes_the_lower_splits_samples(first, models):
     assert verify_version(merged.uri) == []
     sides = {row["source_id"]: row["split"] for row in read_manifest(merged.uri)}
     stored.write_bytes(before)
-    assert sides[train] == sides[alike] == sides[test] == "test"
+    left = {row["key"]: row["split"] for row in read_manifest(merged.uri)}
+    changed = diff_versions(version.uri, merged.uri)
+    assert changed["removed_because"] == {"split conflict": told["dropped"]} and changed["moved"] == []
+    gone = changed["removed"]
+    assert sides[test] == "test" and {sides.get(name, "test") for name in (train, alike)} == {"test"}
+    assert why(gone[0], str(work), "merged")[0] == f"{gone[0]}: split conflict"
+    third = build_dataset(config(8, name="third", extends="merged"), str(work), models)
+    assert {row["key"]: row["split"] for row in read_manifest(third.uri)} == left  # nor does it come back later
     assert {name: side for name, side in sides.items() if name not in (train, alike)} == {
         name: side for name, side in splits.items() if name not in (train, alike)
     }

@@ -12,6 +12,7 @@ import pytest
 from data_pipeline.audit import add_label
 from data_pipeline.build import build_dataset
 from data_pipeline.forget import PENDING, forget, sources_like
+from data_pipeline.observations import commit_part
 from data_pipeline.observe import observe
 from data_pipeline.published import read_index, read_manifest, read_members
 from data_pipeline.report import write_data_report
@@ -28,6 +29,7 @@ from data_pipeline.worklist import item_for, write_worklist
 from infra.errors import UserError
 from infra.storage import sha256_file
 from lato.edits import Expression
+from tests.data_pipeline.many_candidates import write_version
 from tests.data_pipeline.small import CONFIG, build, config, read_candidates
 from training.data import Dataset
 
@@ -204,15 +206,35 @@ def test_forgetting_never_deletes_the_users_own_files(tmp_path):
 @pytest.mark.parametrize("name", ["noisy", "accepted"])
 def test_a_source_that_is_named_like_a_verdict_takes_no_labels_with_it(tmp_path, name):
     items = [item_for(str(tmp_path / f"{source}.mp4"), licence="test") for source in (name, "a", "b")]
+    write_version(tmp_path, 20)
     write_worklist(items, str(tmp_path / "worklist.parquet"))
     for number, stratum in enumerate(("noisy", "noisy", "accepted")):
-        add_label(str(tmp_path), f"p_{number}", True, stratum, 0)
+        add_label(str(tmp_path), f"k{number:04d}", True, stratum, 0)
     labels = (tmp_path / "labels.jsonl").read_bytes()
     merges = [json.dumps({"first": first, "second": second}) for first, second in (("a", "b"), (name, "a"), ("b", name))]
     (tmp_path / "merges.jsonl").write_text("".join(f"{line}\n" for line in merges))
     assert forget(str(tmp_path), source=name).sources == 1
     assert (tmp_path / "labels.jsonl").read_bytes() == labels
     assert (tmp_path / "merges.jsonl").read_text() == merges[0] + "\n"
+
+
+def test_what_no_version_has_any_more_is_forgotten_too(tmp_path):
+    """Of a source that left the work list, and the version that was then built anew under the same name: nothing says which keys were theirs."""
+    write_version(tmp_path, 20)
+    commit_part(str(tmp_path), "f" * 64, [], {"source_id": "x", "licence": "test", "status": "ok"}, {"of": {}, "with": {}})
+    for key in ("p_x", "k0001", f"p_{8:020d}"):
+        add_label(str(tmp_path), key, True, "accepted", 0)
+    made = ("edits/lato/p_x.jpg", "text_states/r/states-0.safetensors", "runs/dit/pictures/val-1.png", "scores.parquet")
+    for name in made:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x's face")
+    labels = (tmp_path / "labels.jsonl").read_text().splitlines(keepends=True)
+    assert forget(str(tmp_path), source="nobody").sources == 0
+    assert all((tmp_path / name).exists() for name in made) and (tmp_path / "labels.jsonl").read_text() == "".join(labels)
+    done = forget(str(tmp_path), source="x")
+    assert done.sources == 1 and done.samples == {}
+    assert not [name for name in made if (tmp_path / name).exists()]
+    assert (tmp_path / "labels.jsonl").read_text() == "".join(labels[1:])  # the others' stay: of a sample, and of a refused pair
 
 
 def test_forgetting_reaches_views_of_a_folder_that_was_moved_and_of_versions_that_are_gone(models, tmp_path):

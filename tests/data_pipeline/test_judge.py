@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +14,12 @@ from data_pipeline.accept import Found, Plan, refuse
 from data_pipeline.config import DataConfig
 from data_pipeline.conflicts import Conflicts
 from data_pipeline.divide import Tied
-from data_pipeline.judge import accepted_rows, judge
+from data_pipeline.extend import TakenOut
+from data_pipeline.judge import accepted_rows, held_out_keys, judge
 from data_pipeline.pairing import SCORE_SCHEMA
 from data_pipeline.rules import VERDICTS, PairingConfig, Rules, Usage
 from data_pipeline.split import Components
-from tests.data_pipeline.links import source
+from tests.data_pipeline.links import base_of, source
 
 _FINE = {
     "sharpness": 100.0, "noise": 0.0, "clipped": 0.0, "blockiness": 0.0, "letterbox": 0.0, "upscale": 1.0, "padding": 0.0, "tilt": 0.0, "occlusion": 0.0,
@@ -76,6 +78,40 @@ def test_a_near_duplicate_that_is_called_good_stays_in_place_of_the_sharper_one(
     assert verdicts(rows, PairingConfig(per_identity=1), labels={"soft": True})["soft"] == "accepted"
 
 
+def test_a_near_duplicate_that_is_called_good_must_be_good_otherwise_too(verdicts):
+    """Nobody was asked of more than whether it shows the edit on another face."""
+    rows = [pair("sharp", (0, 1), 100.0, (0, 0)), pair("soft", (2, 3), 90.0, (1, 1))]
+    distinct = frozenset({"soft"})
+    assert verdicts(rows, distinct=distinct) == {"sharp": "near-duplicate", "soft": "accepted"}
+    assert verdicts(rows, distinct=distinct, labels={"sharp": True}) == {"sharp": "accepted", "soft": "accepted"}
+    assert verdicts(rows, strangers=(3,), distinct=distinct) == {"sharp": "accepted", "soft": "identity"}
+    assert verdicts(rows, PairingConfig(min_sharpness=95.0), distinct=distinct) == {"sharp": "accepted", "soft": "blurred"}
+
+
+def test_of_what_is_published_in_train_nothing_stays_that_is_held_out(verdicts, tmp_path):
+    """Nor what was taken out before, whatever is said of it now."""
+    frozen = frozenset({"shown", "alike", "evaluated"})
+    rows = [
+        pair("shown", (0, 1), person="a/0") | {"held_out": True},
+        pair("alike", (2, 3), person="b/0"),
+        pair("evaluated", (4, 5), person="c/0"),
+    ]
+    rows[2]["held_out"] = True
+    told = verdicts(rows, strangers=(2, 3), frozen=frozen, trained=frozen - {"evaluated"}, bars=lambda vector: vector[1] > 0)
+    assert told == {"shown": "held out", "alike": "held out", "evaluated": "accepted"}
+    (judged,) = judge([str(tmp_path / "scores.parquet")], Rules(PairingConfig(), frozen=frozen, trained=frozen), Alike())
+    assert held_out_keys(str(tmp_path / "scores.parquet"), judged, frozen) == {"shown", "evaluated"}
+    gone = {"alike": "split conflict", "shown": "labelled bad"}
+    assert verdicts(rows, taken_out=gone, labels={"alike": True, "shown": True}) == gone | {"evaluated": "held out"}
+
+
+def test_a_pair_of_two_photos_counts_for_both(verdicts):
+    rows = [pair(f"{n}", (0, 1 + n), 100.0 - n) | {"target_id": f"t{n}", "to_part": f"t{n}"} for n in range(3)]
+    rows.append(pair("from another", (9, 1), 50.0) | {"source_id": "u", "from_part": "u", "target_id": "t0", "to_part": "t0"})
+    assert verdicts(rows, PairingConfig(per_source=3, per_cell=9)) == dict.fromkeys(("0", "1", "2", "from another"), "accepted")
+    assert verdicts(rows, PairingConfig(per_source=1, per_cell=9)) == {"0": "accepted", "1": "quota", "2": "quota", "from another": "quota"}
+
+
 def test_of_a_pair_called_good_the_reverse_stays_too(verdicts):
     rows = [
         *(pair("sharp", (0, 1), 100.0, (0, 0)), pair("sharp back", (1, 0), 100.0, (0, 0), happy=False)),
@@ -126,13 +162,13 @@ def test_a_reverse_that_is_somebody_else_goes_alone(verdicts):
     assert found == {"published": "accepted", "back": "identity"}
 
 
-def left_of(rows, tmp_path, config, **given):
+def left_of(rows, tmp_path, config, base=None, **given):
     """Keys of what may go on after all quotas; people whom faces tell are named by the first letter of their sources."""
     uri = str(tmp_path / "scores.parquet")
     pq.write_table(pa.Table.from_pylist(rows, schema=SCORE_SCHEMA), uri)
     names = sorted({row["source_id"] for row in rows})
     observed = SimpleNamespace(items={name: source(name) for name in names})
-    plan = Plan(DataConfig(pairing=config), observed, None, given.get("labels", {}), [], [], "", "", "")
+    plan = Plan(DataConfig(pairing=config), observed, base, given.get("labels", {}), given.get("distinct", frozenset()), [], [], "", "", "")
     judged = judge([uri], Rules(config, **given), Alike())
     accepted = [(0, row) for row in accepted_rows(uri, judged[0])]
     components = Components({name: name[0] for name in names}, [], frozenset(), {f"{name}/0": f"{name[0]}0/0" for name in names})
@@ -140,6 +176,14 @@ def left_of(rows, tmp_path, config, **given):
     told = {row["key"]: VERDICTS[code] for row, code in zip(rows, judged[0].codes, strict=True)}
     assert {key for key, verdict in told.items() if verdict == "accepted"} == {row["key"] for _, row in left}
     return told
+
+
+def test_what_else_a_source_shows_of_which_a_merge_took_all_goes_too(tmp_path):
+    """It would come on the other side, next to what was trained on: the quota of what went is free again. Held out samples take nothing with them."""
+    gone = {"p_a": TakenOut("split conflict", "train", ("a",)), "p_b": TakenOut("held out", "train", ("b",))}
+    base = replace(base_of({}), taken_out=gone)
+    told = left_of([pair("a1", (0, 1), person="a/0"), pair("b1", (2, 3), person="b/0")], tmp_path, PairingConfig(), base)
+    assert told == {"a1": "split conflict", "b1": "accepted"}
 
 
 def test_a_cell_is_filled_with_what_all_other_quotas_left(tmp_path):

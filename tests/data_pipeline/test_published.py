@@ -5,10 +5,12 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline import card
 from data_pipeline.build import build_dataset
+from data_pipeline.candidates import SCHEMA, read_candidates_table, write_candidates
 from data_pipeline.card import _card, write_card
 from data_pipeline.config import DataConfig
 from data_pipeline.diff import diff_versions
@@ -22,6 +24,7 @@ from data_pipeline.worklist import item_for
 from infra.errors import UserError
 from infra.storage import sha256_bytes, sha256_file
 from tests.data_pipeline.commands import put_manifest
+from tests.data_pipeline.many_candidates import write_version
 from tests.data_pipeline.small import build, read_candidates
 from tests.data_pipeline.videos import write
 from tests.training.versions import publish
@@ -81,6 +84,14 @@ def test_a_card_that_is_worded_anew_is_what_its_index_says(built, tmp_path, monk
     assert verify_version(folder) == []
     assert {name for name in after["files"] if after["files"][name] != before["files"][name]} == {"README.md"}
     assert after | {"files": 0} == before | {"files": 0}
+
+
+def test_a_table_without_candidates_has_all_its_columns(tmp_path):
+    """As of an extension of a version of which all was forgotten."""
+    folder = write_version(tmp_path, 6)
+    write_candidates([], [], {}, {}, {}, folder)
+    assert read_candidates_table(folder, ["key", "verdict"]).to_pylist() == []
+    assert pq.read_schema(f"{folder}/candidates.parquet").names == SCHEMA.names
 
 
 def test_two_samples_under_one_key_are_no_version(built, tmp_path):

@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.card import write_card
-from data_pipeline.extend import Base
+from data_pipeline.extend import Base, TakenOut
 from data_pipeline.forget_versions import shrink, tidy
 from data_pipeline.pack import PackConfig, Planned, pack
 from data_pipeline.published import read_index, read_manifest, read_members
 from data_pipeline.removals import Removals, hash_name
-from data_pipeline.rules import Usage
 from data_pipeline.verify import verify_version
 from tests.data_pipeline.many_candidates import write_version
 from tests.training.versions import make_pair
@@ -36,7 +35,7 @@ def extended(base, name, gone=frozenset()):
     columns = {"source_id": f"s{number}", "identity": f"p{number}", "licence": "test", "kind": "synthetic", "edit_kind": "expression"}
     columns["instruction"] = make_pair(number, "train").meta.instruction
     rows = [row for row in read_manifest(base) if row["key"] not in gone]
-    state = Base("w", base, read_index(base), rows, frozenset(gone), Usage(), {})
+    state = Base("w", base, read_index(base), rows, {key: TakenOut("split conflict", "train", ()) for key in gone})
     new = Planned(f"k00{number}", "train", columns, lambda: make_pair(number, "train"))
     pack([new], PackConfig(), folder, name, "test", state)
     Path(folder, "candidates.parquet").write_bytes(Path(base, read_index(base)["candidates"]).read_bytes())
