@@ -7,7 +7,9 @@ _steps = 0
 
 
 def failpoint(uri: str) -> None:
-    """Ends this process with SIGKILL at the step that `$LATO_FAIL_AT_STEP` names: before and after each commit, before each deletion. Steps are those of files whose uri contains `$LATO_FAIL_IN` (all but leases and attempts by default)."""
+    """Ends this process with SIGKILL at the step that `$LATO_FAIL_AT_STEP` names: before and after each commit, before each deletion. Steps are those of
+    files whose uri contains `$LATO_FAIL_IN` (all but leases and attempts by default).
+    """
     global _steps
     wanted = os.environ.get("LATO_FAIL_AT_STEP")
     if wanted is None:
