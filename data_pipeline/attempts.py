@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from infra.addresses import join
 from infra.state import read_json
@@ -29,14 +29,16 @@ def in_flight(work: str, run: str, fingerprints: list[str]) -> Iterator[None]:
 
 
 def take_marked(work: str, run: str, fingerprints: set[str]) -> set[str]:
-    """Which of these were in flight when their worker died; deletes its marks. All of a mark are of one job."""
+    """Which of these were in flight when their worker died; deletes its marks. All of a mark are of one job. Others work on meanwhile: a mark that is gone
+    when it is read was of one whose end was seen."""
     found: set[str] = set()
     for uri in list_files(join(work, "attempts"), ".json"):
         if uri.rsplit("/", 1)[-1].startswith(f"{run}-"):
-            named = fingerprints.intersection(read_json(uri))
-            if named:
-                found |= named
-                delete(uri)
+            with suppress(FileNotFoundError):
+                named = fingerprints.intersection(read_json(uri))
+                if named:
+                    found |= named
+                    delete(uri)
     return found
 
 

@@ -98,10 +98,16 @@ def commit_set(pictures: list[tuple[bytes, Declared | None]], generator: dict[st
 
 def content_sha256(uri: str) -> str:
     """Digest of a source's content: of the file, or of a set with all its images."""
+    return content_digests(uri)[0]
+
+
+def content_digests(uri: str) -> tuple[str, dict[str, str]]:
+    """Digest of a source's content, and those of the images that it is made of, by their names in the source's folder."""
     own = _sha256_of(uri)
     if not uri.endswith(".json"):
-        return own
-    return sha256_bytes("".join([own, *(_sha256_of(image.uri) for image in read_image_set(uri).images)]).encode())
+        return own, {uri.rsplit("/", 1)[-1]: own}
+    images = [(image.uri.rsplit("/", 1)[-1], _sha256_of(image.uri)) for image in read_image_set(uri).images]
+    return sha256_bytes("".join([own, *(digest for _, digest in images)]).encode()), dict(images)
 
 
 def _sha256_of(uri: str) -> str:

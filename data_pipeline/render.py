@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.decoder import PERHAPS_THE_MACHINE, DecodeError, Decoder
-from data_pipeline.image_set import content_sha256
+from data_pipeline.image_set import content_digests
 from data_pipeline.places import crops as crops_place
 from data_pipeline.seek import Seeker, frames_at
 from data_pipeline.sources import is_gone
@@ -22,7 +22,7 @@ from infra.addresses import is_local, join
 from infra.config import Config
 from infra.console import Progress
 from infra.pool import run_all
-from infra.storage import commit, list_files, read_bytes, sha256_file, sha256_json
+from infra.storage import commit, file_names, read_bytes, sha256_bytes, sha256_file, sha256_json
 from lato.landmarks import CANVAS, Landmarks
 from lato.pairs import decode_image
 
@@ -77,7 +77,7 @@ def render_crops(crops: Iterable[Crop], uris: dict[str, str], work: str, workers
     Returns:
         Source id -> why its crops could not be made, for those: its source is gone, changed or can no longer be read.
     """
-    have = {uri.rsplit("/", 1)[-1] for uri in list_files(join(work, "renders"), ".jpg")}
+    have = set(file_names(join(work, "renders"), ".jpg"))
     todo: dict[str, list[Crop]] = defaultdict(list)
     for crop in crops:
         if crop.name not in have:
@@ -126,10 +126,25 @@ def _render_source(uri: str, crops: list[Crop], work: str, decoder: Decoder, see
     if crops[0].image_uri is None:
         _render_video(uri, crops, work, decoder, seeker)
         return
-    _check_content(content_sha256(uri), crops[0], uri)
+    _render_images(uri, crops, work)
+
+
+def _render_images(uri: str, crops: list[Crop], work: str) -> None:
+    """What is cut are the bytes that were hashed: a picture that another took the place of meanwhile gives none."""
+    digests: dict[str, str] = {}
+    if uri.endswith(".json"):  # of one picture the bytes that are read are all that there is to hash
+        content, digests = content_digests(uri)
+        _check_content(content, crops[0].source_sha256, uri)
+    wanted: dict[str, list[Crop]] = defaultdict(list)
     for crop in crops:
         assert crop.image_uri is not None
-        _keep(decode_image(read_bytes(crop.image_uri), crop.image_uri), crop, work)
+        wanted[crop.image_uri].append(crop)
+    for image_uri, of_image in wanted.items():
+        data = read_bytes(image_uri)
+        _check_content(sha256_bytes(data), digests.get(image_uri.rsplit("/", 1)[-1], crops[0].source_sha256), image_uri)
+        image = decode_image(data, image_uri)
+        for crop in of_image:
+            _keep(image, crop, work)
 
 
 def _render_video(uri: str, crops: list[Crop], work: str, decoder: Decoder, seeker: Seeker) -> None:
@@ -138,7 +153,7 @@ def _render_video(uri: str, crops: list[Crop], work: str, decoder: Decoder, seek
         wanted[crop.pts].append(crop)
     with staged(uri) as path:
         before = _state(path)
-        _check_content(sha256_file(str(path)), crops[0], uri)
+        _check_content(sha256_file(str(path)), crops[0].source_sha256, uri)
         for frame in frames_at(str(path), list(wanted), decoder, seeker):
             if is_local(uri) and _state(path) != before:  # a copy in scratch is nobody else's to change
                 raise ValueError(f"{uri} changed while it was cut")
@@ -156,9 +171,9 @@ def _keep(image: npt.NDArray[np.uint8], crop: Crop, work: str) -> None:
     commit(join(work, "renders", crop.name), cut(image, crop.square), exclusive=True)
 
 
-def _check_content(found: str, crop: Crop, uri: str) -> None:
-    if found != crop.source_sha256:
-        raise ValueError(f"{uri} changed after it was looked at (sha256 {found[:12]}, was {crop.source_sha256[:12]})")
+def _check_content(found: str, wanted: str, uri: str) -> None:
+    if found != wanted:
+        raise ValueError(f"{uri} changed after it was looked at (sha256 {found[:12]}, was {wanted[:12]})")
 
 
 def cut(image: npt.NDArray[np.uint8], crop: tuple[float, float, float]) -> bytes:

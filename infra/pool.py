@@ -1,7 +1,7 @@
 """Jobs spread over Ray actors, or run here: one meaning of an error and one of a death.
 
-Ray only schedules. An exception of a job ends the round and is told; the death of a worker (crash, kill, lost node) is a result like another, and the
-caller decides what it means by what stands on storage.
+Ray only schedules. An exception of a job ends the round and is told; the death of a worker (crash, kill, no memory, lost node) is a result like another,
+and the caller decides what it means by what stands on storage.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class Worker(Protocol):
 
 @dataclass(frozen=True)
 class Died:
-    """The worker that had the job died."""
+    """The worker that had the job died, or cannot be reached, or what it returned was lost with its node."""
+
+    why: str
+    """What Ray says of it, in a line."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +89,19 @@ def run_all(make: Callable[[], Worker], jobs: Sequence[J], workers: int, place: 
     for failed in range(_TRIES):
         if failed:
             wait(failed)  # what ended them (no memory, a node on its way out) may need a moment to pass
-        lost = []
+        lost, why = [], ""
         for done in run_jobs(make, todo, workers if len(jobs) > 1 or place.gpus or place.runtime_env else 0, place):
             if isinstance(done.result, Died):
                 lost.append(done.job)
+                why = done.result.why
             else:
                 yield done
         if not lost:
             return
         todo = lost
-    raise UserError(f"{len(todo)} jobs ended their worker {_TRIES} times each. What was done stands; run the same command again.")
+    raise UserError(
+        f"{len(todo)} jobs ended their worker {_TRIES} times each; the last: {why}. What was done stands; run the same command again."
+    )
 
 
 def _run_on_ray(make: Callable[[], Worker], jobs: Sequence[J], workers: int, place: Place) -> Iterator[Done[J]]:
@@ -128,17 +134,24 @@ def _run_on_ray(make: Callable[[], Worker], jobs: Sequence[J], workers: int, pla
                 if place.runtime_env and time.monotonic() > until and not ray.wait(up, timeout=0)[0]:
                     raise UserError(_no_environment(place, f"none came up in {place.setup_seconds:g} s{_PERHAPS}"))
                 continue
-            worker, job = waiting.pop(ready[0])
+            worker, job = waiting[ready[0]]
             try:
                 result = ray.get(ready[0])
             except ray.exceptions.RayTaskError as error:
                 raise _as_user_error(error) from error
             except ray.exceptions.RuntimeEnvSetupError as error:
                 raise UserError(_no_environment(place, str(error))) from error
-            except ray.exceptions.RayActorError as error:  # one death, one new worker: as many as there are jobs, at most
-                if error.actor_init_failed:  # its own code cannot be loaded there: it never will be
+            except _deaths() as error:  # one death, one new worker: as many as there are jobs, at most
+                if getattr(error, "actor_init_failed", False):  # its own code cannot be loaded there: it never will be
                     raise UserError(_no_environment(place, str(error))) from error
-                result, worker = Died(), actor.remote(make) if queue else None
+                ray.kill(worker)  # one that only cannot be reached would keep its CPU, and what it was given
+                result, worker = Died(_in_a_line(error)), actor.remote(make) if queue else None
+            except ray.exceptions.RayError as error:  # no other is one that another try mends
+                check_own_node()
+                raise UserError(
+                    f"{place.stage}: Ray could not go on: {_in_a_line(error)}. What was done stands; run the same command again."
+                ) from error
+            del waiting[ready[0]]
             if queue:
                 give(worker)
             elif worker is not None:
@@ -148,6 +161,28 @@ def _run_on_ray(make: Callable[[], Worker], jobs: Sequence[J], workers: int, pla
         if own_node_lives():
             for worker, _ in waiting.values():
                 ray.kill(worker)
+
+
+def _deaths() -> tuple[type[Exception], ...]:
+    """Ray's errors that mean: this worker or its node is gone (or what it returned, with its node), and another may do the job. Of the others some are of the
+    program (a result that cannot be read), some of the cluster (a full disk or object store, a key that is refused): each try would end the same.
+    """
+    from ray import exceptions
+
+    return (
+        exceptions.RayActorError,  # died, or cannot be reached
+        exceptions.WorkerCrashedError,
+        exceptions.OutOfMemoryError,  # ended by Ray's memory monitor
+        exceptions.NodeDiedError,
+        exceptions.LocalRayletDiedError,
+        exceptions.ActorUnschedulableError,  # its node is gone: the next round says if no other has room
+        exceptions.ObjectLostError,  # a result too large for a message lies on its worker's node
+    )
+
+
+def _in_a_line(error: Exception) -> str:
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {said[:_TOLD]}".rstrip(".: ")
 
 
 def own_node_lives() -> bool:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -18,25 +17,9 @@ from typing import IO, Any
 from infra.addresses import filesystem_of, folder_uri, is_local, join, local_path
 from infra.backoff import retried
 from infra.errors import UserError
+from infra.failpoint import failpoint
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-_steps = 0
-
-
-def failpoint(uri: str) -> None:
-    """Ends this process with SIGKILL at the step that `$LATO_FAIL_AT_STEP` names: before and after each commit, before each deletion. For tests: it is
-    how every crash point is shown to be harmless. Steps are those of files whose uri contains `$LATO_FAIL_IN` (all but leases and attempts by default).
-    """
-    global _steps
-    wanted = os.environ.get("LATO_FAIL_AT_STEP")
-    if wanted is None:
-        return
-    where = os.environ.get("LATO_FAIL_IN")
-    if (where not in uri) if where else (uri.endswith("lease.json") or "/attempts/" in uri):
-        return
-    _steps += 1
-    if _steps == int(wanted):
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def commit(uri: str, data: bytes, *, exclusive: bool = False) -> bool:
@@ -216,11 +199,25 @@ def exists(uri: str) -> bool:
 
 def list_files(folder: str, suffix: str = "") -> list[str]:
     """URIs of the files in a folder (not below it) that end in `suffix`, sorted; empty where there is no folder. Hidden files are left out."""
+    return [join(folder, name) for name in sorted(file_names(folder, suffix))]
+
+
+def file_names(folder: str, suffix: str = "") -> Iterator[str]:
+    """Names of the files that `list_files` gives, in no order; of a local folder with millions none but the one at hand is held."""
+    names = _local_names(local_path(folder)) if is_local(folder) else _names_on_store(folder)
+    return (name for name in names if name.endswith(suffix) and not name.startswith("."))
+
+
+def _local_names(folder: Path) -> Iterator[str]:
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            yield from (entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+
+
+def _names_on_store(folder: str) -> Iterator[str]:
     filesystem, path = filesystem_of(folder)
-    if not filesystem.isdir(path):
-        return []
-    names = [entry["name"].rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=True) if entry["type"] == "file"]
-    return [join(folder, name) for name in sorted(names) if name.endswith(suffix) and not name.startswith(".")]
+    if filesystem.isdir(path):
+        yield from (entry["name"].rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=True) if entry["type"] == "file")
 
 
 def list_folders(folder: str) -> list[str]:

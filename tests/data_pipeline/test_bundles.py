@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import data_pipeline.analyze as module
+import data_pipeline.attempts as attempts_module
 import data_pipeline.segments as segments_module
 import data_pipeline.sources as sources_module
 import data_pipeline.worker as worker_module
@@ -227,6 +228,24 @@ def test_marks_of_this_run_alone_are_taken_and_once(tmp_path):
         mark.__enter__()
     assert take_marked(work, "mine", {"a", "c", "e"}) == {"a"}
     assert take_marked(work, "mine", {"a", "c", "d"}) == {"d"}
+
+
+def test_a_mark_that_goes_between_listing_and_reading_is_nobodys(tmp_path, monkeypatch):
+    """On a store a listing takes its time, and the living end their bundles meanwhile."""
+    work = str(tmp_path)
+    dead, alive = in_flight(work, "run", ["dead"]), in_flight(work, "run", ["alive"])
+    dead.__enter__()
+    alive.__enter__()
+    listed = attempts_module.list_files
+
+    def meanwhile(*given):
+        found = listed(*given)
+        alive.__exit__(None, None, None)
+        return found
+
+    monkeypatch.setattr(attempts_module, "list_files", meanwhile)
+    assert take_marked(work, "run", {"dead", "alive"}) == {"dead"}
+    assert not list((tmp_path / "attempts").iterdir())
 
 
 def _die(pipe, path, argument):

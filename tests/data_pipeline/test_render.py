@@ -3,10 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from data_pipeline import render
+from data_pipeline.image_set import ImageSet, SetImage, content_sha256, encode_image_set
 from data_pipeline.render import Crop, RenderConfig, render_crops
 from infra.storage import sha256_file
 from tests.data_pipeline.videos import picture, write
@@ -56,6 +60,33 @@ def test_a_video_that_changes_while_it_is_cut_is_told_and_leaves_no_crop_of_anot
     failed = render_crops(crops_of(path, times), {"a": path}, str(work), 0, RenderConfig())
     assert failed["a"].endswith("changed while it was cut")
     assert os.listdir(work / "renders") == ["0.0.jpg"]  # its picture was read before
+
+
+@pytest.mark.parametrize("of_set", [False, True])
+def test_a_picture_that_changes_between_hash_and_reading_leaves_no_crop_of_another_content(tmp_path, monkeypatch, of_set):
+    names, work = [str(tmp_path / name) for name in ("a.png", "b.png")], tmp_path / "w"
+    for name in names:
+        cv2.imwrite(name, np.full((120, 160, 3), 200, np.uint8))
+    uri = names[0]
+    if of_set:
+        uri = str(tmp_path / "set.json")
+        Path(uri).write_bytes(encode_image_set(ImageSet(images=[SetImage(uri="a.png"), SetImage(uri="b.png")])))
+    content = content_sha256(uri)
+    crops = [Crop("a", content, f"{name[-5]}{n}.jpg", name, 0.0, (0.0, 0.0, 90.0)) for name in names[: 2 if of_set else 1] for n in (0, 1)]
+    assert render_crops(crops, {"a": uri}, str(work), 0, RenderConfig()) == {}
+    assert len(os.listdir(work / "renders")) == len(crops)
+    read = render.read_bytes
+
+    def meanwhile(name):
+        cv2.imwrite(names[-1 if of_set else 0], np.zeros((120, 160, 3), np.uint8))
+        return read(name)
+
+    monkeypatch.setattr(render, "read_bytes", meanwhile)  # all hashing that comes before has seen what is wanted
+    failed = render_crops(crops, {"a": uri}, str(tmp_path / "v"), 0, RenderConfig())
+    assert "changed after it was looked at" in failed["a"]
+    kept = list((tmp_path / "v").glob("renders/*"))
+    assert [path.name for path in sorted(kept)] == (["a0.jpg", "a1.jpg"] if of_set else [])
+    assert all(cv2.imread(str(path)).mean() > 190 for path in kept)
 
 
 @pytest.mark.parametrize("seeker", ["pyav", "decord"])

@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import pytest
 
 from infra.addresses import filesystem_of, join
 from infra.errors import UserError
-from infra.storage import commit, list_files, read_bytes, sha256_json
+from infra.storage import commit, file_names, list_files, read_bytes, sha256_json
 
 
 def test_a_failed_commit_leaves_nothing(tmp_path, monkeypatch):
@@ -44,6 +45,26 @@ def test_killed_at_any_moment_a_file_is_whole(tmp_path):
     assert len(data) == 200_000
     assert len(set(data)) == 1
     assert list_files(str(tmp_path)) == [join(str(tmp_path), "f")]  # a leftover is hidden, and never taken for a file
+
+
+def test_listing_a_folder_of_very_many_files_takes_no_memory_but_for_their_names(tmp_path):
+    """Hidden files, folders and links are left out."""
+    for number in range(5_000):
+        (tmp_path / f"{number:064d}.jpg").touch()
+    (tmp_path / ".hidden.jpg").touch()
+    (tmp_path / "other.png").touch()
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "link.jpg").symlink_to(tmp_path / f"{0:064d}.jpg")
+    wanted = {f"{number:064d}.jpg" for number in range(5_000)}
+    assert set(file_names(str(tmp_path), ".jpg")) == wanted
+    assert list_files(f"file://{tmp_path}", ".jpg") == [f"file://{tmp_path}/{name}" for name in sorted(wanted)]
+    assert list_files(str(tmp_path / "none")) == list_files(str(tmp_path / "other.png")) == []
+    tracemalloc.start()
+    try:
+        assert len(set(file_names(str(tmp_path), ".jpg"))) == 5_000
+        assert tracemalloc.get_traced_memory()[1] / 5_000 < 300, "bytes a file at most"
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_unwritable_folder_is_a_users_mistake(tmp_path):

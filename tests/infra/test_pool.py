@@ -1,0 +1,83 @@
+"""Jobs over Ray actors: which of Ray's errors are a death, and that no death is answered for ever."""
+
+import os
+import time
+
+import pytest
+from ray import exceptions
+
+from infra import pool
+from infra.errors import UserError
+from infra.place import Place
+from infra.pool import Died, run_all, run_jobs
+
+PLACE = Place("counting")
+LOST = ("00" * 28, b"", "")
+DEATHS = [
+    exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.\nMemory on the node: ..."),
+    exceptions.ActorDiedError(),
+    exceptions.ActorUnavailableError("connection lost", None),
+    exceptions.WorkerCrashedError(),
+    exceptions.NodeDiedError("its node died"),
+    exceptions.LocalRayletDiedError(),
+    exceptions.ActorUnschedulableError("its node died"),
+    exceptions.ObjectLostError(*LOST),
+    exceptions.ObjectReconstructionFailedError(LOST[0]),
+]
+ENDS = [exceptions.RaySystemError("cannot read the result"), exceptions.OutOfDiskError("full"), exceptions.ObjectStoreFullError("full")]
+
+
+class Worker:
+    def run(self, job):
+        return os.getpid()
+
+
+def failing(monkeypatch, error, times):
+    """The first answers of Ray's are this error; the workers are real. Returns the processes that were to be told of."""
+    import ray
+
+    answered, real = [], ray.get
+
+    def get(ref):
+        answered.append(real(ref))
+        if len(answered) <= times:
+            raise error
+        return answered[-1]
+
+    monkeypatch.setattr(ray, "get", get)
+    return answered
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", DEATHS, ids=lambda error: type(error).__name__)
+def test_a_worker_or_node_that_is_gone_is_a_death_and_the_job_is_done_again(ray_session, monkeypatch, error):
+    """Also one that only cannot be reached ends, as it would keep the CPU that its successor waits for."""
+    monkeypatch.setattr(pool, "wait", lambda *_: None)
+    answered = failing(monkeypatch, error, 1)
+    first, second, *others = run_jobs(Worker, ["a", "b"], 1, PLACE)
+    assert isinstance(first.result, Died) and first.result.why.startswith(type(error).__name__)
+    assert (first.job, second.job, others) == ("a", "b", []) and second.result != answered[0]
+    until = time.monotonic() + 30
+    while os.path.exists(f"/proc/{answered[0]}") and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not os.path.exists(f"/proc/{answered[0]}")
+
+
+@pytest.mark.slow
+def test_deaths_without_end_are_three_tries_and_a_message_that_says_why(ray_session, monkeypatch):
+    monkeypatch.setattr(pool, "wait", lambda *_: None)
+    answered = failing(monkeypatch, DEATHS[0], 1_000)
+    with pytest.raises(
+        UserError, match=r"^2 jobs ended their worker 3 times each; the last: OutOfMemoryError: Task was killed .* low on memory\. What was"
+    ):
+        list(run_all(Worker, ["a", "b"], 1, PLACE))
+    assert len(answered) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", ENDS, ids=lambda error: type(error).__name__)
+def test_other_errors_of_ray_end_the_job_with_one_message(ray_session, monkeypatch, error):
+    answered = failing(monkeypatch, error, 1)
+    with pytest.raises(UserError, match=f"^counting: Ray could not go on: {type(error).__name__}: .*run the same command again"):
+        list(run_jobs(Worker, ["a", "b"], 1, PLACE))
+    assert len(answered) == 1
