@@ -3,10 +3,13 @@
 import multiprocessing
 import os
 import socket
+from multiprocessing import forkserver
+from unittest.mock import patch
 
 import torch
 
-_PRELOADED = ["deepspeed", "training.stage_factory", "training.engine", "tests.training.toy", "tests.training.preload"]
+_SERVER = forkserver.ForkServer()  # a process has one, and what other tests decode with is forked from that: it has none of these in memory
+_SERVER.set_forkserver_preload(["deepspeed", "training.stage_factory", "training.engine", "tests.training.toy", "tests.training.preload"])
 
 
 def free_port():
@@ -18,11 +21,11 @@ def free_port():
 def start(target, world, *arguments):
     """Processes that run `target(rank, world, port, *arguments)`."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
     port = free_port()
     processes = [context.Process(target=_main, args=(target, rank, world, port, dict(os.environ), arguments)) for rank in range(world)]
-    for process in processes:
-        process.start()
+    with patch.object(forkserver, "connect_to_new_process", _SERVER.connect_to_new_process):
+        for process in processes:
+            process.start()
     return processes
 
 
