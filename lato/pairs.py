@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from lato.landmarks import Landmarks, validate_landmarks
 
 MEMBERS = ("json", "landmarks.npy", "source.jpg", "target.jpg")
 """Members of every sample, in the order in which they lie in the tar."""
+_ONE_PARSES = threading.Lock()
 
 Split = Literal["train", "val", "test"]
 
@@ -153,6 +155,18 @@ def encode_pair(pair: FacePair) -> dict[str, bytes]:
     return {name: members[name] for name in MEMBERS}
 
 
+def read_npy(data: bytes) -> npt.NDArray[Any]:
+    """The array of a `.npy` file, in one thread at a time: numpy parses its header as Python, and in CPython 3.11 a thread that does so while another does
+    may end in `SystemError: AST constructor recursion depth mismatch`.
+
+    Raises:
+        ValueError: It is none, or holds objects.
+        EOFError: It is empty.
+    """
+    with _ONE_PARSES:
+        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+
+
 def decode_pair(key: str, members: dict[str, Any]) -> FacePair:
     """Rebuilds a pair from its members' bytes (a WebDataset sample without its dunder keys will do).
 
@@ -163,7 +177,7 @@ def decode_pair(key: str, members: dict[str, Any]) -> FacePair:
     if missing:
         raise ValueError(f"sample {key}: expected members {', '.join(MEMBERS)}, missing {', '.join(missing)}")
     try:
-        landmarks = np.lib.format.read_array(io.BytesIO(members["landmarks.npy"]), allow_pickle=False)
+        landmarks = read_npy(members["landmarks.npy"])
     except (ValueError, EOFError) as error:
         raise ValueError(f"sample {key}: landmarks.npy: {error}") from error
     try:

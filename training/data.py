@@ -21,7 +21,7 @@ from infra.console import Progress
 from infra.errors import UserError
 from infra.storage import exists, read_bytes, sha256_bytes, sha256_file, sha256_json
 from lato.landmarks import Landmarks
-from lato.pairs import MEMBERS, FacePair, decode_pair
+from lato.pairs import MEMBERS, FacePair, decode_pair, read_npy
 from training.config import DataSource
 from training.mixture import Mixture
 from training.ranges import RangeReader, list_sizes
@@ -163,7 +163,7 @@ class Dataset:
     def read_landmarks(self, rows: Sequence[dict[str, Any]]) -> Landmarks:
         """(N, 2, 68, 2) source and target landmarks, without the pictures."""
         pieces = [(join(self.shards, row["shard"]), row["landmarks.npy_offset"], row["landmarks.npy_length"]) for row in rows]
-        return np.stack([np.load(io.BytesIO(data), allow_pickle=False) for data in self._reader.read_many(pieces)]).astype(np.float32)
+        return np.stack([read_npy(data) for data in self._reader.read_many(pieces)]).astype(np.float32)
 
 
 def open_sources(sources: Sequence[DataSource]) -> list[Dataset]:
