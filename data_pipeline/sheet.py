@@ -18,7 +18,7 @@ from data_pipeline.published import read_pair
 from data_pipeline.render import crop_landmarks, cut
 from data_pipeline.samples import Ends, read_ends
 from data_pipeline.seek import read_frames_at
-from data_pipeline.sources import ContentHashes
+from data_pipeline.sources import ContentHashes, UnreadableNowError
 from data_pipeline.staging import staged
 from data_pipeline.worklist import WorkItem, read_worklist
 from infra.addresses import is_local, join
@@ -112,9 +112,9 @@ class Sources:
             raise Unreadable(known)
         try:
             return self._read(end, item)
-        except (DecodeError, MachineError, OSError, ValueError) as error:
+        except (DecodeError, MachineError, OSError, UnreadableNowError, ValueError) as error:
             told = str(error) if isinstance(error, Unreadable) else "the source can no longer be read"
-            self.lost[server if isinstance(error, OSError) and passes(error) else name] = told
+            self.lost[server if passes(error) else name] = told
             raise Unreadable(told) from error
 
     def _read(self, end: dict[str, Any], item: WorkItem) -> npt.NDArray[np.uint8]:

@@ -50,9 +50,13 @@ def _is_forbidden(error: OSError) -> bool:
     return code in _NOT_GIVEN or (error.errno is None and _NOT_GIVEN_BY_GOOGLE in str(error))
 
 
+class UnreadableNowError(UserError):
+    """A source cannot be read, and it is not its own fault: nothing is said of it. Raised from what keeps it from being read."""
+
+
 @contextmanager
 def naming(uri: str) -> Iterator[None]:
-    """What keeps a source from being read, where it is not its own fault, becomes a message that names it: nothing is said of it, and the build ends."""
+    """What keeps a source from being read, where it is not its own fault, becomes a message that names it (`UnreadableNowError`), which ends a build."""
     try:
         yield
     except Exception as error:
@@ -60,7 +64,7 @@ def naming(uri: str) -> Iterator[None]:
         if not machines and not passes(error):
             raise
         said = f"{type(error).__name__}: {error}".rstrip(".: ")
-        raise UserError(
+        raise UnreadableNowError(
             f"{uri} cannot be read now, which is not taken for its own fault: {said}. Mend what is wrong with the disk, the network, the store's "
             "credentials or this machine, or leave this source out; then run the same command again: what was done stands."
         ) from error
@@ -87,14 +91,12 @@ class ContentHashes:
         """The content's digest; None where the source cannot be read at all: `unreadable` says why.
 
         Raises:
-            UserError: The machine's fault (I/O error, no answer), not the file's.
+            UnreadableNowError: The machine's fault (I/O error, no answer), not the file's.
         """
-        is_set = item.uri.endswith(".json")
+        is_set = item.uri.endswith(".json")  # it names its images: small, and hashed with them
         try:
             with naming(item.uri):
-                digest = (
-                    content_sha256(item.uri) if is_set else self._digest(item.uri)
-                )  # a set names its images: small, and hashed with them
+                digest = content_sha256(item.uri) if is_set else self._digest(item.uri)
         except ValueError as error:  # a set that is none
             self.unreadable[item.source_id] = "decode", str(error)
         except OSError as error:
@@ -150,7 +152,7 @@ def plan_segments(item: WorkItem) -> list[Piece]:
     """The pieces of a source, from the container alone; one piece from 0 where it is short, no video or not readable.
 
     Raises:
-        UserError: The machine's fault, or a server's that stays busy: pieces are in fingerprints, which must not depend on that.
+        UnreadableNowError: The machine's fault, or a server's that stays busy: pieces are in fingerprints, which must not depend on that.
     """
     whole = Piece(item.start or 0.0, item.end, 0.0)
     if item.kind != "video":

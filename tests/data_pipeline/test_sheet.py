@@ -1,5 +1,6 @@
 """Pairs are drawn from sources that are as they were when they were looked at, and only from these."""
 
+import errno
 import json
 import os
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import data_pipeline.sources as sources_module
 from data_pipeline import sheet
 from data_pipeline.audit import _Page, choose
 from data_pipeline.observations import commit_part
@@ -75,21 +77,22 @@ def test_a_set_is_drawn_while_all_its_pictures_are_the_same(tmp_path):
 
 
 def test_what_cannot_be_read_is_told_and_not_asked_for_again(tmp_path, monkeypatch):
-    """A folder where a file was; and a server that is dead, for whichever of its files."""
+    """A folder where a file was; a disk that fails; and a server that is dead, for whichever of its files."""
     with pytest.raises(Unreadable, match="can no longer be read"):
         look(tmp_path, str(tmp_path), "0" * 64).draw(PAIR, 16)
     sources, asked = Sources(str(tmp_path)), []
-    sources.items = {name: WorkItem(source_id=name, uri=f"https://dead.example/{name}.mp4", kind="video") for name in ("s", "t")}
+    uris = {"s": "https://dead.example/s.mp4", "t": "https://dead.example/t.mp4", "u": "/mnt/u.mp4"}
+    sources.items = {name: WorkItem(source_id=name, uri=uri, kind="video") for name, uri in uris.items()}
 
-    def answer(item):
-        asked.append(item.source_id)
-        raise ConnectionRefusedError(111, "Connection refused")
+    def answer(uri):
+        asked.append(uri)
+        raise ConnectionRefusedError(111, "Connection refused") if uri.startswith("https") else OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(sources._hashes, "of", answer)
-    for name in ("s", "t", "s"):
+    monkeypatch.setattr(sources_module, "state_of", answer)
+    for name in ("s", "t", "s", "u", "u"):
         with pytest.raises(Unreadable, match="can no longer be read"):
             sources._picture({"source_id": name, "source_sha256": "0" * 64, "image_uri": None, "pts": 0.0})
-    assert asked == ["s"]
+    assert asked == [uris["s"], uris["u"]]
 
 
 def test_report_and_audit_go_on_where_a_later_build_has_another_work_list(tmp_path):
