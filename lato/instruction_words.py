@@ -15,6 +15,10 @@ class UnclearError(ValueError):
     """A clause asks for no edit of ours, or for more than one can say."""
 
 
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 _EXPRESSION_WORDS = {
     word: expression
     for expression, stems in {
@@ -37,44 +41,23 @@ _WAYS = {
     **dict.fromkeys(("upward", "upwards", "lift", "raise"), "up"),
     **dict.fromkeys(("downward", "downwards", "lower", "drop"), "down"),
 }
-_ROLL_WORDS = frozenset(["tilt", "tilted", "lean", "leaning", "incline", "inclined", "cock", "cant", "tip", "bend", "ear", "shoulder"])
-_TURN_WORDS = frozenset(["turn", "turns", "turned", "turning", "rotate", "rotates", "rotated", "rotating", "swivel", "pivot", "swing"])
+_ROLL_WORDS = _words("tilt tilted lean leaning incline inclined cock cant tip bend ear shoulder")
+_ROTATE_WORDS = _words("rotate rotates rotated rotating swivel pivot swing")
+_TURN_WORDS = _ROTATE_WORDS | _words("turn turns turned turning")
 _POSE_WORDS = (
     _ROLL_WORDS
+    | _ROTATE_WORDS
     | _WAYS.keys()
-    | frozenset(
-        [
-            "rotate",
-            "rotates",
-            "rotated",
-            "rotating",
-            "swivel",
-            "pivot",
-            "swing",
-            "nod",
-            "direct",
-            "point",
-            "points",
-            "pointing",
-            "aim",
-            "facing",
-            "head",
-            "chin",
-            "gaze",
-            "pose",
-            "pitch",
-        ]
-    )
-    | frozenset(["direction", "position", "angle", "side", "around", "about", "further", "more", "additional", "extra"])
+    | _words("nod direct point points pointing aim facing head chin gaze pose pitch")
+    | _words("direction position angle side around about further more additional extra")
 )
 """In a clause without degrees: a movement that is not said how far, or an amount that is none of ours."""
 _MOVES = re.compile(r"\b(?:turn|move|shift)\w*")
 _CHANGES = re.compile(r"\b(?:turn|move|shift)\w*(?: (?!to\b)\S+){0,3} (?:expression|mood|emotion|into)\b")
 """`turn the expression to`, `turn the face into`: no movement."""
-_FELT = frozenset(["emotion", "emotional", "mood", "feel", "feels", "feeling"])
-_FILLERS = frozenset(("please", "kindly", "also", "so", "now"))
-_HARMLESS = re.findall(
-    r"\S+",
+_FELT = _words("emotion emotional mood feel feels feeling")
+_FILLERS = _words("please kindly also so now")
+_HARMLESS = _words(
     "a an the this that these their his her its my your you i we they it he she him them me is are be been being was as at by of in on to into onto for "
     "with from so until just now please kindly would like should can could will may and also then while both same time such way "
     "person person's people man man's woman woman's subject subject's individual individual's face faces face's facial head head's expression expressions "
@@ -83,7 +66,7 @@ _HARMLESS = re.findall(
     "make makes making give gives change changes changing alter adjust modify edit transform turn turns turned turning rotate rotates rotated rotating "
     "move moves shift shifted swivel pivot swing direct point points pointing aim face facing lift raise lower drop tilt tilted lean incline nod bend "
     "further more additional extra approximately about around exactly toward towards side direction position angle left right up down upward upwards "
-    "downward downwards degree degrees emotion emotional mood smile smiling let have has get bring set put add become becomes",
+    "downward downwards degree degrees emotion emotional mood smile smiling let have has get bring set put add become becomes"
 )
 
 
