@@ -1,11 +1,14 @@
 """Fixtures of the data builder's tests."""
 
 import shutil
+import types
 from pathlib import Path
 
 import pytest
 
 from data_pipeline.subset import make_view
+from infra import backoff
+from tests.data_pipeline.range_server import RangeServer
 from tests.data_pipeline.small import build
 
 
@@ -23,3 +26,14 @@ def work(synthetic_version, tmp_path):
     shutil.copytree(Path(synthetic_version.uri).parents[1], folder, ignore=shutil.ignore_patterns("renders", "left"))
     make_view(str(folder / "versions/v1"), "left", "expression in happy,sad,angry")
     return folder
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Serves `tmp_path/served`; nobody waits for it, and copies are staged in `tmp_path/scratch`."""
+    monkeypatch.setattr(backoff, "time", types.SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setenv("LATO_SCRATCH", str(tmp_path / "scratch"))
+    (tmp_path / "served").mkdir()
+    served = RangeServer(tmp_path / "served")
+    yield served
+    served.close()
