@@ -77,7 +77,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -qq "setuptools==80.9.0" "wheel==0.45.1"
 	@$(BIN)/pip install -qq --no-compile --no-deps -r constraints.txt
-	@$(BIN)/python -m compileall -qq -j 0 -x '/tests/' $(VENV)/lib || true  # on all cores; files for other Pythons do not compile. Without it every process may: 24 s instead of 8 to import a stage
+	@$(BIN)/python -m compileall -q -j 0 -x '/tests?/|py312_' $(VENV)/lib  # on all cores, but for what is of another Python: where none may be written later, every process would compile it
 	@$(BIN)/pip install -qq --no-deps --no-build-isolation -e .
 	@ldconfig -p | grep -q libEGL.so.1 && ldconfig -p | grep -q libGLESv2.so.2 || \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then apt-get -qq update && apt-get -qq install -y libegl1 libgles2 > /dev/null; \
