@@ -1,6 +1,11 @@
-"""Jobs over Ray actors: which of Ray's errors are a death, and that no death is answered for ever."""
+"""Jobs over Ray actors: which of Ray's errors are a death, and that no death is answered for ever.
+
+What Ray raises is put into its answers, but for one: most of these have no cause that is cheap to bring about.
+"""
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -81,3 +86,29 @@ def test_other_errors_of_ray_end_the_job_with_one_message(ray_session, monkeypat
     with pytest.raises(UserError, match=f"^counting: Ray could not go on: {type(error).__name__}: .*run the same command again"):
         list(run_jobs(Worker, ["a", "b"], 1, PLACE))
     assert len(answered) == 1
+
+
+_GREEDY = """
+import time
+from infra.place import Place
+from infra.pool import run_jobs
+from infra.runtime import RuntimeConfig, start_ray
+class Worker:
+    def run(self, job):
+        held = bytearray(job)
+        held[::4096] = b"1" * len(held[::4096])
+        time.sleep(600)
+start_ray(RuntimeConfig(num_cpus=1))
+for done in run_jobs(Worker, [100 * 2**20] * 2, 1, Place("greedy")):
+    print(done.result.why)
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_rays_own_memory_monitor_ends_is_a_death():
+    """On a machine that it takes for full."""
+    full = {"RAY_memory_usage_threshold": "0.02", "RAY_memory_monitor_refresh_ms": "200"}
+    done = subprocess.run([sys.executable, "-c", _GREEDY], capture_output=True, text=True, timeout=120, env=os.environ | full)
+    assert done.returncode == 0, done.stderr[-2000:]
+    deaths = done.stdout.splitlines()
+    assert len(deaths) == 2 and all(why.startswith("OutOfMemoryError: ") for why in deaths), done.stdout
