@@ -234,6 +234,8 @@ def matching(rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
         if column not in columns:
             shown = ", ".join(name for name in columns if not name.endswith(("_offset", "_length")))
             raise UserError(f"where: cannot read {column!r}: there is no such column. Columns: {shown}. {_SYNTAX}")
+        if sign in ("<", "<=", ">", ">=") and any(isinstance(known, str) for row in rows for known in _values(row, column)):
+            raise UserError(f"where: {column} is text, which is not {sign} than another. {_SYNTAX}")
         names = _names(sign, value)
         wanted = [_typed(name, rows, column) for name in names] if sign == "in" else _typed(names[0], rows, column)
         compare = _OPERATORS[sign]

@@ -54,6 +54,7 @@ def test_what_conditions_choose(where, keys):
         ("mood = happy", "there is no such column. Columns: key, kind, expression, yaw, licence"),
         ("kind = vidio", "no sample is left of 3. There are kind: synthetic, video"),
         ("kind = video and yaw > 60", "no sample is left of 3. There are kind: synthetic, video; yaw: -30 to 30"),
+        ("expression > 3", "expression is text, which is not > than another"),
         ("yaw = left", "yaw is a number, given 'left'"),
         ("yaw > nan", "yaw is a number, given 'nan'"),
         ("", "cannot read ''"),
