@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import threading
 from array import array
 from collections import defaultdict
@@ -21,6 +20,7 @@ import pyarrow.compute as pc
 
 from data_pipeline.beside import Beside
 from data_pipeline.candidates import find_candidates, read_candidate_pieces, take_candidates
+from data_pipeline.intervals import wilson
 from data_pipeline.pairing import AXES
 from data_pipeline.published import read_index, read_manifest_table
 from data_pipeline.rules import LIMITS, VERIFIERS, PairingConfig
@@ -60,16 +60,6 @@ class Entry:
     instruction: str
     score: str
     beside: tuple[str, ...] = ()
-
-
-def wilson(passed: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a rate (Wilson 1927): (low, high); (0, 1) without observations."""
-    if not total:
-        return 0.0, 1.0
-    rate = passed / total
-    middle = (rate + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def choose(work: str, version: str, per_stratum: int, seed: int) -> list[Entry]:

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipeline.audit import summarize, wilson
+from data_pipeline.audit import summarize
 from data_pipeline.candidates import read_candidates_table
 from data_pipeline.copies import read_copies
 from data_pipeline.extend import read_components
+from data_pipeline.intervals import wilson
 from data_pipeline.ledger import Ledger, read_ledger
 from data_pipeline.pairing import AXES, SCORES
 from data_pipeline.published import consents_of, licence_text, read_index, read_manifest

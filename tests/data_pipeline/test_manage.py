@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipeline.audit import _WHOLE, add_label, choose, wilson
+from data_pipeline.audit import _WHOLE, add_label, choose
 from data_pipeline.build import build_dataset
 from data_pipeline.config import DataConfig
 from data_pipeline.diff import diff_versions
 from data_pipeline.groups import GroupsConfig
+from data_pipeline.intervals import wilson
 from data_pipeline.publish import Stopped
 from data_pipeline.published import read_index, read_manifest
 from data_pipeline.report import _coverage, _rates, one_of_twins, write_data_report
@@ -204,6 +205,7 @@ def test_wilson():
     assert wilson(0, 0) == (0.0, 1.0)
     low, high = wilson(8, 10)
     assert (round(low, 3), round(high, 3)) == (0.49, 0.943)  # the textbook's example
+    assert wilson(0, 7)[0] == 0.0 and wilson(7, 7)[1] == 1.0
 
 
 def test_a_score_that_was_not_computed_is_told_and_refuses_nothing(models, clip, tmp_path, capsys):
