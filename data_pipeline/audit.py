@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from array import array
 from collections import defaultdict
@@ -260,12 +261,17 @@ class _Page:
                     self._answer(200, _TEXT, b"kept")
 
             def _refused(self) -> bool:
-                """Whether another site asks: one whose name leads to this machine (DNS rebinding) sends that name, and would else see faces and label."""
+                """Whether another site asks: one whose name leads to this machine (DNS rebinding) sends that name, and would else see faces and label. The port
+                is not asked: whoever forwards one from another machine may give it another number."""
                 host, port = self.headers.get("Host", ""), self.connection.getsockname()[1]
-                ours = {f"{name}{end}" for name in ("127.0.0.1", "localhost") for end in (f":{port}", *(("",) if port == 80 else ()))}
-                if host in ours and self.headers.get("Origin", f"http://{host}") == f"http://{host}":
+                ours = re.fullmatch(r"(127\.0\.0\.1|localhost)(:\d{1,5})" + ("?" if port == 80 else ""), host)
+                if ours and self.headers.get("Origin", f"http://{host}") == f"http://{host}":
                     return False
-                self._answer(403, _TEXT, f"this page is http://127.0.0.1:{port}/ (or localhost), and answers to no other name".encode())
+                self._answer(
+                    403,
+                    _TEXT,
+                    f"this page is http://127.0.0.1:{port}/ (or localhost, of any port that leads here), and answers to no other name".encode(),
+                )
                 return True
 
             def _picture(self) -> bytes | None:

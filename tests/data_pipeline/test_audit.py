@@ -87,7 +87,7 @@ def test_the_page_answers_to_no_name_of_another_site(tmp_path):
     label = {"body": json.dumps({"key": key, "good": True}), "Content_Type": "application/json"}
     here, evil = f"127.0.0.1:{server.server_port}", f"evil.example:{server.server_port}"
     try:
-        for host in (evil, "127.0.0.1", f"localhost.evil.example:{server.server_port}", ""):
+        for host in (evil, "127.0.0.1", f"localhost.evil.example:{server.server_port}", "localhost:9000.evil.example:80", ""):
             for path in ("/", f"/pair/{key}"):
                 status, said = ask("GET", path, Host=host)
                 assert status == 403 and key.encode() not in said
@@ -97,10 +97,14 @@ def test_the_page_answers_to_no_name_of_another_site(tmp_path):
         assert ask("GET", "/", Host=f"localhost:{server.server_port}")[0] == 200
         assert ask("POST", "/label", "[" * 9_999, Content_Type="application/json")[0] == 400
         assert ask("POST", "/label", Origin=f"http://{here}", **label) == (200, b"kept")
+        forwarded = "localhost:9000"  # `ssh -L 9000:localhost:8300 that-machine`
+        assert ask("GET", "/", Host=forwarded)[0] == ask("GET", f"/pair/{key}", Host="127.0.0.1:9000")[0] == 200
+        assert ask("POST", "/label", Host=forwarded, Origin=f"http://{here}", **label)[0] == 403
+        assert ask("POST", "/label", Host=forwarded, Origin=f"http://{forwarded}", **label) == (200, b"kept")
     finally:
         server.shutdown()
         server.server_close()
-    assert [json.loads(line)["key"] for line in (tmp_path / "labels.jsonl").read_text().splitlines()] == [key]
+    assert [json.loads(line)["key"] for line in (tmp_path / "labels.jsonl").read_text().splitlines()] == [key, key]
 
 
 @pytest.mark.skipif(find_chromium() is None, reason="needs a Chromium")
