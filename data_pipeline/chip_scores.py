@@ -17,6 +17,7 @@ from data_pipeline.surroundings import describe_surroundings
 from infra.config import Config
 from infra.errors import UserError
 from infra.place import RuntimeEnv
+from lato.faces import MODEL_FILES
 from lato.faces.detect import FaceDetector
 from lato.faces.fer import FerNetwork
 from lato.faces.identity import FaceEmbedder
@@ -65,6 +66,8 @@ class Face:
 _PARTS = [list(points) for name, points in PARTS.items() if name != "jaw"]
 """Of the face; the jaw is another line on the mesh."""
 Scorer = Callable[[Sequence[Face]], list[dict[str, Any]]]
+POINTS68, TEXT_DETECTOR, FER = "fr_landmark.onnx", "ch_PP-OCRv4_det_infer.onnx", "emotion_model_quantized.tflite"
+"""Files of the models that are loaded here; what a group's fingerprint hashes are these (`groups`)."""
 
 
 def identity_models(models: Path, config: GroupsConfig) -> list[Path]:
@@ -74,7 +77,7 @@ def identity_models(models: Path, config: GroupsConfig) -> list[Path]:
         if None in found:
             raise UserError(f"analyze.groups.pack: {config.pack} has no det_*.onnx or no w600k_*.onnx; unpack an insightface pack there")
         return [file for file in found if file is not None]
-    return [models / "face_detection_yunet_2023mar.onnx", models / "face_recognition_sface_2021dec.onnx"]
+    return [models / MODEL_FILES[role] for role in ("detector", "embedder")]
 
 
 def make_identity(models: Path, config: GroupsConfig) -> Scorer:
@@ -106,7 +109,7 @@ def _five_points(
 
 def make_occlusion(models: Path, config: GroupsConfig) -> Scorer:
     """How far mesh and independent points are apart where they are furthest."""
-    network = FacePoints68.from_file(models / "fr_landmark.onnx")
+    network = FacePoints68.from_file(models / POINTS68)
 
     def score(faces: Sequence[Face]) -> list[dict[str, Any]]:
         rows = []
@@ -121,7 +124,7 @@ def make_occlusion(models: Path, config: GroupsConfig) -> Scorer:
 
 def make_writing(models: Path, config: GroupsConfig) -> Scorer:
     """Share of the chip that is text."""
-    detector = TextDetector.from_file(models / "ch_PP-OCRv4_det_infer.onnx")
+    detector = TextDetector.from_file(models / TEXT_DETECTOR)
     return lambda faces: [{"writing": detector.share(face.image, face.landmarks)} for face in faces]
 
 
@@ -132,5 +135,5 @@ def make_surroundings(models: Path, config: GroupsConfig) -> Scorer:
 
 def make_fer(models: Path, config: GroupsConfig) -> Scorer:
     """Scores of another expression network."""
-    network = FerNetwork.from_file(models / "emotion_model_quantized.tflite")
+    network = FerNetwork.from_file(models / FER)
     return lambda faces: [{"fer_scores": network.score(face.image, face.landmarks).tolist()} for face in faces]

@@ -35,6 +35,7 @@ from infra.errors import UserError
 from infra.state import INPUT, read_json, read_rows, reading
 from infra.storage import commit, delete, exists, list_files, list_folders, read_bytes, sweep_temporaries
 from lato.faces import FaceReader
+from lato.faces.identity import RECOGNIZER, SAME_PERSON_THRESHOLD
 from lato.pairs import decode_image
 
 PENDING = "forgetting.json"
@@ -142,8 +143,8 @@ def _read_pending(uri: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def sources_like(work: str, photo: str, models: Path, similarity: float = 0.45) -> list[tuple[str, float]]:
-    """Sources of a build that show the person in a photo: those with a face whose identity vector is that alike, and how much.
+def sources_like(work: str, photo: str, models: Path) -> list[tuple[str, float]]:
+    """Sources of a build that show the person in a photo: those with a face like theirs from where two count as one person, and how much.
 
     Raises:
         UserError: The photo cannot be read, or no face is found in it.
@@ -163,7 +164,7 @@ def sources_like(work: str, photo: str, models: Path, similarity: float = 0.45) 
     alike: dict[str, float] = {}
     for part, source in parts.items():
         best = max((float(np.dot(vector, reading.embedding)) for vector in identities.read(part).values()), default=-1.0)
-        if best >= similarity:
+        if best >= SAME_PERSON_THRESHOLD[RECOGNIZER]:
             alike[source] = max(best, alike.get(source, -1.0))
     return sorted(alike.items(), key=lambda entry: -entry[1])
 

@@ -21,6 +21,9 @@ import pyarrow.parquet as pq
 
 from data_pipeline import observations
 from data_pipeline.chip_scores import (
+    FER,
+    POINTS68,
+    TEXT_DETECTOR,
     Face,
     GroupsConfig,
     Scorer,
@@ -61,10 +64,10 @@ class Group:
 
 GROUPS: dict[str, Group] = {
     "identity": Group(2, {"embedding": _FLOATS, "points5": _FLOATS}, identity_models, make_identity),
-    "occlusion": Group(1, {"occlusion": pa.float32()}, lambda models, config: [models / "fr_landmark.onnx"], make_occlusion),
-    "writing": Group(4, {"writing": pa.float32()}, lambda models, config: [models / "ch_PP-OCRv4_det_infer.onnx"], make_writing),
+    "occlusion": Group(1, {"occlusion": pa.float32()}, lambda models, config: [models / POINTS68], make_occlusion),
+    "writing": Group(4, {"writing": pa.float32()}, lambda models, config: [models / TEXT_DETECTOR], make_writing),
     "surroundings": Group(1, {"background": _FLOATS, "clothing": _FLOATS}, lambda models, config: [], make_surroundings),
-    "fer": Group(1, {"fer_scores": _FLOATS}, lambda models, config: [models / "emotion_model_quantized.tflite"], make_fer),
+    "fer": Group(1, {"fer_scores": _FLOATS}, lambda models, config: [models / FER], make_fer),
 }
 """All that are known. `identity`: unit vector and the five points it was aligned by. `occlusion`: distance between the mesh and an independent 68-point
 network in the part of the face (brow, nose, eye, lip) where it is largest, in interocular distances. `writing`: share of the chip that is text.

@@ -25,6 +25,7 @@ from infra.console import say
 from infra.errors import UserError
 from infra.storage import files_below, read_bytes, sha256_bytes, sha256_json
 from lato.faces import FaceReader
+from lato.faces.identity import RECOGNIZER, SAME_PERSON_THRESHOLD
 from lato.faces.quality import hash_distance
 from lato.pairs import decode_image
 
@@ -38,7 +39,7 @@ class HoldoutConfig(Config):
     """Contents of sources, or of pictures in image sets: a set that holds one is barred whole, the edits of a photo among them."""
     folder: str | None = None
     """Pictures and videos of evaluation sets, on disk or in an object store: real people who look like one in them, and near-duplicates of them, are barred."""
-    similarity: float = 0.45
+    similarity: float = SAME_PERSON_THRESHOLD[RECOGNIZER]
     """Cosine from which two real faces count as one person; where it is not given, the recognizer's own (0.50 for buffalo_l)."""
     bits: int = 10
     """Of 256, within which two faces are near-duplicates."""

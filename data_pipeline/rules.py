@@ -10,6 +10,7 @@ from pydantic import Field
 
 from data_pipeline.identities import Vector, nobody
 from infra.config import Config
+from lato.faces.identity import RECOGNIZER, SAME_PERSON_THRESHOLD
 
 
 class PairingConfig(Config):
@@ -19,7 +20,7 @@ class PairingConfig(Config):
     """Degrees by which a pose change may miss a multiple of 30, and a generated picture the pose that was asked of its maker, on each axis."""
     max_intensity_gap: float = Field(default=0.2, ge=0)
     """How far the intensities of one expression may be apart on two faces between which only the pose is said to change."""
-    min_similarity: float = Field(default=0.45, ge=-1, le=1)
+    min_similarity: float = Field(default=SAME_PERSON_THRESHOLD[RECOGNIZER], ge=-1, le=1)
     """Cosine of the two identity vectors (the threshold of the embedded recognizer, SFace; where it is not given, that of the build's own: 0.50 for
     buffalo_l). Not applied to synthetic people: a recognizer trained on photos takes different ones for the same person and, under strong
     expressions, one for two; their identity is declared."""

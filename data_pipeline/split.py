@@ -16,6 +16,7 @@ from data_pipeline.people import Link, find_families, find_people, source_of
 from infra.config import Config
 from infra.errors import UserError
 from infra.storage import sha256_bytes
+from lato.faces.identity import RECOGNIZER, SAME_PERSON_THRESHOLD
 from lato.pairs import Split
 
 
@@ -28,7 +29,7 @@ class SplitConfig(Config):
     """Share of samples for evaluation."""
     seed: int = 0
     """Another seed, another division."""
-    link_similarity: float = 0.45
+    link_similarity: float = SAME_PERSON_THRESHOLD[RECOGNIZER]
     """Cosine from which two tracks of real people count as one person; where it is not given, the recognizer's own (0.50 for buffalo_l)."""
     link_nearest: int = Field(default=10, ge=1)
     """Tracks, then groups of tracks, are linked where they are among each other's this many nearest, until nothing is left to link."""

@@ -12,8 +12,10 @@ import numpy.typing as npt
 
 from lato.faces.onnx_session import open_session
 
+RECOGNIZER = "face_recognition_sface_2021dec.onnx"
+"""The embedded one."""
 SAME_PERSON_THRESHOLD = {
-    "face_recognition_sface_2021dec.onnx": 0.45,
+    RECOGNIZER: 0.45,
     "w600k_r50.onnx": 0.50,
 }
 """Cosine from which two faces count as one person when mining pairs, per recognizer file (`docs/decisions.md`)."""

@@ -12,22 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from lato.faces.detect import Box, Detection, FaceDetector, within
-from lato.faces.identity import FaceEmbedder
+from lato.faces.identity import RECOGNIZER, FaceEmbedder
 from lato.faces.mesh import FaceMesh, MeshObservation
 from lato.faces.quality import QualityScores, measure
 
 MODEL_FILES = {
     "detector": "face_detection_yunet_2023mar.onnx",
     "mesh": "face_landmarker.task",
-    "embedder": "face_recognition_sface_2021dec.onnx",
+    "embedder": RECOGNIZER,
 }
 """The embedded default models, by the role they play."""
 
-LICENCES = {
-    "face_detection_yunet_2023mar.onnx": "MIT",
-    "face_landmarker.task": "Apache-2.0",
-    "face_recognition_sface_2021dec.onnx": "Apache-2.0",
-}
+LICENCES = {MODEL_FILES["detector"]: "MIT", MODEL_FILES["mesh"]: "Apache-2.0", MODEL_FILES["embedder"]: "Apache-2.0"}
 
 
 @dataclass(frozen=True)
