@@ -196,7 +196,11 @@ def _groups(judged: pa.Table, items: dict[str, WorkItem]) -> Iterator[tuple[str,
     """Every way of grouping pairs: its name, each pair's group, and the order of groups that have one."""
     sizes = np.minimum(np.asarray(judged["from_face_px"]), np.asarray(judged["to_face_px"]))
     yield "kind of source", np.asarray(judged["kind"]).astype(str), ()
-    yield "skin tone (individual typology angle, degrees)", _banded(judged["from_skin_ita"], (-30, 10, 28, 41, 55), _SKIN), _SKIN[::-1]
+    yield (
+        "skin tone (individual typology angle, degrees)",
+        _banded(judged["from_skin_ita"], (-30, 10, 28, 41, 55), _SKIN),
+        (*_SKIN[::-1], _UNKNOWN),
+    )
     yield "face size", _banded(sizes, (96, 192, 384), _FACES), _FACES
     yield "resolution", _banded(judged["from_width"], (640, 1280), _WIDTHS), _WIDTHS
     yield "edit", np.asarray(judged["edit_kind"]).astype(str), ()
@@ -208,12 +212,14 @@ def _groups(judged: pa.Table, items: dict[str, WorkItem]) -> Iterator[tuple[str,
 
 
 _SKIN = ("dark (under -30)", "brown (-30 to 10)", "tan (10 to 28)", "intermediate (28 to 41)", "light (41 to 55)", "very light (over 55)")
+_UNKNOWN = "not measured"
 _FACES = ("under 96 px", "96 to 191 px", "192 to 383 px", "384 px and more")
 _WIDTHS = ("under 640 px wide", "640 to 1279 px", "1280 px and more")
 
 
 def _banded(values: Any, bounds: tuple[float, ...], names: tuple[str, ...]) -> Names:
-    return np.array(names)[np.digitize(np.asarray(values, np.float64), bounds)]
+    found = np.asarray(values, np.float64)
+    return np.where(np.isnan(found), _UNKNOWN, np.array(names)[np.digitize(found, bounds)])
 
 
 Coverage = tuple[tuple[str, ...], list[tuple[str, list[tuple[int, int]]]]]

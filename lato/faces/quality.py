@@ -11,6 +11,8 @@ import numpy.typing as npt
 from lato.faces.detect import face_box
 
 _SIDE = 160
+_YELLOW = 1.0
+"""Least b* of a cheek of which a skin tone is told; that of skin in white light is about ten to twenty."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,9 @@ class QualityScores:
     """Mean step over the 8 px borders of the codec's blocks, over the mean step elsewhere: 1 is none. Measured on the image's own pixels."""
     letterbox: float
     """Share of the image that black bars take."""
-    skin_ita: float
-    """Individual typology angle of the cheeks in degrees (Chardon 1991): about 55 very light, 28 intermediate, -30 dark."""
+    skin_ita: float | None
+    """Individual typology angle of the cheeks in degrees (Chardon 1991): about 55 very light, 28 intermediate, -30 dark. None where no cheek lies in the
+    picture, or it is grey or blue there, as the angle is defined for skin that is yellower than grey."""
     phash: bytes
     """256 bits, one for each step between neighbours of a 16 x 17 thumbnail of the face (difference hash)."""
 
@@ -120,7 +123,7 @@ def letterbox(image: npt.NDArray[np.uint8]) -> float:
     return 1.0 - float(inside) / (height * width)
 
 
-def _skin_ita(image: npt.NDArray[np.uint8], landmarks: npt.NDArray[np.floating]) -> float:
+def _skin_ita(image: npt.NDArray[np.uint8], landmarks: npt.NDArray[np.floating]) -> float | None:
     points = np.asarray(landmarks, np.float64)
     radius = max(1, round(float(np.linalg.norm(points[36] - points[45])) * 0.06))
     patches = []
@@ -131,7 +134,7 @@ def _skin_ita(image: npt.NDArray[np.uint8], landmarks: npt.NDArray[np.floating])
         if patch.size:
             patches.append(patch.reshape(-1, 3))
     if not patches:
-        return 0.0
+        return None
     colour = np.median(np.concatenate(patches), axis=0).astype(np.float32).reshape(1, 1, 3) / 255
     lightness, _, blue_yellow = cv2.cvtColor(colour, cv2.COLOR_RGB2LAB)[0, 0]
-    return float(np.degrees(np.arctan2(lightness - 50.0, blue_yellow if blue_yellow else 1e-6)))
+    return float(np.degrees(np.arctan2(lightness - 50.0, blue_yellow))) if blue_yellow >= _YELLOW else None

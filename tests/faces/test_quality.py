@@ -92,5 +92,12 @@ def test_cheeks_above_the_picture_take_no_pixels_of_its_lower_edge():
         *((60, -60), (120, -60)),
         *((55, -60), (125, -60), (70, -10), (110, -10)),
     )
-    assert measure(image, points).skin_ita == 0.0  # none is seen
-    assert measure(image.swapaxes(0, 1), points[:, ::-1]).skin_ita == 0.0
+    assert measure(image, points).skin_ita is None  # none is seen
+    assert measure(image.swapaxes(0, 1), points[:, ::-1]).skin_ita is None
+
+
+@pytest.mark.parametrize("colour", [(200, 200, 200), (40, 40, 40), (150, 160, 210)])
+def test_grey_and_bluish_pictures_tell_no_skin_tone(scene, colour):
+    """The angle would be 90 degrees or more for light ones, very light skin, and -90 for dark ones."""
+    image, points = scene
+    assert measure(np.broadcast_to(np.array(colour, np.uint8), image.shape).copy(), points).skin_ita is None
