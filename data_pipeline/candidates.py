@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 from data_pipeline.judge import Judged, row_verdicts
 from data_pipeline.pairing import SCORE_SCHEMA, edit_texts
 from data_pipeline.published import CANDIDATES, home_of, read_index
-from data_pipeline.rules import LIMITS, PairingConfig
 from data_pipeline.tables import read_pieces, take_rows
 from infra.addresses import join
 from infra.errors import UserError
@@ -183,30 +182,3 @@ def _uri(folder: str) -> str | None:
     if not exists(join(home, name)):
         raise UserError(f"{join(home, name)} is missing or damaged: there is no such file. Copy the version again, or build it again.")
     return join(home, name)
-
-
-def explain(row: dict[str, Any], config: PairingConfig) -> list[tuple[str, str, str, str]]:
-    """Every score of a candidate beside its threshold: (filter, score, threshold, passed or failed)."""
-    tolerance = config.pose_tolerance
-    lines = [
-        ("expression verifier", "misread" if row["misread"] else "as asked", "as asked", "failed" if row["misread"] else "passed"),
-        *(
-            (name, f"{row[score]:.3g}", f"<= {limit:g}", "passed" if row[score] <= limit else "failed")
-            for name, score, limit in (
-                ("pose discriminator", "declared_miss", tolerance),
-                ("pose step", "pose_miss", tolerance),
-                ("like intensity", "intensity_gap", config.max_intensity_gap),
-            )
-        ),
-        ("evaluation sets", "in one" if row["held_out"] else "in none", "in none", "failed" if row["held_out"] else "passed"),
-    ]
-    for verdict, (score, name, sign) in LIMITS.items():
-        limit = getattr(config, name)
-        passed = row[score] is not None and row[score] * sign >= limit * sign
-        if row[score] is None:
-            lines.append((verdict, "-", f"{'>=' if sign > 0 else '<='} {limit:g}", "not computed"))
-        elif verdict == "identity" and row["kind"] == "synthetic":
-            lines.append((verdict, f"{row[score]:.3g}", "declared", "not applied"))
-        else:
-            lines.append((verdict, f"{row[score]:.3g}", f"{'>=' if sign > 0 else '<='} {limit:g}", "passed" if passed else "failed"))
-    return lines

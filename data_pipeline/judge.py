@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from data_pipeline.identities import NAME, WRITING, Asked, Face, Vector, Vectors
 from data_pipeline.near_duplicates import KeptHashes
 from data_pipeline.pairing import AXES, STORED_SCORES, VERIFIABLE, edit_texts
-from data_pipeline.rules import ACCEPTED, ASKED, CODE, FIRST, LIMITS, PASSED, VERDICTS, PairingConfig, Rules, Usage
+from data_pipeline.rules import ACCEPTED, ASKED, CODE, FIRST, LIMITS, PASSED, VERDICTS, PairingConfig, Rules, Usage, passes
 from data_pipeline.tables import end_numbers, on_each, read_pieces
 
 NEEDED = [
@@ -145,17 +145,15 @@ def _apply_limits(table: pa.Table, config: PairingConfig) -> npt.NDArray[np.int8
     expression = np.asarray(table["edit_expression"])
     conditions = [
         np.asarray(table["misread"]),
-        np.asarray(table["declared_miss"]) > config.pose_tolerance,
+        ~passes(table["declared_miss"], config.pose_tolerance, -1),
         _without_edit(table)
-        | (np.asarray(table["pose_miss"]) > config.pose_tolerance)
-        | (np.asarray(table["intensity_gap"]) > config.max_intensity_gap),
+        | ~passes(table["pose_miss"], config.pose_tolerance, -1)
+        | ~passes(table["intensity_gap"], config.max_intensity_gap, -1),
         (expression >= 0) & ~VERIFIABLE[np.maximum(expression, 0)],
     ]
     limits = [name for name in LIMITS if name not in ASKED]
-    for score, name, sign in (
-        LIMITS[limit] for limit in limits
-    ):  # what was not computed is NaN and refuses nothing: the build has warned of it
-        conditions.append(np.asarray(table[score]) * sign < getattr(config, name) * sign)
+    for score, name, sign in (LIMITS[limit] for limit in limits):  # of what was not computed the build has warned
+        conditions.append(~passes(table[score], getattr(config, name), sign))
     codes = [CODE[name] for name in (*FIRST[1:], *limits)]
     return np.select(conditions, codes, ACCEPTED).astype(np.int8)
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline.pairing import SCORES
-from data_pipeline.rules import LIMITS, VERIFIERS, PairingConfig
+from data_pipeline.rules import LIMITS, VERIFIERS, PairingConfig, passes
 from data_pipeline.words import SCORES_SAID, VERDICTS_SAID, limit_said
 
 matplotlib.use("Agg")
@@ -30,6 +30,7 @@ def show_filter(judged: pa.Table, passed: npt.NDArray[np.bool_], verdict: str, c
         asked &= np.asarray(pc.not_equal(judged["kind"], "synthetic"))  # theirs is declared, and not held against the threshold
     passed, before = passed[asked], before[asked]
     limit = float(getattr(config, name))
+    reached = passes(before, limit, sign)
     lacking = "" if len(before) or not len(judged) else f"{score} (not computed)"
     if lacking and verdict == "identity":
         lacking = "asked of no pair"
@@ -38,7 +39,7 @@ def show_filter(judged: pa.Table, passed: npt.NDArray[np.bool_], verdict: str, c
         low, high = np.percentile(before, [0.5, 99.5])
         edges = np.linspace(min(low, limit), max(high, limit) + 1e-9, 40).tolist()
         axes.hist(np.clip(before, edges[0], edges[-1]), edges, color="#b9c0ca", label="before")
-        after = before[before * sign >= limit * sign]
+        after = before[reached]
         axes.hist(np.clip(after, edges[0], edges[-1]), edges, color="#8fb4dd", label="after this filter")
         axes.hist(np.clip(before[passed], edges[0], edges[-1]), edges, color="#3b6fb6", label="after all filters")
         axes.axvline(limit, color="#c0392b", linewidth=1.4, label=f"threshold {limit:g}")
@@ -55,7 +56,7 @@ def show_filter(judged: pa.Table, passed: npt.NDArray[np.bool_], verdict: str, c
         "said": VERDICTS_SAID[verdict],
         "needs": f"{SCORES_SAID[score]} {limit_said(verdict, config)}",
         "refused": pc.sum(pc.equal(judged["verdict"], verdict)).as_py() or 0,
-        "beyond": int((before * sign < limit * sign).sum()),
+        "beyond": int((~reached).sum()),
         "known": len(before),
         "lacking": lacking,
         "plot": _encode(figure),

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from data_pipeline.identities import Vector, nobody
@@ -92,6 +94,13 @@ LIMITS: dict[str, tuple[str, str, int]] = {
     "other clothes": ("clothing", "min_clothing", 1),
 }
 """Verdict -> its score, the threshold's name in `PairingConfig`, and 1 where the score must reach it, -1 where it must stay under."""
+
+
+def passes(scores: npt.ArrayLike, limit: float, sign: int) -> npt.NDArray[np.bool_]:
+    """Whether scores reach a limit (`sign` 1), or stay under it (-1), as they are stored: in float32, in which a score can be equal to it. NaN, what was
+    not computed, refuses nothing."""
+    return ~(np.asarray(scores, np.float32) * sign < np.float32(limit) * sign)
+
 
 ASKED = ("identity", "writing")
 """Those whose score is asked for last, of what passes all else and finds room in its quotas."""

@@ -8,12 +8,12 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from data_pipeline.candidates import explain, find_candidates, read_candidate_pieces
+from data_pipeline.candidates import find_candidates, read_candidate_pieces
 from data_pipeline.copies import read_copies
 from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import read_part
 from data_pipeline.published import home_of, read_manifest_table, read_pair
-from data_pipeline.rules import ASKED, LIMITS, SETTINGS, PairingConfig
+from data_pipeline.rules import ASKED, LIMITS, SETTINGS, PairingConfig, passes
 from data_pipeline.tracks import why_not_chosen
 from data_pipeline.versions import check_judged, find_version, why_empty
 from infra.addresses import join
@@ -172,6 +172,33 @@ def _explain_pair(row: dict[str, Any], config: PairingConfig, folder: str) -> li
             passed = f"not asked: refused before by {row['verdict']}"
         lines.append(f"  {name:<18} {score:>8}  {limit:<10} {passed}")
     return lines + (_explain_sample(row["key"], folder) if row["split"] else [])
+
+
+def explain(row: dict[str, Any], config: PairingConfig) -> list[tuple[str, str, str, str]]:
+    """Every score of a candidate beside its threshold: (filter, score, threshold, passed or failed)."""
+    lines = [
+        ("expression verifier", "misread" if row["misread"] else "as asked", "as asked", _said(not row["misread"])),
+        _beside("pose discriminator", row["declared_miss"], config.pose_tolerance, -1),
+        _beside("pose step", row["pose_miss"], config.pose_tolerance, -1),
+        _beside("like intensity", row["intensity_gap"], config.max_intensity_gap, -1),
+        ("evaluation sets", "in one" if row["held_out"] else "in none", "in none", _said(not row["held_out"])),
+    ]
+    for verdict, (score, name, sign) in LIMITS.items():
+        if verdict == "identity" and row["kind"] == "synthetic" and row[score] is not None:
+            lines.append((verdict, f"{row[score]:.3g}", "declared", "not applied"))
+        else:
+            lines.append(_beside(verdict, row[score], getattr(config, name), sign))
+    return lines
+
+
+def _beside(name: str, score: float | None, limit: float, sign: int) -> tuple[str, str, str, str]:
+    """A line of a score and its threshold."""
+    asks = f"{'>=' if sign > 0 else '<='} {limit:g}"
+    return (name, "-", asks, "not computed") if score is None else (name, f"{score:.3g}", asks, _said(bool(passes(score, limit, sign))))
+
+
+def _said(passed: bool) -> str:
+    return "passed" if passed else "failed"
 
 
 def _explain_sample(key: str, folder: str) -> list[str]:

@@ -5,7 +5,6 @@ import shutil
 import pytest
 
 from data_pipeline.build import build_dataset
-from data_pipeline.candidates import explain
 from data_pipeline.config import DataConfig
 from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.identities import NAME, AskedGroup
@@ -15,6 +14,7 @@ from data_pipeline.published import read_index
 from data_pipeline.rules import PairingConfig, Rules
 from data_pipeline.score import ScoreInput, score_pairs
 from data_pipeline.segments import AnalyzeConfig
+from data_pipeline.why import explain
 from data_pipeline.worklist import item_for
 from infra.errors import UserError
 from tests.data_pipeline.small import read_candidates

@@ -17,8 +17,10 @@ from data_pipeline.divide import Tied
 from data_pipeline.extend import TakenOut
 from data_pipeline.judge import accepted_rows, held_out_keys, judge
 from data_pipeline.pairing import SCORE_SCHEMA
-from data_pipeline.rules import VERDICTS, PairingConfig, Rules, Usage
+from data_pipeline.report_plots import show_filter
+from data_pipeline.rules import LIMITS, VERDICTS, PairingConfig, Rules, Usage
 from data_pipeline.split import Components
+from data_pipeline.why import explain
 from tests.data_pipeline.links import base_of, source
 
 _FINE = {
@@ -67,6 +69,20 @@ def verdicts(tmp_path):
         return {row["key"]: VERDICTS[code] for row, code in zip(rows, found.codes, strict=True)}
 
     return of
+
+
+@pytest.mark.parametrize(("score", "name", "value"), [("clipped", "max_clipped", 0.1), ("agreement", "min_agreement", 0.7)])
+def test_a_score_that_equals_its_threshold_passes_wherever_it_is_told(verdicts, tmp_path, score, name, value):
+    """Scores are stored in float32, in which a tenth is more than in a config and seven tenths are less: `why` and the report called failed what the build
+    accepted."""
+    config = PairingConfig(**{name: value})
+    assert verdicts([pair("even", (0, 1)) | {score: value}], config) == {"even": "accepted"}
+    table = pq.read_table(tmp_path / "scores.parquet")
+    table = table.append_column("similarity", pa.array([0.9], pa.float32())).append_column("writing", pa.array([0.0], pa.float32()))
+    table = table.append_column("verdict", pa.array(["accepted"]))
+    verdict = next(verdict for verdict, (of, _, _) in LIMITS.items() if of == score)
+    assert next(line[3] for line in explain(table.to_pylist()[0], config) if line[0] == verdict) == "passed"
+    assert show_filter(table, np.ones(1, bool), verdict, config)["beyond"] == 0
 
 
 def test_a_near_duplicate_that_is_called_good_stays_in_place_of_the_sharper_one(verdicts):
