@@ -17,11 +17,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_pipeline.choose import Chosen, Said
 from data_pipeline.identities import NAME, WRITING, Asked, Face, Vector, Vectors
-from data_pipeline.near_duplicates import KeptHashes
-from data_pipeline.pairing import AXES, STORED_SCORES, VERIFIABLE, edit_texts
+from data_pipeline.pairing import AXES, STORED_SCORES, VERIFIABLE
 from data_pipeline.rules import ACCEPTED, ASKED, CODE, FIRST, LIMITS, PASSED, VERDICTS, PairingConfig, Rules, Usage, passes
-from data_pipeline.tables import end_numbers, on_each, read_pieces
+from data_pipeline.tables import on_each, read_pieces
 
 NEEDED = [
     "key", "source_id", "kind", "person", "edit_expression", "edit_intensity", *(f"step_{axis}" for axis in AXES), "misread", "held_out", *STORED_SCORES,
@@ -48,16 +48,6 @@ class Judged:
     """Likewise, the share of text."""
     people: dict[str, Vector]
     """Track (`source/track`) -> mean direction of its faces that were asked for. Synthetic people are left out: their identity is declared."""
-
-
-@dataclass(frozen=True)
-class Said:
-    """What is said of a table's rows beside their scores, each (N,): published; published in train; called no near-duplicate; called good."""
-
-    frozen: npt.NDArray[np.bool_]
-    trained: npt.NDArray[np.bool_]
-    distinct: npt.NDArray[np.bool_]
-    good: npt.NDArray[np.bool_]
 
 
 def judge(uris: list[str], rules: Rules, vectors: Vectors, workers: int = 0, writing: Vectors | None = None) -> list[Judged]:
@@ -159,91 +149,16 @@ def _apply_limits(table: pa.Table, config: PairingConfig) -> npt.NDArray[np.int8
 
 
 def _choose(
-    table: pa.Table,
-    code: npt.NDArray[np.int8],
-    said: Said,
-    config: PairingConfig,
-    used: Usage,
-    asked: Asked,
+    table: pa.Table, code: npt.NDArray[np.int8], said: Said, config: PairingConfig, used: Usage, asked: Asked
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Caps what a person, a source and an edit contribute, best first, and asks for identity and writing of what they leave; returns likeness and text.
-
-    A pair and its reverse count once, and are kept or dropped together where no label says otherwise; of one that is published the reverse alone may go.
-    What is published comes first, then what a person called good, or no near-duplicate: of a person's near-duplicates that one stays.
-    """
+    """Decides on what passed all limits (`Chosen`); returns likeness and text of all rows."""
     similar, text = np.full(len(code), np.nan, np.float32), np.full(len(code), np.nan, np.float32)
     rows = np.flatnonzero(code == ACCEPTED)
-    if not len(rows):
-        return similar, text
-    good, first = said.good, (said.good | said.distinct)[rows]
-    declared = good | np.asarray(pc.equal(table["kind"], "synthetic"))
-    taken = table.take(rows)
-    edits, texts = edit_texts(taken)
-    ends = end_numbers(taken)
-    twin = np.minimum(ends[0], ends[1]) * (int(ends.max()) + 1) + np.maximum(ends[0], ends[1])
-    person = taken["person"].to_pylist()
-    people, source = np.unique(np.array(person), return_inverse=True)[1], taken["source_id"].to_pylist()
-    target = taken["target_id"].to_pylist()
-    sharp = _worst_of_twins(twin, np.asarray(taken["sharpness"]))
-    published, trained = said.frozen[rows], said.trained[rows]
-    counted, preferred = _any_of_twins(twin, published), _any_of_twins(twin, first)
-    order = np.lexsort((np.arange(len(rows)), twin, -sharp, ~preferred, ~counted, people))
-
-    def cells_of(group: npt.NDArray[np.int64]) -> list[tuple[str, str]]:
-        return [(person[n], texts[int(edits[n])]) for n in group]
-
-    hashes = (taken["phash_source"], taken["phash_target"])
-    near = KeptHashes(config.near_duplicate_bits, hashes)
-    near.keep(np.flatnonzero(published), cells_of(np.flatnonzero(published)))
-    asked.open(taken)
-    start = 0
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order) and twin[order[stop]] == twin[order[start]] and people[order[stop]] == people[order[start]]:
-            stop += 1
-        group, start = order[start:stop], stop
-        n, known = int(group[0]), bool(counted[group[0]])
-        if known:  # counted already, in the usage of the version that is extended
-            stays = rows[group[published[group]]]
-            similar[stays], text[stays] = asked.similarity(n), asked.text(n)
-            if asked.barred(n):
-                code[rows[group[trained[group]]]] = CODE["held out"]
-            group = group[~published[group]]
-            if not len(group):
-                continue
-        mine, cells, who, ends_of = rows[group], cells_of(group), person[n], {source[n], target[n]}
-        room = known or (used.person[who] < config.per_identity and all(used.source[name] < config.per_source for name in ends_of))
-        if not preferred[n] and near.sees(group, cells):
-            code[mine] = CODE["near-duplicate"]
-        elif room and all(used.cell[cell] < config.per_cell for cell in cells):
-            similar[mine], text[mine] = asked.similarity(n), asked.text(n)
-            code[mine[(text[mine] > config.max_writing) & ~good[mine]]] = CODE["writing"]
-            code[mine[(similar[mine] < config.min_similarity) & ~declared[mine]]] = CODE["identity"]
-            if asked.barred(n):
-                code[mine[code[mine] == ACCEPTED]] = CODE["held out"]
-            kept = code[mine] == ACCEPTED
-            if kept.any():
-                if not known:
-                    used.person[who] += 1
-                    used.source.update(ends_of)
-                cells = [cell for cell, one in zip(cells, kept, strict=True) if one]
-                used.cell.update(cells)
-                near.keep(group[kept], cells)
-        else:
-            code[mine] = CODE["quota"]
+    if len(rows):
+        chosen = Chosen(table.take(rows), said.take(rows), config, asked)
+        chosen.run(used)
+        code[rows], similar[rows], text[rows] = chosen.code, chosen.similar, chosen.text
     return similar, text
-
-
-def _worst_of_twins(twin: npt.NDArray[np.int64], sharpness: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    unique, place = np.unique(twin, return_inverse=True)
-    worst = np.full(len(unique), np.inf, np.float32)
-    np.minimum.at(worst, place, sharpness)
-    return worst[place]
-
-
-def _any_of_twins(twin: npt.NDArray[np.int64], which: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Pairs of which one direction is among those given."""
-    return np.isin(twin, twin[which]) if which.any() else which
 
 
 def count_verdicts(judged: list[Judged]) -> dict[str, int]:

@@ -8,7 +8,7 @@ order of sources play a part.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from data_pipeline.pairing import AXES, edit_texts
-from data_pipeline.rules import PairingConfig
+from data_pipeline.rules import PairingConfig, Usage
 from lato.faces.quality import hash_distance
 
 Row = dict[str, Any]
@@ -56,7 +56,7 @@ def find_across_sources(
 def _find_in_one(rows: list[Row], identities: dict[str, str | None], kept: Collection[str], bits: int) -> set[str]:
     """The same in one component."""
     twins, stays = order_twins(rows, kept)
-    edits = _edits(rows)
+    edits, _ = _edits(rows)
     alike = {edit: np.flatnonzero(edits == edit) for edit in np.unique(edits).tolist()}
     hashes = np.stack([_words([row[name] for row in rows]) for name in ("phash_source", "phash_target")], axis=1)
     sources = _numbers([row["source_id"] for row in rows])
@@ -107,22 +107,21 @@ def over_quota_of_people(
             track = f"{row['source_id']}/{row['from_track']}"
             gathered[person_of.get(track, track)].append(row)
     found: set[str] = set()
-    for mine in gathered.values():
+    for person, mine in gathered.items():
         if len({(row["source_id"], row["from_track"]) for row in mine}) > 1:  # others were held to their quotas
-            found |= _over_quota_of_one(mine, kept, good, config)
+            found |= _over_quota_of_one(person, mine, kept, good, config)
     return found
 
 
-def _over_quota_of_one(rows: list[Row], kept: Collection[str], good: Collection[str], config: PairingConfig) -> set[str]:
-    """The same of one person."""
+def _over_quota_of_one(person: str, rows: list[Row], kept: Collection[str], good: Collection[str], config: PairingConfig) -> set[str]:
+    """The same of one person; their sources were held to theirs."""
     twins, stays = order_twins(rows, kept, good)
-    edits = _edits(rows).tolist()
-    count, cells, found = 0, Counter[int](), set[str]()
+    edits, texts = _edits(rows)
+    used, found = Usage(), set[str]()
     for twin, numbers in twins.items():
-        mine = [edits[n] for n in numbers]
-        if stays[twin] or (count < config.per_identity and all(cells[edit] < config.per_cell for edit in mine)):
-            count += 1
-            cells.update(mine)
+        cells = [(person, texts[int(edits[n])]) for n in numbers]
+        if stays[twin] or used.has_room(person, (), cells, config):
+            used.count(person, (), cells)
         else:
             found |= {rows[n]["key"] for n in numbers}
     return found
@@ -143,9 +142,9 @@ def order_twins(rows: Sequence[Row], kept: Collection[str], good: Collection[str
     return {twin: twins[twin] for twin in sorted(twins, key=rank)}, stays
 
 
-def _edits(rows: list[Row]) -> npt.NDArray[np.int64]:
-    """The edit of each as a number."""
-    return edit_texts(pa.table({name: [row[name] for row in rows] for name in _EDIT}))[0]
+def _edits(rows: list[Row]) -> tuple[npt.NDArray[np.int64], dict[int, str]]:
+    """The edit of each as a number, and the number's text."""
+    return edit_texts(pa.table({name: [row[name] for row in rows] for name in _EDIT}))
 
 
 def _words(hashes: list[bytes]) -> npt.NDArray[np.uint64]:
@@ -160,26 +159,32 @@ def _numbers(names: Sequence[str | None]) -> npt.NDArray[np.int64]:
 
 
 class KeptHashes:
-    """The hashes of what was kept, by person and edit."""
+    """The hashes of what was kept, by person and edit.
 
-    def __init__(self, bits: int, hashes: tuple[pa.ChunkedArray, pa.ChunkedArray]) -> None:
-        self._bits, self._hashes = bits, hashes
+    Args:
+        bits: Of 256, within which two faces' hashes are near.
+        hashes: Of source and target of all rows.
+        cells: Person and edit of each row.
+    """
+
+    def __init__(self, bits: int, hashes: tuple[pa.ChunkedArray, pa.ChunkedArray], cells: Sequence[tuple[str, str]]) -> None:
+        self._bits, self._hashes, self._cells = bits, hashes, cells
         self._kept: dict[tuple[str, str], list[tuple[bytes, bytes]]] = defaultdict(list)
 
-    def sees(self, group: npt.NDArray[np.int64], cells: list[tuple[str, str]]) -> bool:
+    def sees(self, group: npt.NDArray[np.int64]) -> bool:
         """Whether one of the pairs shows again what was kept for its cell."""
         return any(
             hash_distance(mine[0], kept[0]) <= self._bits and hash_distance(mine[1], kept[1]) <= self._bits
-            for n, cell in zip(group, cells, strict=True)
-            if self._kept.get(cell)
-            for mine in [self._of(int(n))]
-            for kept in self._kept[cell]
+            for n in group.tolist()
+            if (near := self._kept.get(self._cells[n]))
+            for mine in [self._of(n)]
+            for kept in near
         )
 
-    def keep(self, group: npt.NDArray[np.int64], cells: list[tuple[str, str]]) -> None:
+    def keep(self, group: npt.NDArray[np.int64]) -> None:
         """Remembers pairs that were accepted."""
-        for n, cell in zip(group, cells, strict=True):
-            self._kept[cell].append(self._of(int(n)))
+        for n in group.tolist():
+            self._kept[self._cells[n]].append(self._of(n))
 
     def _of(self, n: int) -> tuple[bytes, bytes]:
         return self._hashes[0][n].as_py(), self._hashes[1][n].as_py()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -148,6 +148,20 @@ class Usage:
     """By person and edit."""
     dataset: Counter[int] = field(default_factory=Counter)
     """By cell (`cells`), over all people."""
+
+    def has_room(
+        self, person: str, sources: Collection[str], cells: Collection[tuple[str, str]], config: PairingConfig, counted: bool = False
+    ) -> bool:
+        """Whether the quotas have room for a pair and its reverse; where one is `counted` already, only the edit of the other takes any."""
+        room = self.person[person] < config.per_identity and all(self.source[name] < config.per_source for name in sources)
+        return (counted or room) and all(self.cell[cell] < config.per_cell for cell in cells)
+
+    def count(self, person: str, sources: Collection[str], cells: Collection[tuple[str, str]], counted: bool = False) -> None:
+        """Counts a pair and its reverse, likewise."""
+        if not counted:
+            self.person[person] += 1
+            self.source.update(sources)
+        self.cell.update(cells)
 
     def copy(self) -> Usage:
         """One to count on with."""
