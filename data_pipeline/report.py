@@ -15,12 +15,14 @@ import pyarrow.compute as pc
 
 from data_pipeline.audit import summarize
 from data_pipeline.candidates import read_candidates_table
+from data_pipeline.cells import COLUMNS
 from data_pipeline.copies import read_copies
 from data_pipeline.extend import read_components
 from data_pipeline.intervals import wilson
 from data_pipeline.ledger import Ledger, read_ledger
-from data_pipeline.pairing import AXES, SCORES
+from data_pipeline.pairing import SCORES
 from data_pipeline.published import consents_of, licence_text, read_index, read_manifest
+from data_pipeline.report_coverage import find_coverage
 from data_pipeline.report_pairs import accepted_pairs, rejected_pairs
 from data_pipeline.report_plots import plot_correlation, show_filter
 from data_pipeline.rules import LIMITS, PASSED, VERIFIERS
@@ -34,13 +36,9 @@ from data_pipeline.worklist import WorkItem
 from infra.addresses import join
 from infra.state import PUBLISHED, read_json
 from infra.storage import commit
-from lato.edits import POSE_STEP, Expression
 
 _MOST = 20
 """Rows of a list that may be of any length; how many more there are is told."""
-_POSES = ("same pose", *(f"{axis} {step:+d}" for axis in AXES for step in (POSE_STEP, -POSE_STEP)))
-_OTHER_POSE = "other steps"
-"""Of two axes at once, or larger: too many cells to ask for samples in each."""
 _SHOWN = LIMITS | {"pose discriminator": VERIFIERS["pose discriminator"]}
 """Filters with a score to plot."""
 _NEEDED = (
@@ -57,6 +55,7 @@ _NEEDED = (
     "from_face_px",
     "to_face_px",
     "from_width",
+    *COLUMNS,
     *SCORES,
 )
 Names = npt.NDArray[np.str_]
@@ -85,10 +84,10 @@ def write_data_report(work: str, version: str = "v1") -> str:
     config = pairing_config(folder)
     drawn = Sources(work)
     template = jinja2.Template((Path(__file__).parent / "templates/report.html.jinja").read_text(), autoescape=True)
-    coverage, goal = _coverage(manifest, config.cell_quota)
+    sampled = candidates.filter(pc.is_in(candidates["key"], value_set=pa.array([row["key"] for row in manifest], pa.string())))
+    coverage = find_coverage(sampled.take(one_of_twins(sampled, np.ones(len(sampled), bool))), config.cell_quota)
     pairs = one_of_twins(judged, passed)
     judged_once, passed_once = judged.take(pairs), passed[pairs]
-    short = [goal for _, cells in coverage[1] for _, goal in cells if goal]
     people = Counter(str(row["identity"]) for row in manifest)
     failed = [row for row in ledger if row["status"] == "failed"]
     accepted, (rejected, undrawn) = accepted_pairs(folder, manifest), rejected_pairs(folder, drawn, config)
@@ -106,8 +105,6 @@ def write_data_report(work: str, version: str = "v1") -> str:
         judged=len(judged),
         correlation=plot_correlation(judged),
         coverage=coverage,
-        short=(len(short), sum(short)),
-        goal=goal,
         quota=config.cell_quota,
         groups=[(name, *_rates(names, order, judged_once, passed_once)) for name, names, order in _groups(judged_once, drawn.items)],
         accepted=accepted,
@@ -220,30 +217,6 @@ _WIDTHS = ("under 640 px wide", "640 to 1279 px", "1280 px and more")
 def _banded(values: Any, bounds: tuple[float, ...], names: tuple[str, ...]) -> Names:
     found = np.asarray(values, np.float64)
     return np.where(np.isnan(found), _UNKNOWN, np.array(names)[np.digitize(found, bounds)])
-
-
-Coverage = tuple[tuple[str, ...], list[tuple[str, list[tuple[int, int]]]]]
-"""Pose steps, and by expression the samples of each and how many it lacks."""
-
-
-def _coverage(manifest: list[dict[str, Any]], quota: int | None) -> tuple[Coverage, int]:
-    """Expression that an edit leads to x pose step -> samples, and how many the cell lacks to the goal, and the goal: the quota of cells, else half of an
-    even share of the samples. What no edit can be, and other steps, lack nothing."""
-    counts = Counter((str(row["expression"] or "same expression"), _pose(row)) for row in manifest)
-    rows = [*(expression.value for expression in Expression), "same expression"]
-
-    def lacks(name: str, pose: str) -> int:
-        wanted = pose != _OTHER_POSE and (name, pose) != ("same expression", "same pose")
-        return max(0, goal - counts[name, pose]) if wanted else 0
-
-    poses = (*_POSES, _OTHER_POSE)
-    goal = quota or max(1, round(len(manifest) / (len(rows) * len(_POSES) - 1) / 2))
-    return (poses, [(name, [(counts[name, pose], lacks(name, pose)) for pose in poses]) for name in rows]), goal
-
-
-def _pose(row: dict[str, Any]) -> str:
-    pose = " ".join(f"{axis} {int(row[axis]):+d}" for axis in AXES if row[axis]) or "same pose"
-    return pose if pose in _POSES else _OTHER_POSE
 
 
 def _components(folder: str, manifest: list[dict[str, Any]]) -> dict[str, Any] | None:
