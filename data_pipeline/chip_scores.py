@@ -25,7 +25,7 @@ from lato.faces.points68 import FacePoints68
 from lato.faces.scrfd import ScrfdDetector
 from lato.faces.writing import TextDetector
 from lato.landmarks import GROUPS as PARTS
-from lato.landmarks import interocular_distance
+from lato.landmarks import eye_centres, interocular_distance
 
 
 class GroupsConfig(Config):
@@ -104,7 +104,7 @@ def _five_points(
     for found in detector.detect(image):
         if (found.box[:2] < nose).all() and (nose < found.box[2:]).all():
             return found.points5
-    return np.stack([landmarks[36:42].mean(0), landmarks[42:48].mean(0), nose, landmarks[48], landmarks[54]]).astype(np.float32)
+    return np.stack([*eye_centres(landmarks), nose, landmarks[48], landmarks[54]]).astype(np.float32)
 
 
 def make_occlusion(models: Path, config: GroupsConfig) -> Scorer:

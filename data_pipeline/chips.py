@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from lato.landmarks import eye_centres
 from lato.pairs import decode_image
 
 SIDE = 256
@@ -86,7 +87,7 @@ def chip_of(piece: Piece, landmarks: npt.NDArray[np.floating]) -> Chip:
 def _upright(landmarks: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """(2, 3) from the image's pixels to the chip's."""
     points = np.asarray(landmarks, np.float64)
-    right_eye, left_eye = points[36:42].mean(0), points[42:48].mean(0)
+    right_eye, left_eye = eye_centres(points)
     angle = np.arctan2(*(left_eye - right_eye)[::-1])
     centre = (points.min(0) + points.max(0)) / 2
     scale = SIDE / max(_MARGIN * float(np.ptp(points, axis=0).max()), 1.0)

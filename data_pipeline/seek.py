@@ -20,7 +20,7 @@ _SAME = 0.0005
 """Seconds by which a time may differ from a frame's."""
 
 
-def frames_at(path: str, pts: list[float], decoder: Decoder | None = None, seeker: Seeker = "pyav") -> Iterator[Frame]:
+def frames_at(path: str, pts: list[float], decoder: Decoder | None, seeker: Seeker) -> Iterator[Frame]:
     """The frames shown at the given times (as `sample_frames` gave them), each time once and in ascending order, as they are read.
 
     Args:

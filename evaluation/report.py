@@ -149,7 +149,7 @@ def _grid_row(pair: FacePair, editors: list[str], rows: list[dict[str, Any]], ed
 def _score_row(editor: str, values: dict[str, Any]) -> dict[str, Any]:
     cells = [show(Mean(**values[metric])) for metric in ("detection", *METRICS)]
     states = ", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in values["states"].items())
-    return {"editor": editor, "cells": cells, "states": states, "judge": values["judge"]}
+    return {"editor": editor, "cells": cells, "states": states}
 
 
 def _thumbnail(image: npt.NDArray[np.uint8]) -> str:

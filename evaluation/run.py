@@ -29,8 +29,6 @@ from lato.pipeline import LaToPipeline
 VERSION = 1
 """Raise it when equal edits would be scored differently."""
 METRICS = ("rectified_identity", "identity", "landmark_error", "landmark_nme", "plan_error", "seconds")
-JUDGE = "not run"
-"""Judge scores (SC, VQ, NA) need a vision-language judge; none is configured in this version, and nothing stands in for one."""
 
 
 class EvalConfig(Config):
@@ -52,7 +50,7 @@ class EvalResult:
     """Parquet, a row an editor and sample."""
     samples: list[FacePair]
     summary: dict[str, dict[str, Any]]
-    """Editor -> metric -> `Mean` as a dict; and `detection`, `states`, `judge`."""
+    """Editor -> metric -> `Mean` as a dict; and `detection`, `states`."""
 
 
 def evaluate(config: EvalConfig, dataset: str, pipeline_folder: Path, models: Path, work: str) -> EvalResult:
@@ -100,7 +98,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             states[row["state"]] = states.get(row["state"], 0) + 1
         found = mean_of([1.0 if row["state"] == "ok" else 0.0 for row in mine])
         summary[editor] = {metric: asdict(mean_of([row[metric] for row in mine])) for metric in METRICS}
-        summary[editor] |= {"detection": asdict(found), "states": states, "judge": JUDGE}
+        summary[editor] |= {"detection": asdict(found), "states": states}
     return summary
 
 
@@ -109,7 +107,7 @@ def print_summary(summary: dict[str, dict[str, Any]]) -> None:
     shown = {"detection": "found", "rectified_identity": "rectified", "landmark_error": "error px", "plan_error": "plan px", "seconds": "s"}
     rows = [(editor, *(brief(Mean(**values[name])) for name in shown)) for editor, values in summary.items()]
     table("Scores on held-out samples: mean (n); the report has all, with intervals", ["editor", *shown.values()], rows)
-    say(f"  judge scores (SC, VQ, NA): {JUDGE}")
+    say("  judge scores (SC, VQ, NA) need a vision-language judge: none is part of this version, and nothing stands in for one")
 
 
 def brief(mean: Mean) -> str:

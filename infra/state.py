@@ -115,6 +115,6 @@ def read_table(uri: str, columns: list[str] | None = None, mend: str = DERIVED) 
         return pq.read_table(io.BytesIO(data))
 
 
-def read_schema(uri: str, mend: str = DERIVED) -> pa.Schema:
+def read_schema(uri: str) -> pa.Schema:
     """A Parquet file's columns, and what is told of the whole in its metadata: its last bytes. Raises as `read_table` does."""
-    return _read_some(uri, mend, pq.read_schema)
+    return _read_some(uri, DERIVED, pq.read_schema)

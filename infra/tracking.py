@@ -63,28 +63,19 @@ class Run:
         """Sets tags."""
         self._outbox.put("tags", dict(values))
 
-    def describe(self, config: Mapping[str, Any], environment: Mapping[str, str], note: str = "") -> None:
+    def describe(self, config: Mapping[str, Any], environment: Mapping[str, str]) -> None:
         """Logs what the run is made of: the resolved config as parameters and `config.yaml`, `describe_environment()` as tags and `environment.yaml`.
 
         Args:
             config: Nested, of plain values.
             environment: Short texts by name.
-            note: Markdown for the run's page.
         """
         self.params(config)
         self.text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), "config.yaml")
         self.text(yaml.safe_dump(dict(environment), sort_keys=False), "environment.yaml")
         commit_id = environment.get("git.commit", "unknown")
         shown = {"mlflow.source.git.commit": commit_id} if commit_id != "unknown" else {}
-        self.tags(
-            {
-                **environment,
-                "mlflow.source.name": "lato",
-                "mlflow.source.type": "PROJECT",
-                **shown,
-                **({"mlflow.note.content": note} if note else {}),
-            }
-        )
+        self.tags({**environment, "mlflow.source.name": "lato", "mlflow.source.type": "PROJECT", **shown})
 
     def image(self, name: str, image: npt.NDArray[np.uint8]) -> None:
         """Stores an RGB picture as an artifact, `name` with its suffix."""
@@ -168,11 +159,6 @@ def open_run(uri: str, experiment: str, name: str, backlog: str, parent_run_id: 
         said = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"the MLflow server at {uri} does not answer. Start it, or leave tracking to the work folder. ({said})") from error
     return Run(client, created, Path(backlog))
-
-
-def register_model(run: Run, name: str, folder_or_uri: str, alias: str) -> None:
-    """Registers an exported model as a version of `name` and gives it an alias (`best`, `last`); returns at once."""
-    run.model(name, folder_or_uri, alias)
 
 
 def send_left(uri: str, backlog: str, seconds: float = _CLOSE_SECONDS) -> None:

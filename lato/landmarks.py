@@ -87,13 +87,12 @@ CANVAS = Canvas(512.0, 512.0)
 """The canvas of the tokenizer, the predictor and every stored sample."""
 
 
-def validate_landmarks(points: npt.NDArray[np.floating], name: str = "landmarks", canvas: Canvas = CANVAS) -> Landmarks:
-    """Checks landmarks given in pixels of `canvas` and returns them as float32.
+def validate_landmarks(points: npt.NDArray[np.floating], name: str = "landmarks") -> Landmarks:
+    """Checks landmarks given in pixels of `CANVAS` and returns them as float32.
 
     Args:
-        points: `(..., 68, 2)`.
+        points: `(..., 68, 2)`. They may lie outside the canvas (a jaw often does), but not by more than its size.
         name: What to call them in the message.
-        canvas: The canvas they are said to be in. Points may lie outside it (a jaw often does), but not by more than its size.
 
     Raises:
         ValueError: Wrong shape, a value that is not finite, or coordinates evidently in another unit (0..1 or -1..1, or far off the canvas).
@@ -105,21 +104,27 @@ def validate_landmarks(points: npt.NDArray[np.floating], name: str = "landmarks"
         raise ValueError(f"{name}: expected finite pixel coordinates, given NaN or infinity")
     if np.abs(points).max() <= 2.0:
         raise ValueError(
-            f"{name}: expected pixels on a {canvas.width:g} x {canvas.height:g} canvas, given values within 0..1 or -1..1: multiply by the size"
+            f"{name}: expected pixels on a {CANVAS.width:g} x {CANVAS.height:g} canvas, given values within 0..1 or -1..1: multiply by the size"
         )
-    limit = 2.0 * max(canvas.width, canvas.height)
+    limit = 2.0 * max(CANVAS.width, CANVAS.height)
     if np.abs(points).max() > limit:
         raise ValueError(
-            f"{name}: expected pixels on a {canvas.width:g} x {canvas.height:g} canvas, given a coordinate of {np.abs(points).max():.0f}"
+            f"{name}: expected pixels on a {CANVAS.width:g} x {CANVAS.height:g} canvas, given a coordinate of {np.abs(points).max():.0f}"
         )
     return points.astype(np.float32)
 
 
-def mirror_landmarks(points: npt.NDArray[np.floating], canvas: Canvas = CANVAS) -> Landmarks:
-    """Mirrors landmarks `(..., 68, 2)` left to right, so that each keeps its anatomical name."""
+def mirror_landmarks(points: npt.NDArray[np.floating]) -> Landmarks:
+    """Mirrors landmarks `(..., 68, 2)` of the canvas left to right, so that each keeps its anatomical name."""
     mirrored = np.asarray(points, dtype=np.float32)[..., MIRROR_INDEX, :].copy()
-    mirrored[..., 0] = canvas.width - mirrored[..., 0]
+    mirrored[..., 0] = CANVAS.width - mirrored[..., 0]
     return mirrored
+
+
+def eye_centres(points: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
+    """Centres of the right and of the left eye, the person's, in the points' unit and type: `(..., 68, 2)` -> two of `(..., 2)`."""
+    right, left = (points[..., GROUPS[name], :].mean(axis=-2) for name in ("right_eye", "left_eye"))
+    return right, left
 
 
 def interocular_distance(points: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
@@ -137,15 +142,13 @@ def draw_landmarks(
     points: npt.NDArray[np.floating],
     image: npt.NDArray[np.uint8] | None = None,
     size: int = 512,
-    canvas: Canvas = CANVAS,
 ) -> npt.NDArray[np.uint8]:
     """Draws landmarks as lines and dots, by group, on an image or on black.
 
     Args:
-        points: `(68, 2)` in pixels of `canvas`; NaN rows are left out.
+        points: `(68, 2)` in pixels of `CANVAS`, which is stretched over the whole picture; NaN rows are left out.
         image: `(H, W, 3)` uint8 RGB to draw on (a copy is made); None for a black square.
         size: Side of the black square when there is no image.
-        canvas: The canvas of `points`; it is stretched over the whole picture.
 
     Returns:
         `(H, W, 3)` uint8 RGB.
@@ -154,7 +157,7 @@ def draw_landmarks(
     height, width = picture.shape[:2]
     shift = 4  # sub-pixel drawing: OpenCV takes fixed-point coordinates
     known: npt.NDArray[np.bool_] = np.asarray(np.isfinite(points).all(-1))
-    placed = np.rint(canvas.convert(np.nan_to_num(points), Canvas(width, height)) * (1 << shift)).astype(np.int32)
+    placed = np.rint(CANVAS.convert(np.nan_to_num(points), Canvas(width, height)) * (1 << shift)).astype(np.int32)
     thickness = max(1, round(min(height, width) / 256))
     radius = max(1, round(min(height, width) / 170)) << shift
     for name, indices in GROUPS.items():

@@ -7,10 +7,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+_SINUSOIDS = 256
+"""Width of a time's embedding, as in the released weights."""
 
-def timestep_sinusoid(t: Tensor, dim: int = 256) -> Tensor:
-    """Sinusoids (B, dim) of a time (B,) in 0..1, scaled by 1000; float32 whatever the weights' dtype."""
-    frequencies = torch.exp(-math.log(10000.0) * torch.arange(dim // 2, dtype=torch.float32, device=t.device) / (dim // 2))
+
+def timestep_sinusoid(t: Tensor) -> Tensor:
+    """Sinusoids (B, 256) of a time (B,) in 0..1, scaled by 1000; float32 whatever the weights' dtype."""
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(_SINUSOIDS // 2, dtype=torch.float32, device=t.device) / (_SINUSOIDS // 2))
     angles = 1000.0 * t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 

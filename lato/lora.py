@@ -22,6 +22,8 @@ OWN_KEYS = ("landmark_in.weight", "landmark_in.bias", "null_landmarks.tokens", "
 """Trained in full beside the LoRA."""
 _FILE = "pytorch_lora_weights.safetensors"
 _KOHYA = "lora_unet_"
+_ADAPTER = "default"
+"""The adapter's name in PEFT and diffusers, theirs where none is given: a model has one adapter here."""
 _SAMPLES = 4096
 
 
@@ -44,8 +46,8 @@ class LoraWeights:
 class LandmarkAdapterMixin(PeftAdapterMixin):
     """diffusers' LoRA methods, aware of what LaTo trains in full beside the LoRA."""
 
-    def save_lora_adapter(self, save_directory: str | Path, adapter_name: str = "default", weight_name: str | None = None) -> None:
-        """Writes LoRA, `landmark_in`, null tokens and the base's fingerprint to one safetensors file.
+    def save_lora_adapter(self, save_directory: str | Path, adapter_name: str = _ADAPTER, weight_name: str | None = None) -> None:
+        """Writes LoRA, `landmark_in`, null tokens and the base's fingerprint to one safetensors file. The signature is that of diffusers, which it overrides.
 
         Raises:
             ValueError: There is no adapter of that name.
@@ -95,12 +97,12 @@ class LandmarkAdapterMixin(PeftAdapterMixin):
         load_own(self, own)  # type: ignore[arg-type]
 
 
-def add_adapter(transformer: Any, rank: int = 64, alpha: int = 64, adapter_name: str = "default") -> None:
+def add_adapter(transformer: Any, rank: int = 64, alpha: int = 64) -> None:
     """Readies a transformer for adapter training: LoRA on all Linears of the blocks (304 at full size); `landmark_in` and nulls trainable, the rest frozen."""
     from peft import LoraConfig
 
     transformer.requires_grad_(False)
-    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=block_linears(transformer)), adapter_name)
+    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=block_linears(transformer)), _ADAPTER)
     for name, parameter in transformer.named_parameters():
         if name in OWN_KEYS:
             parameter.requires_grad_(True)
@@ -157,7 +159,7 @@ def merge_lora(transformer: nn.Module, state: Mapping[str, Tensor]) -> int:
     return len(weights)
 
 
-def load_lora(transformer: Any, state: Mapping[str, Tensor], adapter_name: str = "default") -> int:
+def load_lora(transformer: Any, state: Mapping[str, Tensor]) -> int:
     """Loads a LoRA in kohya names as a PEFT adapter, which can be switched off, scaled and trained on; returns the number of layers."""
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
@@ -167,28 +169,32 @@ def load_lora(transformer: Any, state: Mapping[str, Tensor], adapter_name: str =
         rank_pattern={name: len(update.down) for name, update in weights.items()},
         alpha_pattern={name: update.alpha for name, update in weights.items()},
     )
-    inject_adapter_in_model(config, transformer, adapter_name)
+    inject_adapter_in_model(config, transformer, _ADAPTER)
     if not getattr(transformer, "_hf_peft_config_loaded", False):
         transformer._hf_peft_config_loaded = True
     tensors = {f"{name}.lora_A.weight": update.down for name, update in weights.items()}
     tensors |= {f"{name}.lora_B.weight": update.up for name, update in weights.items()}
-    left: Any = set_peft_model_state_dict(transformer, tensors, adapter_name)
+    left: Any = set_peft_model_state_dict(transformer, tensors, _ADAPTER)
     assert not left.unexpected_keys, left.unexpected_keys
     load_own(transformer, {name: state[name] for name in OWN_KEYS if name in state})
     return len(weights)
 
 
-def lora_to_released(transformer: Any, adapter_name: str = "default") -> dict[str, Tensor]:
-    """An adapter in kohya names, and what was trained in full under its own keys (the codes' scale folded in, as released tokenizers are not scaled)."""
+def lora_to_released(transformer: Any) -> dict[str, Tensor]:
+    """The adapter in kohya names, and what was trained in full under its own keys (the codes' scale folded in, as released tokenizers are not scaled).
+
+    Raises:
+        ValueError: There is none.
+    """
     state: dict[str, Tensor] = {}
     for name, module in transformer.named_modules():
-        if adapter_name in getattr(module, "lora_A", {}):
+        if _ADAPTER in getattr(module, "lora_A", {}):
             key = _KOHYA + name.replace(".", "_")
-            state[f"{key}.lora_down.weight"] = module.lora_A[adapter_name].weight.detach().clone()
-            state[f"{key}.lora_up.weight"] = module.lora_B[adapter_name].weight.detach().clone()
-            state[f"{key}.alpha"] = torch.tensor(float(module.lora_alpha[adapter_name]))
+            state[f"{key}.lora_down.weight"] = module.lora_A[_ADAPTER].weight.detach().clone()
+            state[f"{key}.lora_up.weight"] = module.lora_B[_ADAPTER].weight.detach().clone()
+            state[f"{key}.alpha"] = torch.tensor(float(module.lora_alpha[_ADAPTER]))
     if not state:
-        raise ValueError(f"adapter {adapter_name!r}: not found in this transformer")
+        raise ValueError(f"adapter {_ADAPTER!r}: not found in this transformer")
     std = float(transformer.config["landmark_std"])
     scale = {"landmark_in.weight": 1 / std, "null_landmarks.tokens": std}
     return state | {name: tensor * scale.get(name, 1.0) for name, tensor in own_tensors(transformer).items()}

@@ -13,6 +13,8 @@ from torch import Tensor
 from lato.landmarks import CANVAS, NUM_LANDMARKS
 
 LandmarkPositions = Literal["mapped", "image", "learnable", "none"]
+_THETA = 10000.0
+"""The base of the rotary frequencies, Flux's."""
 
 
 def text_ids(batch: int, length: int, device: torch.device | None = None) -> Tensor:
@@ -71,11 +73,11 @@ def first_grid_places(width: int, device: torch.device | None = None) -> Tensor:
     return torch.stack([index // width, index % width], dim=-1).float()
 
 
-def rotary_embedding(ids: Tensor, axes_dims: tuple[int, ...], theta: float = 10000.0) -> tuple[Tensor, Tensor]:
+def rotary_embedding(ids: Tensor, axes_dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Cosines and sines of rotary position embedding, each (B, L, sum(axes_dims) / 2) float32, for ids (B, L, len(axes_dims))."""
     angles = []
     for axis, dim in enumerate(axes_dims):
-        omega = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=ids.device) / dim)
+        omega = _THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=ids.device) / dim)
         angles.append(ids[..., axis, None].double() * omega)
     angle = torch.cat(angles, dim=-1)
     return angle.cos().float(), angle.sin().float()

@@ -65,7 +65,11 @@ def vae_from_released(state_dict: Mapping[str, Tensor]) -> AutoencoderKL:
 
 
 def vae_to_released(vae: AutoencoderKL) -> dict[str, Tensor]:
-    """The released form of an AutoencoderKL."""
+    """The released form of an AutoencoderKL.
+
+    Raises:
+        ValueError: It has tensors that the released form has no name for; names some.
+    """
     levels = len(vae.config["block_out_channels"])
     layers = vae.config["layers_per_block"] + 1
     candidates = [f"{side}.{part}" for side in ("encoder", "decoder") for part in ("conv_in", "conv_out", "norm_out")]

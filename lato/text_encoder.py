@@ -248,6 +248,9 @@ def pad_states(states: list[Tensor], length: int | None = None) -> tuple[Tensor,
     Args:
         states: B tensors.
         length: L; None for the longest. `released` text padding takes the encoder's `max_length`: every slot attends there, so L must not depend on the batch.
+
+    Raises:
+        ValueError: A tensor is longer.
     """
     total = max(len(state) for state in states) if length is None else length
     if max(len(state) for state in states) > total:

@@ -309,16 +309,16 @@ class LandmarkTokenizer(ModelMixin, ConfigMixin):
         return self.encoder(points.transpose(1, 2)).transpose(1, 2)
 
 
-def check_landmarks(landmarks: Tensor, name: str = "landmarks") -> None:
+def check_landmarks(landmarks: Tensor) -> None:
     """Raises ValueError unless landmarks are (B, 68, 2), finite, and in canvas pixels."""
     if landmarks.ndim != 3 or landmarks.shape[1:] != (NUM_LANDMARKS, 2):
-        raise ValueError(f"{name}: expected shape (B, {NUM_LANDMARKS}, 2), given {tuple(landmarks.shape)}")
+        raise ValueError(f"landmarks: expected shape (B, {NUM_LANDMARKS}, 2), given {tuple(landmarks.shape)}")
     if landmarks.is_meta:
         return  # a shape without values, as `lato train plan` passes
     if not torch.isfinite(landmarks).all():
-        raise ValueError(f"{name}: expected finite canvas pixels, given NaN or infinity")
+        raise ValueError("landmarks: expected finite canvas pixels, given NaN or infinity")
     if landmarks.abs().max() <= 2.0:
-        raise ValueError(f"{name}: expected pixels on the {CANVAS.width:g} canvas, given values within 0..1 or -1..1")
+        raise ValueError(f"landmarks: expected pixels on the {CANVAS.width:g} canvas, given values within 0..1 or -1..1")
 
 
 def _from_canvas(landmarks: Tensor) -> Tensor:

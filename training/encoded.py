@@ -106,7 +106,11 @@ class EncodedCache:
         return sum(int(self._columns[f"{side}{part}_tokens"][row]) for part in ("prefix", "text" if with_instruction else "null"))
 
     def latents(self, key: str, mirrored: bool = False) -> tuple[Tensor, Tensor]:
-        """Scaled latents (c, h, w) float32 of source and target, as `lato.codec.encode_images` gives them."""
+        """Scaled latents (c, h, w) float32 of source and target, as `lato.codec.encode_images` gives them.
+
+        Raises:
+            ValueError: There are none here, or none of mirrored pictures.
+        """
         if not self.has_latents:
             raise ValueError(f"{self.folder}: no latents here; encode with --vae")
         row = self._row(key, mirrored)

@@ -141,6 +141,12 @@ class _Training:
         return [batch[(part * self._world + self._rank) * self._micro :][: self._micro] for part in range(self._config.accumulation)]
 
     def _train_step(self, parts: list[tuple[list[Sample], Any]], waited: float) -> tuple[dict[str, float], list[str]]:
+        """One optimizer step of these micro-batches (samples, batch); returns what is logged of it, and what is alarming in that.
+
+        Args:
+            parts: Micro-batches, each of its samples and what was read of them.
+            waited: Seconds that the step waited for them.
+        """
         engine, meter = self._engine, self._meter
         engine.train()
         self._heart.beat(self._step, "step")

@@ -33,8 +33,6 @@ TEXT_TOKENS = {"released": 640, "masked": 400}
 """Text states of a DiT's sample: padded to 640 for released weights; else the picture's tokens (at most 324) and the instruction."""
 TINY_TEXT_TOKENS = 40
 """The same for the tiny text encoder, which sees 56 px."""
-TEXT_DIM = 3584
-"""Width of Qwen2.5-VL-7B's states, which released weights expect."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +190,7 @@ def _tokenizer(config: TokenizerConfig) -> StageModel:
 
 
 def _dit(config: DitConfig) -> StageModel:
+    """A DiT of the config's sizes, or its base's; the longest text and the largest picture that it may see."""
     from lato.lora import add_adapter
     from lato.transformer import LaToTransformer
     from training.stages.dit_config import new_transformer
@@ -266,6 +265,7 @@ class _Codes:
 
 
 def _predictor(config: PredictorConfig) -> StageModel:
+    """The language model of the config's base, or the tiny one; the longest prompt and answer of its syntax, and the picture."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     notes = []

@@ -65,7 +65,7 @@ def _noted(made_of: Mapping[str, Any], checkpoints: str | None) -> dict[str, Any
     return {**made_of, "checkpoints": checkpoints} if checkpoints else dict(made_of)
 
 
-def has_begun(folder: Path, checkpoints: str | None = None) -> bool:
+def has_begun(folder: Path, checkpoints: str | None) -> bool:
     """Whether a run in the folder has measured or kept anything: one that stopped before has nothing that other settings could mix with."""
     return (folder / "metrics.jsonl").is_file() or bool(checkpoint.markers(checkpoints or str(folder / "checkpoints")))
 

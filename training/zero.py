@@ -44,9 +44,9 @@ def start_process_group(timeout_minutes: float) -> None:
     deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timeout)
 
 
-def reducible(values: list[float], dtype: torch.dtype = torch.float64) -> Tensor:
-    """A small tensor where the process group's collectives can work on it."""
-    return torch.tensor(values, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
+def reducible(values: list[float]) -> Tensor:
+    """A small float64 tensor where the process group's collectives can work on it."""
+    return torch.tensor(values, dtype=torch.float64, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def reduce_bucket(trained: int, most: int = BUCKET) -> int:

@@ -20,7 +20,7 @@ from infra.config import Config
 from lato.edits import Edit, Expression, Intensity
 from lato.faces import FaceReader
 from lato.faces.detect import Box
-from lato.landmarks import interocular_distance
+from lato.landmarks import eye_centres, interocular_distance
 
 _GRID = 8
 """The warp is computed every this many pixels and interpolated between."""
@@ -68,7 +68,8 @@ class Warper:
 def move_landmarks(landmarks: npt.NDArray[np.floating], expression: Expression, intensity: Intensity) -> npt.NDArray[np.float32]:
     """Landmarks `(68, 2)` of a face at rest as the expression would move them: the mean shift of drawn people, turned and scaled to the face."""
     points = np.asarray(landmarks, np.float64)
-    eyes = points[42:48].mean(0) - points[36:42].mean(0)
+    right_eye, left_eye = eye_centres(points)
+    eyes = left_eye - right_eye
     angle = np.arctan2(eyes[1], eyes[0])
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return (points + interocular_distance(points) * expression_shift(expression, intensity) @ turn.T).astype(np.float32)

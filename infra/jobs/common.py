@@ -35,7 +35,11 @@ def hold_work(config: Config, work_dir: str, purpose: str) -> Iterator[str]:
 
 
 def built_folder(work_dir: str) -> str:
-    """The folder of a build that is there, for commands that make none."""
+    """The folder of a build that is there, for commands that make none.
+
+    Raises:
+        UserError: There is no build.
+    """
     work = folder_uri(work_dir)
     if not exists(join(work, "worklist.parquet")):
         raise UserError(f"{work}: no build here (worklist.parquet is missing). Give the folder of a build: --work-dir")

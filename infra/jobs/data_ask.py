@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from infra.jobs.options import BuildDir, BuiltVersion, VersionDir
+from infra.jobs.options import BUILD, VERSION, BuildDir, BuiltVersion, VersionDir
 
 
 def audit(
-    work_dir: BuildDir = "work/data",
-    version: BuiltVersion = "v1",
+    work_dir: BuildDir = BUILD,
+    version: BuiltVersion = VERSION,
     per_stratum: Annotated[int, typer.Option(min=1, help="Pairs of each stratum: accepted, and each filter's just-rejected.")] = 20,
     seed: Annotated[int, typer.Option(help="Another seed, another sample.")] = 0,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page on 127.0.0.1.")] = 8300,
@@ -44,7 +44,7 @@ def verify(version: Annotated[str, typer.Argument(help="Folder of a published ve
     raise typer.Exit(int(bool(wrong)))
 
 
-def report(work_dir: BuildDir = "work/data", version: BuiltVersion = "v1") -> None:
+def report(work_dir: BuildDir = BUILD, version: BuiltVersion = VERSION) -> None:
     """One page about a version: funnel, filters, coverage, groups, contact sheets of accepted and just-rejected pairs."""
     from data_pipeline.report import write_data_report
     from infra.addresses import folder_uri
@@ -55,8 +55,8 @@ def report(work_dir: BuildDir = "work/data", version: BuiltVersion = "v1") -> No
 
 def why(
     what: Annotated[str, typer.Argument(help="A sample's key, a source id, or source_id@seconds.")],
-    work_dir: BuildDir = "work/data",
-    version: BuiltVersion = "v1",
+    work_dir: BuildDir = BUILD,
+    version: BuiltVersion = VERSION,
 ) -> None:
     """The path of a sample, source or frame: what became of it, every score beside its threshold."""
     from data_pipeline.why import why as explain

@@ -6,13 +6,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from infra.jobs.options import BuildDir, ConfigFile, Settings, WorkDir
+from infra.jobs.options import BUILD, BuildDir, Settings, WorkDir
 
 
 def build(
     settings: Settings = None,
-    work_dir: WorkDir = "work/data",
-    config: ConfigFile = None,
+    work_dir: WorkDir = BUILD,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Sources -> observations -> pairs -> shards. Run again, it goes on where it stopped."""
@@ -23,7 +22,7 @@ def build(
     from infra.jobs.common import open_work, perception_models
     from infra.runtime import stop_ray
 
-    yaml, overrides = _split(settings, config)
+    yaml, overrides = _split(settings)
     if dry_run:
         _print_plan(load_config(DataConfig, yaml, overrides), work_dir)
         return
@@ -33,7 +32,7 @@ def build(
         stop_ray()
 
 
-def observe(settings: Settings = None, work_dir: WorkDir = "work/data", config: ConfigFile = None) -> None:
+def observe(settings: Settings = None, work_dir: WorkDir = BUILD) -> None:
     """A build's first stage alone: look at all sources, pair nothing."""
     from data_pipeline.config import DataConfig
     from data_pipeline.observe import observe as look
@@ -41,7 +40,7 @@ def observe(settings: Settings = None, work_dir: WorkDir = "work/data", config: 
     from infra.jobs.common import open_work, perception_models
     from infra.runtime import stop_ray
 
-    yaml, overrides = _split(settings, config)
+    yaml, overrides = _split(settings)
     with open_work(DataConfig, yaml, overrides, work_dir, "lato data observe") as (build_config, work):
         ledger = look(build_config, work, perception_models()).ledger
         for name, count in ledger.counts().items():
@@ -49,19 +48,19 @@ def observe(settings: Settings = None, work_dir: WorkDir = "work/data", config: 
         stop_ray()
 
 
-def pair(settings: Settings = None, work_dir: WorkDir = "work/data", config: ConfigFile = None) -> None:
+def pair(settings: Settings = None, work_dir: WorkDir = BUILD) -> None:
     """A build up to its verdicts: what thresholds would accept. No source is opened for it where all are observed."""
-    _build_until("pair", settings, work_dir, config)
+    _build_until("pair", settings, work_dir)
 
 
-def render(settings: Settings = None, work_dir: WorkDir = "work/data", config: ConfigFile = None) -> None:
+def render(settings: Settings = None, work_dir: WorkDir = BUILD) -> None:
     """A build up to the crops of accepted pairs; what is left then is packing."""
-    _build_until("render", settings, work_dir, config)
+    _build_until("render", settings, work_dir)
 
 
 def backfill(
     names: Annotated[list[str], typer.Argument(help="Column groups: identity, occlusion, writing, surroundings, fer.")],
-    work_dir: BuildDir = "work/data",
+    work_dir: BuildDir = BUILD,
     pack: Annotated[str | None, typer.Option(help="Folder of an insightface pack, for identity.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0 works in this process.")] = 2,
     gpus: Annotated[float, typer.Option(min=0, help="Share of a GPU for each.")] = 0.0,
@@ -109,17 +108,17 @@ def worklist(
     say(f"{out}: {len(items)} sources; {len(missing)} of the list are not in {videos}{absent}")
 
 
-def _split(settings: list[str] | None, config: str | None) -> tuple[str | None, list[str]]:
-    """A command's arguments as its YAML file, given by place or by name, and its overrides."""
+def _split(settings: list[str] | None) -> tuple[str | None, list[str]]:
+    """A command's arguments as its YAML file, where there is one, and its overrides."""
     from infra.errors import UserError
 
     files = [text for text in settings or [] if text.endswith((".yaml", ".yml")) and "=" not in text]
-    if len(files) + bool(config) > 1:
-        raise UserError(f"give one YAML file, not {len(files) + bool(config)}: {', '.join([*files, *([config] if config else [])])}")
-    return (files[0] if files else config), [text for text in settings or [] if text not in files]
+    if len(files) > 1:
+        raise UserError(f"give one YAML file, not {len(files)}: {', '.join(files)}")
+    return (files[0] if files else None), [text for text in settings or [] if text not in files]
 
 
-def _build_until(stage: Literal["pair", "render"], settings: list[str] | None, work_dir: str, config: str | None) -> None:
+def _build_until(stage: Literal["pair", "render"], settings: list[str] | None, work_dir: str) -> None:
     """A build that stops after a stage and shows its funnel."""
     from data_pipeline.build import build_dataset
     from data_pipeline.config import DataConfig
@@ -127,7 +126,7 @@ def _build_until(stage: Literal["pair", "render"], settings: list[str] | None, w
     from infra.jobs.common import open_work, perception_models
     from infra.runtime import stop_ray
 
-    yaml, overrides = _split(settings, config)
+    yaml, overrides = _split(settings)
     with open_work(DataConfig, yaml, overrides, work_dir, f"lato data {stage}") as (build_config, work):
         try:
             print_version(build_dataset(build_config, work, perception_models(), until=stage))

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from infra.jobs.options import BuildDir, VersionDir
+from infra.jobs.options import BUILD, BuildDir, VersionDir
 
 
 def merge(
     version: Annotated[str, typer.Argument(help="Name of a version.")],
     first: Annotated[str, typer.Argument(help="Source id.")],
     second: Annotated[str, typer.Argument(help="Source id of the same person.")],
-    work_dir: BuildDir = "work/data",
+    work_dir: BuildDir = BUILD,
 ) -> None:
     """Confirms that two sources show one person: builds put them on one side; one that extends this version drops the samples in the lower of their splits."""
     from data_pipeline.extend import merge as confirm
@@ -34,7 +34,7 @@ def forget(
     identity: Annotated[str | None, typer.Option(help="Declared person.")] = None,
     licence: Annotated[str | None, typer.Option(help="Everything under this licence.")] = None,
     photo: Annotated[str | None, typer.Option(help="A photo of a person: every source that shows somebody that much alike.")] = None,
-    work_dir: BuildDir = "work/data",
+    work_dir: BuildDir = BUILD,
     tracking_uri: Annotated[
         str | None, typer.Option(help="MLflow, to name the runs that were trained on it; the work folder's own where there is one.")
     ] = None,
@@ -137,7 +137,7 @@ def export(
 
 def retry(
     reason: Annotated[str, typer.Option("--class", help="crash, hang, memory, decode, truncated, changed, missing, or render.")],
-    work_dir: BuildDir = "work/data",
+    work_dir: BuildDir = BUILD,
 ) -> None:
     """Reopens what failed for one reason; the next build looks at it again."""
     from data_pipeline.retry import reopen

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from lato.landmarks import Landmarks
 
 
 def edit(
@@ -91,15 +97,26 @@ def edit_file(
     return [out, beside, text]
 
 
-def _crop_face(picture, points):  # type: ignore[no-untyped-def]
-    """The face as training saw faces: a square around it, 512 x 512, with its landmarks on that canvas."""
-    import cv2
+def _crop_face(picture: npt.NDArray[np.uint8], points: Landmarks) -> tuple[npt.NDArray[np.uint8], Landmarks]:
+    """The face as training saw faces: cut as a build cuts the crop of a pair, with its landmarks on the canvas.
+
+    Args:
+        picture: RGB `(H, W, 3)`.
+        points: `(68, 2)` in its pixels.
+
+    Returns:
+        RGB `(512, 512, 3)`, and `(68, 2)` in its pixels.
+    """
     import numpy as np
 
-    low, high = points.min(0), points.max(0)
-    side = 2.1 * float((high - low).max())
-    corner = (low + high) / 2 - side / 2 - np.array([0.0, 0.06 * side])
-    scale = 512 / side
-    matrix = np.array([[scale, 0, -corner[0] * scale], [0, scale, -corner[1] * scale]])
-    face = cv2.warpAffine(picture, matrix, (512, 512), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
-    return face, ((points - corner) * scale).astype(np.float32)
+    from data_pipeline.crops import shared_crops
+    from data_pipeline.render import crop_landmarks, cut
+    from data_pipeline.rules import PairingConfig
+    from lato.pairs import decode_image
+
+    height, width = picture.shape[:2]
+    only = np.array([0])  # a pair of the face with itself
+    crops, _ = shared_crops(points[None].astype(np.float64), np.array([[width, height]], np.float64), only, only, PairingConfig().margin)
+    left, top, side = crops[0].tolist()
+    crop = (left, top, side)
+    return decode_image(cut(picture, crop), "crop"), crop_landmarks({"landmarks": points}, crop)

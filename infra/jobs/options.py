@@ -10,6 +10,10 @@ ConfigFile = Annotated[str | None, typer.Option(help="A YAML file.")]
 WorkDir = Annotated[str, typer.Option(help="Where everything goes.")]
 
 # of `lato data`
+BUILD = "work/data"
+"""The build's folder where none is given."""
+VERSION = "v1"
+"""The version where none is named: what a build calls its own if it is not told (`DataConfig.name`)."""
 Settings = Annotated[list[str] | None, typer.Argument(help="A YAML file, and key=value: folder=clips synthetic.anny.people=100")]
 BuildDir = Annotated[str, typer.Option(help="The build's folder.")]
 BuiltVersion = Annotated[str, typer.Option(help="Name of the version.")]

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from infra.jobs.options import BuildDir
+from infra.jobs.options import BUILD, BuildDir
 
 
 def replay(
     source: Annotated[list[str] | None, typer.Option(help="Source id; may be given more than once.")] = None,
     sample: Annotated[int, typer.Option(min=0, help="Instead, so many sources; the same ones each time.")] = 0,
-    work_dir: BuildDir = "work/data",
+    work_dir: BuildDir = BUILD,
     pack: Annotated[str | None, typer.Option(help="Folder of the insightface pack that identity was computed with.")] = None,
 ) -> None:
     """Looks anew at observed sources and compares each column with what is stored. Changes nothing; exits with 1 where a bit differs."""

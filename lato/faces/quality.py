@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lato.faces.detect import face_box
+from lato.landmarks import eye_centres, interocular_distance
 
 _SIDE = 160
 _YELLOW = 1.0
@@ -125,9 +126,9 @@ def letterbox(image: npt.NDArray[np.uint8]) -> float:
 
 def _skin_ita(image: npt.NDArray[np.uint8], landmarks: npt.NDArray[np.floating]) -> float | None:
     points = np.asarray(landmarks, np.float64)
-    radius = max(1, round(float(np.linalg.norm(points[36] - points[45])) * 0.06))
+    radius = max(1, round(float(interocular_distance(points)) * 0.06))
     patches = []
-    for eye, mouth in ((points[36:42].mean(0), points[48]), (points[42:48].mean(0), points[54])):
+    for eye, mouth in zip(eye_centres(points), points[[48, 54]], strict=True):
         x, y = np.rint((eye + mouth) / 2).astype(int)
         (left, top), (right, bottom) = ((max(x + side, 0), max(y + side, 0)) for side in (-radius, radius + 1))
         patch = image[top:bottom, left:right]  # what is below 0 would count from the end

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from evaluation.metrics import change_of, mean_of, rectified_identity, score
+from evaluation.report import _score_row
+from evaluation.run import METRICS, summarise
 from evaluation.warp import warp
 from lato.edits import Edit
 
@@ -21,6 +23,13 @@ def test_a_mean_leaves_out_what_is_not_there():
     assert (mean.value, mean.count) == (2.0, 2)
     assert mean.low <= 2.0 <= mean.high
     assert mean_of([None]).value is None
+
+
+def test_a_row_of_the_report_holds_what_was_measured_and_nothing_else():
+    summary = summarise([dict.fromkeys(METRICS, 1.0) | {"editor": "copy", "state": "ok"}])
+    assert set(summary["copy"]) == {*METRICS, "detection", "states"}
+    row = _score_row("copy", summary["copy"])
+    assert (len(row["cells"]), row["states"]) == (1 + len(METRICS), "ok: 1")
 
 
 def test_no_face_is_a_state_and_not_a_zero(reader, person):

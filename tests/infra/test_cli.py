@@ -1,5 +1,6 @@
 """The command line as a user meets it: a mistake is one message and exit code 2, never a traceback; and a command ends."""
 
+import inspect
 import os
 import signal
 import subprocess
@@ -25,6 +26,7 @@ def lato(*words, **options):
         (["data", "build"], "there are no sources"),
         (["data", "build", "gone.yaml"], "gone.yaml: there is no such file"),
         (["data", "pair", "a.yaml", "b.yml"], "give one YAML file, not 2"),
+        (["data", "build", "--config", "a.yaml"], "No such option"),  # one way to give it: by its place
         (["data", "export", "nowhere", "out", "--licence", "commercial"], "no published version here"),
         (["data", "retry", "--class", "crash"], "no build here"),
         (["data", "replay", "--sample", "3"], "no build here"),
@@ -49,6 +51,17 @@ def test_a_mistake_is_one_message(words, message, tmp_path, monkeypatch, capsys)
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
+
+
+def test_all_commands_ask_of_what_a_build_makes_by_default():
+    from data_pipeline.config import DataConfig
+    from infra.jobs.data import app
+    from infra.jobs.options import BUILD, VERSION
+
+    assert DataConfig().name == VERSION
+    options = [option for command in app.registered_commands for option in inspect.signature(command.callback).parameters.values()]
+    assert {option.default for option in options if option.name == "work_dir"} == {BUILD}
+    assert {option.default for option in options if option.name == "version"} == {VERSION, inspect.Parameter.empty}  # the latter: a folder
 
 
 def test_a_folder_without_videos(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from infra.registry import models_of
 from infra.runs import runs_that_read
-from infra.tracking import open_run, register_model
+from infra.tracking import open_run
 
 
 def _model(folder, content="weights"):
@@ -25,9 +25,9 @@ def check_registry(uri, tmp_path, monkeypatch):
     run = open_run(uri, "e", "registry", str(tmp_path / "backlog"))
     run.dataset("pairs", "held-the-person", "somewhere")
     small = _model(tmp_path / "small")
-    register_model(run, "lato-dit", small, "last")
-    register_model(run, "lato-dit", small, "last")
-    register_model(run, "lato-dit", small, "best")
+    run.model("lato-dit", small, "last")
+    run.model("lato-dit", small, "last")
+    run.model("lato-dit", small, "best")
     run.close(seconds=300)
     first = client.get_model_version_by_alias("lato-dit", "best")
     assert (first.version, first.run_id, first.aliases) == (
@@ -41,7 +41,7 @@ def check_registry(uri, tmp_path, monkeypatch):
 
     monkeypatch.setattr("infra.registry.SMALL_BYTES", 3)
     run = open_run(uri, "e", "registry", str(tmp_path / "backlog"), run_id=run.run_id)
-    register_model(run, "lato-dit", _model(tmp_path / "large", "other weights"), "last")
+    run.model("lato-dit", _model(tmp_path / "large", "other weights"), "last")
     run.close(seconds=300)
     large = client.get_model_version_by_alias("lato-dit", "last")
     assert large.tags["stored"] == "by reference"
@@ -68,7 +68,7 @@ def test_a_model_on_an_object_store_is_registered_where_it_lies(tmp_path, uri):
 
     fsspec.filesystem("memory").pipe("/bucket/model/weights.safetensors", b"remote weights")
     run = open_run(uri, "e", "r", str(tmp_path / "backlog"))
-    register_model(run, "lato-dit", "memory://bucket/model", "best")
+    run.model("lato-dit", "memory://bucket/model", "best")
     run.close(seconds=300)
     version = MlflowClient(uri).get_model_version_by_alias("lato-dit", "best")
     assert version.source == "memory://bucket/model"

@@ -9,6 +9,7 @@ from lato.landmarks import (
     MIRROR_INDEX,
     Canvas,
     draw_landmarks,
+    eye_centres,
     interocular_distance,
     mirror_landmarks,
     validate_landmarks,
@@ -21,6 +22,14 @@ def some_landmarks():
 
 def test_groups_cover_all_points_once():
     assert sorted(i for group in GROUPS.values() for i in group) == list(range(68))
+
+
+def test_eye_centres_have_the_points_type_and_bits():
+    points = np.stack([some_landmarks(), some_landmarks() + 7])
+    right, left = eye_centres(points)
+    assert (right.shape, right.dtype) == ((2, 2), np.float32)
+    assert np.array_equal(right[1], points[1, 36:42].mean(0))
+    assert np.array_equal(left[1], points[1, 42:48].mean(0))
 
 
 def test_mirror_twice_is_identity_and_swaps_names():

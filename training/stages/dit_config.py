@@ -143,7 +143,11 @@ def null_start(codebook: Tensor, std: float) -> Tensor:
 
 
 def forms_of(config: DitConfig) -> dict[str, Any]:
-    """The transformer's own settings: the base's where there is one."""
+    """The transformer's own settings: the base's where there is one.
+
+    Raises:
+        UserError: The base is no folder of a LaToTransformer.
+    """
     if config.base is None:
         return config.model_dump()
     file = Path(config.base) / "config.json"
