@@ -107,4 +107,6 @@ def _turned(image: npt.NDArray[np.uint8], way: npt.NDArray[np.float64]) -> npt.N
     (right, across), (along, down) = way
     if abs(across) + abs(along) > abs(right) + abs(down):
         image, right, down = image.swapaxes(0, 1), along, across
+    elif right >= 0 and down >= 0:  # a copy would take longer than all else
+        return image
     return np.ascontiguousarray(image[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1])
