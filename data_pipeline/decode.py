@@ -9,14 +9,13 @@ import itertools
 import os
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from fractions import Fraction
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from data_pipeline.decoder import Alive, DecodeError, Decoder, Frame, run_decoder
+from data_pipeline.upright import Upright
 
 _CUT = 27.0
 """PySceneDetect's own threshold for a cut."""
@@ -68,55 +67,84 @@ def sample_frames(
     return (yield from run_decoder(decoder, _send_sampled, path, (fps, start, end)))
 
 
+class _Clock(NamedTuple):
+    """How a stream tells the times of its frames."""
+
+    first: int
+    """Its start, in ticks."""
+    tick: Fraction
+    """Seconds."""
+    rate: float
+    """Frames a second, on average."""
+    timed: bool
+    """Where it is not, frames are counted from the first."""
+
+    @classmethod
+    def of(cls, stream: Any) -> _Clock:
+        return cls(stream.start_time or 0, stream.time_base, float(stream.average_rate or 25), stream.start_time is not None)
+
+    @property
+    def start(self) -> float:
+        """In seconds."""
+        return float(self.first * self.tick)
+
+    def time_of(self, frame: Any, index: int) -> tuple[int, float]:
+        """A frame's number and its seconds from the start."""
+        if frame.pts is None:
+            return index, index / self.rate
+        return frame.pts - self.first if self.timed else index, float(frame.pts * self.tick) - self.start
+
+    def lasts(self, frame: Any) -> float:
+        """Seconds for which a frame is shown."""
+        return float(frame.duration * self.tick) if frame.duration else 1 / self.rate
+
+
 def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, float | None]) -> FrameCount:
+    """Sends what `sample_frames` gives for (fps, start, end), and returns what it returns; in the decoder's child."""
     import av
 
     fps, begin, end = wanted
-
     with av.open(path) as container:
         if not container.streams.video:
             raise DecodeError("decode", "no video stream in it")
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
-        assert stream.time_base is not None, "an opened stream has a time base"
-        tick = stream.time_base
-        start = float((stream.start_time or 0) * tick)
-        length = stated_length(container, stream, start)
-        rate = float(stream.average_rate or 25)
-        timed = stream.start_time is not None
-        alive = Alive(sender)
-        if timed and container.format.name in _MAY_BE_JOINED:
+        clock, alive = _Clock.of(stream), Alive(sender)
+        if clock.timed and container.format.name in _MAY_BE_JOINED:
             _check_clock(path, alive)
-        if begin > 1.0 and timed:  # a piece of a long video: from the keyframe before it; frames without times are counted from the first
-            place = _place_before(path, int((begin + start) / tick), stream)
-            if place is not None:
-                container.seek(place, stream=stream)
+        if clock.timed and begin > 1.0:
+            _go_before(path, int((begin + clock.start) / clock.tick), container, stream)
         due, index, last, inside = -1.0, -1, 0.0, 0
-        stated = _stated_frames(stream)
-        shots, upright = _ShotCounter(rate), Upright()
+        stated, length = _stated_frames(stream), stated_length(container, stream, clock.start)
+        shots, upright = _ShotCounter(clock.rate), Upright(stream)
         torn: list[str] = []
         for index, frame in enumerate(_frames_until_torn(container, stream, torn)):
             alive.tell()
             shots.see(frame)
-            if frame.pts is None and timed:  # it cannot be told from others, nor found again
+            upright.check(stream)
+            if frame.pts is None and clock.timed:  # it cannot be told from others, nor found again
                 continue
-            pts = float(frame.pts * tick) - start if frame.pts is not None else index / rate
-            last = pts + (float(frame.duration * tick) if frame.duration else 1 / rate)  # the last one is shown for a while too
+            number, pts = clock.time_of(frame, index)
+            last = pts + clock.lasts(frame)
             if end is not None and pts >= end:
                 return FrameCount(stated, inside)
             inside += pts + 1e-6 >= begin
             if pts + 1e-6 >= max(due, begin):
                 due = pts + 1 / fps
-                number = frame.pts - stream.start_time if timed else index
                 sender.send(("frame", Frame(number, pts, upright(frame), shots.shot)))
-    if index < 0:
-        raise DecodeError("decode", "not one frame could be decoded")
-    if container.format.name == _MATROSKA and _is_cut_off(path):
-        torn.append("the file is shorter than its header says")
+        if index < 0:
+            raise DecodeError("decode", "not one frame could be decoded")
+        if container.format.name == _MATROSKA and _is_cut_off(path):
+            torn.append("the file is shorter than its header says")
+    _check_end(last, length, torn)
+    return FrameCount(stated, inside)
+
+
+def _check_end(last: float, length: float | None, torn: list[str]) -> None:
+    """Raises DecodeError where the pictures end before their stated length, or are torn."""
     if torn or (length is not None and last < length - _LATE):
         of = "" if length is None else f" of {length:.1f} s"
         raise DecodeError("truncated", f"ends at {last:.1f} s{of}" + "".join(f" ({why})" for why in torn))
-    return FrameCount(stated, inside)
 
 
 def _is_cut_off(path: str) -> bool:
@@ -139,21 +167,21 @@ def _read_size(data: bytes, at: int) -> tuple[int | None, int]:
     return (None if size == others else size), at + length
 
 
-def _place_before(path: str, wanted: int, stream: Any) -> int | None:
-    """Where to seek for the frame at a time, in ticks: some containers lead to a keyframe after it, and then farther ahead. None is the start."""
+def _go_before(path: str, wanted: int, container: Any, stream: Any) -> None:
+    """Seeks a keyframe before a time, in ticks: a piece of a long video begins there. Some containers lead to one after it, and then farther ahead."""
     import av
 
     for earlier in (0, 1, 10):
         place = wanted - int(earlier / stream.time_base)
         if place <= stream.start_time:
-            return None
+            return
         with av.open(path) as probe:
             same = probe.streams.video[0]
             probe.seek(place, stream=same)
             before = itertools.takewhile(lambda packet: packet.dts is None or packet.dts <= wanted, probe.demux(same))
             if any(packet.is_keyframe and packet.pts is not None and packet.pts <= wanted for packet in before):
-                return place
-    return None
+                container.seek(place, stream=stream)
+                return
 
 
 def _check_clock(path: str, alive: Alive) -> None:
@@ -261,21 +289,6 @@ class _ShotCounter:
         small = self._reformatter.reformat(frame, width=64, height=36, format="bgr24").to_ndarray()
         self.shot += len(self._detector.process_frame(self._timecode(self._index, fps=self._rate), small))
         self._index += 1
-
-
-class Upright:
-    """Makes PyAV's frames of one stream pictures."""
-
-    def __init__(self) -> None:
-        from av.video.reformatter import VideoReformatter
-
-        self._reformatter = VideoReformatter()
-
-    def __call__(self, frame: Any) -> npt.NDArray[np.uint8]:
-        """A frame as RGB `(H, W, 3)` uint8, turned as its header says."""
-        image: Any = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
-        turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
-        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
 def check_is_video(path: str) -> None:

@@ -38,7 +38,7 @@ class HoldoutConfig(Config):
     sha256: tuple[str, ...] = ()
     """Contents of sources, or of pictures in image sets: a set that holds one is barred whole, the edits of a photo among them."""
     folder: str | None = None
-    """Pictures and videos of evaluation sets, on disk or in an object store: real people who look like one in them, and near-duplicates of them, are barred."""
+    """Pictures and videos of evaluation sets, on disk or in an object store: real people who look like anybody in them, and near-duplicates of them, are barred."""
     similarity: float = SAME_PERSON_THRESHOLD[RECOGNIZER]
     """Cosine from which two real faces count as one person; where it is not given, the recognizer's own (0.50 for buffalo_l)."""
     bits: int = 10
@@ -65,7 +65,7 @@ class Holdout:
         """
         embeddings: list[npt.NDArray[np.float32]] = []
         hashes: list[bytes] = []
-        blind: list[str] = []
+        most: dict[str, int] = {}
         if config.folder:
             files = files_below(config.folder)
             if files is None:
@@ -73,18 +73,23 @@ class Holdout:
             reader = FaceReader.from_folder(models)
             identify = GROUPS[NAME].make(models, groups or GroupsConfig())
             for file in [name for name in files if name.lower().endswith(IMAGE_SUFFIXES + VIDEO_SUFFIXES)]:
-                before = len(hashes)
+                most[file] = 0
                 for image in _pictures_of(join(config.folder, file)):
-                    reading = reader.read(image)
-                    if reading is not None:
+                    readings = reader.read_all(image)
+                    most[file] = max(most[file], len(readings))
+                    for reading in readings:
                         chip = cut_chip(image, reading.mesh.landmarks68)
                         (found,) = identify([Face(chip, chip.place(reading.mesh.landmarks68))])
                         embeddings.append(np.asarray(found["embedding"], np.float32))
                         hashes.append(reading.quality.phash)
-                if len(hashes) == before:
-                    blind.append(file)
+        blind = [file for file, count in most.items() if not count]
         if blind:
             raise UserError(f"holdout.folder: no face is found in {', '.join(blind[:5])}; take them out, or name their sources by sha256")
+        several = [f"{file} ({count})" for file, count in most.items() if count > 1]
+        if several:
+            say(
+                f"  holdout.folder: everybody in a picture is kept out; several faces are in {', '.join(several[:5])}{', ...' * (len(several) > 5)}"
+            )
         return cls(config, np.stack(embeddings) if embeddings else np.zeros((0, 0), np.float32), tuple(hashes))
 
     def find_sources(self, items: list[WorkItem], usable: Collection[str], work: str) -> Holdout:
@@ -147,5 +152,5 @@ def _pictures_of(uri: str) -> Iterator[npt.NDArray[np.uint8]]:
         else:
             with staged(uri) as path:
                 yield from (frame.image for frame in sample_frames(str(path), 1.0))
-    except (DecodeError, ValueError) as error:
+    except (DecodeError, ValueError, OSError) as error:
         raise UserError(f"holdout.folder: {uri} cannot be read ({error}); take it out, or name its source by sha256") from error

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import av
 
 from data_pipeline.folders import with_names_in_utf8
+from data_pipeline.upright import pixel_shape, square_size
 from data_pipeline.worklist import VIDEO_SUFFIXES, WorkItem, check_items
 from infra.addresses import join
 from infra.console import say
@@ -278,10 +279,11 @@ def _box(clip: _Clip, video: str) -> tuple[float, float, float, float] | None:
 
 @functools.lru_cache(maxsize=100_000)
 def _shape(video: str) -> tuple[int, int]:
-    """Width and height of a video by its header; zeros where it cannot be read, which is the build's to say."""
+    """Width and height of a video by its header, with square pixels; zeros where it cannot be read, which is the build's to say."""
     try:
         with open_read(video) as file, av.open(file) as container:
-            return container.streams.video[0].width, container.streams.video[0].height
+            stream = container.streams.video[0]
+            return square_size(stream.width, stream.height, pixel_shape(stream))
     except (OSError, ValueError, IndexError, av.error.FFmpegError):
         return 0, 0
 

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_pipeline.decode import Upright
 from data_pipeline.decoder import Alive, DecodeError, Decoder, Frame, run_decoder
+from data_pipeline.upright import Upright
 
 Seeker = Literal["pyav", "decord"]
 _SAME = 0.0005
@@ -42,8 +42,8 @@ def read_frames_at(path: str, pts: list[float], decoder: Decoder | None = None, 
 
 
 def _send_at(sender: Connection, path: str, times: list[float]) -> None:
-    upright = Upright()
     with _Seeker(path, Alive(sender)) as seeker:
+        upright = Upright(seeker.stream)
         for number, wanted in enumerate(times):
             sender.send(("frame", Frame(number, wanted, upright(seeker.frame_at(wanted)))))
 
@@ -55,9 +55,9 @@ class _Seeker:
         self._path, self._alive = path, alive
         self._frame: Any = None
         self._open()
-        self._start = float((self._stream.start_time or 0) * self._stream.time_base)
-        self._rate = float(self._stream.average_rate or 25)
-        self._timed = self._stream.start_time is not None
+        self._start = float((self.stream.start_time or 0) * self.stream.time_base)
+        self._rate = float(self.stream.average_rate or 25)
+        self._timed = self.stream.start_time is not None
         self._apart = 0.0 if self._timed else np.inf  # a stream without times cannot be sought in: frames are counted
 
     def __enter__(self) -> _Seeker:
@@ -70,9 +70,9 @@ class _Seeker:
         import av
 
         self._container: Any = av.open(self._path)
-        self._stream: Any = self._container.streams.video[0]
-        self._stream.thread_type = "NONE"
-        self._frames = enumerate(self._container.decode(self._stream))
+        self.stream: Any = self._container.streams.video[0]
+        self.stream.thread_type = "NONE"
+        self._frames = enumerate(self._container.decode(self.stream))
         self._pts = -np.inf
 
     def frame_at(self, wanted: float) -> Any:
@@ -97,8 +97,8 @@ class _Seeker:
         raise DecodeError("decode", f"no frame at {wanted:.3f} s, the next is at {self._pts:.3f} s")
 
     def _seek(self, seconds: float) -> None:
-        self._container.seek(int((seconds + self._start) / self._stream.time_base), stream=self._stream)
-        self._frames = enumerate(self._container.decode(self._stream))
+        self._container.seek(int((seconds + self._start) / self.stream.time_base), stream=self.stream)
+        self._frames = enumerate(self._container.decode(self.stream))
         self._next()
 
     def _next(self) -> None:
@@ -106,14 +106,17 @@ class _Seeker:
             self._alive.tell()
             if frame.pts is not None or not self._timed:
                 self._frame = frame
-                self._pts = number / self._rate if frame.pts is None else float(frame.pts * self._stream.time_base) - self._start
+                self._pts = number / self._rate if frame.pts is None else float(frame.pts * self.stream.time_base) - self._start
                 return
         self._pts = np.inf
 
 
 def _send_at_by_decord(sender: Connection, path: str, times: list[float]) -> None:
+    import av
     import decord
 
+    with av.open(path) as container:
+        upright, first = Upright(container.streams.video[0]), next(container.decode(video=0))
     reader = decord.VideoReader(path, num_threads=1)
     stamps = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
     stamps -= stamps[0]
@@ -121,7 +124,7 @@ def _send_at_by_decord(sender: Connection, path: str, times: list[float]) -> Non
         index = int(np.argmin(np.abs(stamps - wanted)))
         if abs(stamps[index] - wanted) > 0.01:
             raise DecodeError("decode", f"no frame at {wanted:.3f} s, the nearest is at {stamps[index]:.3f} s")
-        sender.send(("frame", Frame(number, wanted, reader[index].asnumpy())))
+        sender.send(("frame", Frame(number, wanted, upright.again(reader[index].asnumpy(), first))))
 
 
 SEEKERS: dict[Seeker, Callable[[Connection, str, list[float]], None]] = {"pyav": _send_at, "decord": _send_at_by_decord}

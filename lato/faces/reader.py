@@ -1,10 +1,11 @@
-"""FaceReader: detection, mesh, identity and quality of the largest face, in one call."""
+"""FaceReader: detection, mesh, identity and quality of an image's faces, in one call."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class FaceReading:
 
 
 class FaceReader:
-    """Reads the largest face of an image."""
+    """Reads the faces of an image."""
 
     def __init__(self, detector: FaceDetector, mesh: FaceMesh, embedder: FaceEmbedder) -> None:
         self.detector = detector
@@ -81,12 +82,19 @@ class FaceReader:
 
     def read(self, image: npt.NDArray[np.uint8], box: Box | None = None) -> FaceReading | None:
         """RGB `(H, W, 3)` -> the reading of the largest face (that the box allows), or None where no face, or no mesh in it, is found."""
-        for detection in within(self.detector.detect(image), image, box)[:1]:
+        largest = within(self.detector.detect(image), image, box)[:1]
+        return next(self._readings(image, largest), None)
+
+    def read_all(self, image: npt.NDArray[np.uint8]) -> list[FaceReading]:
+        """RGB `(H, W, 3)` -> the readings of all faces, the largest first; those in which no mesh is found are left out."""
+        return list(self._readings(image, self.detector.detect(image)))
+
+    def _readings(self, image: npt.NDArray[np.uint8], found: list[Detection]) -> Iterator[FaceReading]:
+        for detection in found:
             observation = self.mesh.settle(image, detection)
             if observation is not None:
                 embedding = self.embedder.embed(image, detection.points5)
-                return FaceReading(detection, observation, embedding, measure(image, observation.landmarks68))
-        return None
+                yield FaceReading(detection, observation, embedding, measure(image, observation.landmarks68))
 
 
 def _sha256(file: Path) -> str:

@@ -12,7 +12,7 @@ from data_pipeline.decode import sample_frames
 from data_pipeline.decoder import DecodeError
 from data_pipeline.seek import read_frames_at
 from data_pipeline.worker import until_torn
-from tests.data_pipeline.videos import picture, write, write_with_sound
+from tests.data_pipeline.videos import lay, picture, write, write_with_sound
 
 KINDS = {
     "plain": {},
@@ -75,12 +75,7 @@ def test_a_frame_has_a_number_of_its_own_in_whichever_piece_it_is_seen(tmp_path,
 @pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)])
 def test_a_turned_video_comes_upright_from_both_decoders(tmp_path, matrix):
     """As telephones write them: the picture lies on its side and the header says how to turn it."""
-    path = Path(write(tmp_path / "x.mp4"))
-    content = bytearray(path.read_bytes())
-    at = content.index(b"tkhd") + 44
-    for place, value in zip((0, 4, 12, 16), matrix, strict=True):
-        content[at + place : at + place + 4] = (value * 65536).to_bytes(4, "big", signed=True)
-    path.write_bytes(content)
+    path = lay(write(tmp_path / "x.mp4"), matrix)
     frames = list(sample_frames(str(path), 5.0))
     assert frames[0].image.shape[:2] == ((120, 160) if matrix[0] else (160, 120))
     assert np.array_equal(read_frames_at(str(path), [frames[3].pts])[0].image, frames[3].image)

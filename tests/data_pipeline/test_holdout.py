@@ -78,6 +78,31 @@ def test_an_evaluation_video_bars_its_person(models, clip, tmp_path):
         Holdout.read(HoldoutConfig(folder=str(tmp_path)), models, GroupsConfig())
 
 
+def test_everybody_in_an_evaluation_picture_is_kept_out(models, reader, clip, tmp_path, capsys):
+    """Of two people only the one with the larger face was."""
+    small, large = (cv2.imread(clip(name)) for name in ("biden", "obama"))
+    large = cv2.resize(large, None, fx=2.0, fy=2.0)
+    both = np.full((max(small.shape[0], large.shape[0]), small.shape[1] + large.shape[1], 3), 127, np.uint8)
+    both[: small.shape[0], : small.shape[1]] = small
+    both[: large.shape[0], small.shape[1] :] = large
+    cv2.imwrite(str(tmp_path / "two.png"), both)
+    holdout = Holdout.read(HoldoutConfig(folder=str(tmp_path)), models)
+    assert holdout.embeddings.shape == (2, 128) and len(holdout.hashes) == 2
+    for name in ("biden", "obama"):
+        face = reader.read(np.ascontiguousarray(cv2.imread(clip(name))[:, :, ::-1]))
+        assert holdout.bars(face.embedding)
+    shown = reader.read_all(np.ascontiguousarray(both[:, :, ::-1]))
+    assert [face["held_out"] for face in holdout.mark([row(face) for face in shown])] == [True, True]
+    assert "several faces are in two.png (2)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["gone.png", "gone.mp4"])
+def test_an_evaluation_file_that_cannot_be_read_is_named(models, tmp_path, name):
+    (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=rf"holdout.folder: .*{name} cannot be read"):
+        Holdout.read(HoldoutConfig(folder=str(tmp_path)), models)
+
+
 def test_evaluation_faces_are_read_with_the_recognizer_of_the_build(models, clip, tmp_path, monkeypatch):
     """Of another pack the vectors have another length; here the pack's recognizer is stood in for, as its weights are not free to embed."""
     picture = next(iter(sample_frames(clip("single_face"), 5.0))).image

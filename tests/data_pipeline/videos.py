@@ -1,6 +1,8 @@
 """Videos that tests make: of any codec, size and timing, with sound, with keyframes where they are wanted."""
 
+import itertools
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -14,11 +16,15 @@ def picture(number, height=120, width=160):
     return image
 
 
-def write(path, count=40, size=(120, 160), codec="libx264", pixels="yuv420p", times=None, make=picture, faststart=False, options=None):
+def write(
+    path, count=40, size=(120, 160), codec="libx264", pixels="yuv420p", times=None, make=picture, faststart=False, options=None, shape=None
+):
+    """`shape`: width by height of its pixels, where the header says."""
     with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as container:
         quiet = {"x265-params": "log-level=none"} if codec == "libx265" else {}
         stream = container.add_stream(codec, rate=20, options=options or quiet)
         stream.height, stream.width, stream.pix_fmt = *size, pixels
+        stream.codec_context.sample_aspect_ratio = shape or 0
         stream.codec_context.time_base = Fraction(1, 1000)
         for number in range(count):
             frame = av.VideoFrame.from_ndarray(make(number, *size), format="rgb24")
@@ -28,6 +34,31 @@ def write(path, count=40, size=(120, 160), codec="libx264", pixels="yuv420p", ti
         for packet in stream.encode():
             container.mux(packet)
     return str(path)
+
+
+def lay(path, matrix):
+    """Writes a display matrix (a, b, c, d) into an MP4: a step to the right leads (a, b) right and down, one down (c, d)."""
+    content = bytearray(Path(path).read_bytes())
+    at = content.index(b"tkhd") + 44
+    for place, value in zip((0, 4, 12, 16), matrix, strict=True):
+        content[at + place : at + place + 4] = (value * 65536).to_bytes(4, "big", signed=True)
+    Path(path).write_bytes(content)
+    return str(path)
+
+
+def squeezed(path, target, size, shape, count=12):
+    """The first pictures of a video in so many pixels (width, height), of the shape that shows them as they were."""
+    with av.open(path) as given, av.open(str(target), "w") as made:
+        video = given.streams.video[0]
+        stream = made.add_stream("libx264", rate=video.average_rate, options={"crf": "4"})
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = shape or 0
+        for frame in itertools.islice(given.decode(video), count):
+            for packet in stream.encode(frame.reformat(*size, format="yuv420p", interpolation="BICUBIC")):
+                made.mux(packet)
+        for packet in stream.encode():
+            made.mux(packet)
+    return str(target)
 
 
 def write_with_sound(path, times, sound, last=None, codecs=("libx264", "aac"), tags=None, keyframes=None):
@@ -65,6 +96,7 @@ def _compress(path, target, options, rate=None):
         video = given.streams.video[0]
         stream = made.add_stream("libx264", rate=rate or video.average_rate, options=options)
         stream.width, stream.height, stream.pix_fmt = video.width, video.height, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = video.sample_aspect_ratio or 0
         for frame in given.decode(video=0):
             frame.pict_type = av.video.frame.PictureType.NONE
             for packet in stream.encode(frame):
@@ -117,6 +149,7 @@ def altered(path, target, start=0.0, seconds=None, crf=18, scale=1.0, crop=0.0, 
         # without B-frames: x264's search for their places gives other bytes in each run, also in one thread
         stream = made.add_stream("libx264", rate=video.average_rate, options={"crf": str(crf), "threads": "1", "preset": "fast", "bf": "0"})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = video.sample_aspect_ratio or 0
         stream.codec_context.time_base = Fraction(1, 12800)
         first = None
         for frame in given.decode(video=0):
