@@ -20,7 +20,6 @@ from data_pipeline.audit import LABELS
 from data_pipeline.candidates import named_keys
 from data_pipeline.copies import copies_of
 from data_pipeline.duplicates import duplicates_of
-from data_pipeline.extend import MERGES
 from data_pipeline.forget_files import delete_images, delete_observations, sweep_crops, sweep_rewrites
 from data_pipeline.forget_versions import drop_unpublished, lost_keys, read_tombstones, refresh_view, shrink, tidy, versions_of
 from data_pipeline.groups import GroupsConfig, backfill, group_digests
@@ -28,6 +27,7 @@ from data_pipeline.identities import NAME, AskedGroup
 from data_pipeline.published import read_manifest
 from data_pipeline.removals import FILE, Removals, find_removed, hash_name, read_parts
 from data_pipeline.replay import drop_replays
+from data_pipeline.taken_out import MERGES
 from data_pipeline.versions import drop_empty
 from data_pipeline.worklist import read_worklist, write_worklist
 from infra.addresses import join

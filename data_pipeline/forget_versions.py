@@ -13,12 +13,13 @@ from data_pipeline import copies
 from data_pipeline.candidates import read_candidate_pieces, shrink_candidates
 from data_pipeline.card import card_hashes, write_card
 from data_pipeline.divide import CONFLICTS, SHEET
-from data_pipeline.extend import COMPONENTS, TAKEN_OUT
+from data_pipeline.extend import COMPONENTS
 from data_pipeline.pack import rewrite_shards, sweep
 from data_pipeline.published import beside, encode_table, licences_of, read_index, read_manifest, read_manifest_table, sources_of
 from data_pipeline.removals import Removals, hash_name
 from data_pipeline.subset import remake_view
 from data_pipeline.succession import WITHDRAWN, entomb, read_withdrawn, succeed
+from data_pipeline.taken_out import TAKEN_OUT
 from infra.addresses import join
 from infra.storage import commit, commit_changed, delete, delete_folder, exists, list_files, list_folders, sha256_bytes, sha256_json
 
