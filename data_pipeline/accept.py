@@ -11,15 +11,15 @@ from data_pipeline.cells import over_quota_of_cells
 from data_pipeline.config import DataConfig
 from data_pipeline.copies import Copy, find_copies
 from data_pipeline.divide import Faces, Tied, count_samples, tie
-from data_pipeline.extend import MERGED, Base
+from data_pipeline.extend import Base
 from data_pipeline.judge import Judged, accepted_rows, held_out_keys, judge, passed_sources
 from data_pipeline.models_used import Model
 from data_pipeline.motion import Clock
 from data_pipeline.near_duplicates import find_across_sources, over_quota_of_people
 from data_pipeline.observe import Observed
-from data_pipeline.published import sources_of
 from data_pipeline.rules import CODE, Rules
 from data_pipeline.score import ScoreInput, score_pairs
+from data_pipeline.taken_out import MERGED
 
 _MANY = 500
 """Videos of one component, from which on it is asked whether that is too large before they are compared with each other: the time of that
@@ -133,7 +133,7 @@ def _find_copies(
     least = Clock(plan.config.analyze.fps).least
     seen = [row for row in plan.observed.ledger.usable() if row["source_id"] in passed and row["frames"] >= least]
     parts = {row["source_id"]: row["parts"] for row in seen}
-    published = {name for row in plan.base.rows for name in sources_of(row)} if plan.base else set[str]()
+    published = plan.base.sources if plan.base else set[str]()
     return find_copies(of, items, parts, published, plan.config.analyze.fps, plan.work, compared)
 
 
@@ -141,7 +141,7 @@ def refuse(plan: Plan, found: Found) -> list[Numbered]:
     """New accepted pairs that may go on; of the others, in conflict with the split, seen in another source, or beyond the quotas of somebody whom faces alone
     tell or of the whole dataset, it changes the verdict."""
     refused = {row["key"]: verdict for _, row in found.fresh if (verdict := found.tied.verdict(row))}
-    if plan.base and (given_up := plan.base.given_up):
+    if plan.base and (given_up := plan.base.given_up(plan.merges)):
         refused |= {row["key"]: MERGED for _, row in found.fresh if {row["source_id"], row["target_id"]} & given_up}
     identities = {name: item.identity for name, item in plan.observed.items.items()}
     published = plan.base.keys if plan.base else frozenset[str]()

@@ -10,13 +10,14 @@ from data_pipeline.accept import Plan
 from data_pipeline.audit import read_distinct, read_labels
 from data_pipeline.card import write_card
 from data_pipeline.config import DataConfig, with_own_thresholds
-from data_pipeline.extend import read_base, read_merges
+from data_pipeline.extend import read_base
 from data_pipeline.models_used import list_models
 from data_pipeline.observe import observe
 from data_pipeline.pack import sweep
 from data_pipeline.publish import DatasetVersion, publish
 from data_pipeline.published import read_index
 from data_pipeline.rules import SETTINGS
+from data_pipeline.taken_out import read_merges
 from data_pipeline.worklist import WorkItem
 from infra.addresses import join
 from infra.console import say
@@ -24,7 +25,7 @@ from infra.errors import UserError
 from infra.state import PUBLISHED, read_json
 from infra.storage import exists, list_files, sha256_json
 
-VERSION = 13
+VERSION = 14
 """Raise it when the same plan would give other samples."""
 
 

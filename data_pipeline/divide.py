@@ -152,7 +152,7 @@ def tie(
     if base:
         base.check_listed(items)
     ties = _find_ties(items, base, copies, contents, merges)
-    known = base.sides(items) if base else {}
+    known = base.sides(items, merges) if base else {}
     counts = Counter(row["source_id"] for row in [*accepted, *(base.rows if base else ())])
     conflicts = Conflicts({}, {})
     while True:  # without a track or source in conflict others are nearest to each other
@@ -183,7 +183,7 @@ def divide(accepted: list[dict[str, Any]], items: dict[str, WorkItem], tied: Tie
         UserError: Pins contradict each other and no merge is the reason, or one component is too large.
     """
     components = tied.components
-    known = base.sides(items) if base else {}
+    known = base.sides(items, tied.merges) if base else {}
     of = components.of_source
     pins: dict[str, Split] = {}
     merged = {of[one]: pair for pair in tied.merges for one in pair if one in of}
@@ -232,7 +232,7 @@ def _find_ties(
         for kind, name in (("identity", item.identity), ("group", item.group)):
             if name:
                 ties[item.source_id].append(f"{kind}:{name}")
-    known = base.sides(items) if base else {}
+    known = base.sides(items, merges) if base else {}
     for shared, names in _find_files(items, contents).items():
         if len(names) > 1 and len({known[name] for name in names if name in known}) < 2:
             for name in names:

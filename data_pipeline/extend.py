@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
-import networkx
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,34 +16,34 @@ from data_pipeline.candidates import SCHEMA, read_candidate_pieces
 from data_pipeline.cells import COLUMNS, cells_of
 from data_pipeline.published import read_index, read_manifest, sources_of
 from data_pipeline.rules import Usage
+from data_pipeline.taken_out import (
+    MERGED,
+    MERGES,
+    RANK,
+    TAKEN_OUT,
+    TakenOut,
+    emptied,
+    merged_away,
+    merged_people,
+    read_merges,
+    read_taken_out,
+    sources_in,
+    splits_of,
+)
 from data_pipeline.versions import check_judged, whole_version
 from infra.addresses import join
 from infra.errors import UserError
-from infra.state import INPUT, PUBLISHED, read_json, read_rows
+from infra.state import PUBLISHED, read_json
 from infra.storage import commit, exists, sha256_json
 from lato.pairs import Split
 
-COMPONENTS, MERGES = "components.json", "merges.jsonl"
-TAKEN_OUT = "taken_out"
-"""In an index: what an extension left out of the version that it extends, and what that one had left out, key -> `TakenOut`; later extensions refuse it."""
-MERGED = "split conflict"
-"""Verdict on a sample that a merge takes out."""
+COMPONENTS = "components.json"
 NEEDED = [
     *("key", "person", "source_id", "target_id", "edit", "rendered"),
     *("from_part", "from_row", "from_track", "to_part", "to_row", "to_track"),
     *COLUMNS,
 ]
 """What is read of the candidates of the version that is extended."""
-_RANK: tuple[Split, ...] = ("train", "val", "test")
-"""When two people turn out to be one, the samples in the lower of the two splits go: an evaluation set stays what it was."""
-
-
-class TakenOut(NamedTuple):
-    """A sample that is none any more."""
-
-    verdict: str
-    split: Split
-    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -87,19 +86,29 @@ class Base:
 
     @property
     def split_of_source(self) -> dict[str, Split]:
-        """Source id -> split, of those that have samples."""
-        return {row["source_id"]: row["split"] for row in self.rows}
-
-    def sides(self, listed: Collection[str]) -> dict[str, Split]:
-        """The same, and of listed sources whose samples were taken out, but for a merge: what else they give goes where these were."""
-        gone = {name: one.split for one in self.taken_out.values() if one.verdict != MERGED for name in one.sources if name in listed}
-        return gone | self.split_of_source
+        """Source id -> split, of those that have samples, at either end."""
+        return splits_of(self.rows)
 
     @property
-    def given_up(self) -> frozenset[str]:
-        """Sources of which a merge took all samples out. They give nothing more: it would go to the other side, and may look like what was published on theirs."""
-        names = {name for one in self.taken_out.values() if one.verdict == MERGED for name in one.sources}
-        return frozenset(names - self.split_of_source.keys())
+    def sources(self) -> set[str]:
+        """Those, and those whose samples were taken out."""
+        return sources_in(self.rows, self.taken_out)
+
+    def sides(self, listed: Collection[str], merges: Sequence[tuple[str, str]]) -> dict[str, Split]:
+        """Splits of sources that have samples, and of listed ones whose samples were taken out: what else they give, unless they are given up, goes where these
+        were."""
+        gone, given_up = emptied(self.rows, self.taken_out), self.given_up(merges)
+        return {name: split for name, split in gone.items() if name in listed and name not in given_up} | self.split_of_source
+
+    def given_up(self, merges: Sequence[tuple[str, str]]) -> frozenset[str]:
+        """Sources that give nothing more: it would go to the other side, and may look like what was published on theirs. A merge took all samples out of them; or
+        something else did, and merges say that they show somebody of another side."""
+        there, gone = self.split_of_source, emptied(self.rows, self.taken_out)
+        given_up = {name for one in self.taken_out.values() if one.verdict == MERGED for name in one.sources} - there.keys()
+        for person in merged_people(self.rows, merges, self.components, gone):
+            known = {there[name] for name in person if name in there} or {max((gone[name] for name in person), key=RANK.index)}
+            given_up |= {name for name in person if name in gone and gone[name] not in known}
+        return frozenset(given_up)
 
     @property
     def digest(self) -> str:
@@ -195,8 +204,8 @@ def read_base(folder: str, work: str, labels: Mapping[str, bool] = MappingProxyT
     rows = read_manifest(folder)
     components = (read_components(folder) or {}).get("components", {})
     gone = {row["key"]: "labelled bad" for row in rows if labels.get(row["key"]) is False}
-    gone |= dict.fromkeys(merged_away(rows, read_merges(work), components), MERGED)
-    before = {key: TakenOut(verdict, split, tuple(sources)) for key, (verdict, split, sources) in index.get(TAKEN_OUT, {}).items()}
+    before = read_taken_out(index)
+    gone |= dict.fromkeys(merged_away(rows, read_merges(work), components, before), MERGED)
     samples = [piece.filter(pc.greater(pc.list_value_length(piece["rendered"]), 0)) for piece in read_candidate_pieces(folder, NEEDED)]
     table = pa.concat_tables([pa.schema([SCHEMA.field(name) for name in NEEDED]).empty_table(), *samples], promote_options="permissive")
     judged = {row["key"]: row for row in table.to_pylist()}
@@ -213,11 +222,6 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def read_merges(work: str) -> list[tuple[str, str]]:
-    """Pairs of sources that a person said show one person."""
-    return [(row["first"], row["second"]) for row in read_rows(join(work, MERGES), ("first", "second"), INPUT)]
-
-
 def merge(work: str, version: str, first: str, second: str) -> dict[str, Any]:
     """Records that two sources show one person: builds put them on one side, and one that extends this version drops the samples in the lower of their splits.
 
@@ -231,7 +235,7 @@ def merge(work: str, version: str, first: str, second: str) -> dict[str, Any]:
         raise UserError(f"{first}: this is one source; give two that show one person")
     folder = whole_version(work, version)
     rows = read_manifest(folder)
-    splits = {row["source_id"]: row["split"] for row in rows}
+    splits = splits_of(rows)
     unknown = [name for name in (first, second) if name not in splits]
     if unknown:
         raise UserError(f"{', '.join(unknown)}: no sample of version {version} is of that source")
@@ -240,30 +244,5 @@ def merge(work: str, version: str, first: str, second: str) -> dict[str, Any]:
         known.append((first, second))
         lines = [json.dumps({"first": a, "second": b}, sort_keys=True) for a, b in known]
         commit(join(work, MERGES), "".join(f"{line}\n" for line in lines).encode())
-    gone = merged_away(rows, known, (read_components(folder) or {}).get("components", {}))
+    gone = merged_away(rows, known, (read_components(folder) or {}).get("components", {}), read_taken_out(read_index(folder)))
     return {"splits": (splits[first], splits[second]), "dropped": len(gone)}
-
-
-def merged_away(rows: list[dict[str, Any]], merges: list[tuple[str, str]], components: dict[str, str]) -> set[str]:
-    """Keys that merges take out: of all that is one person now, what is not in the highest of its splits.
-
-    Args:
-        rows: Manifest rows.
-        merges: Pairs of sources.
-        components: Source id -> component. What a version ties on one side goes together, with a declared person's sources.
-    """
-    splits: dict[str, Split] = {row["source_id"]: row["split"] for row in rows}
-    graph = networkx.Graph(merges)
-    for name, split in splits.items():
-        if name in components:
-            graph.add_edge(name, (components[name], split))
-    for row in rows:
-        if row["identity"] and not row["identity"].startswith(f"{row['source_id']}/"):  # declared; of others it is source and track
-            graph.add_edge(row["source_id"], ("identity", row["identity"]))
-    lower: set[str] = set()
-    for found in networkx.connected_components(graph):
-        if any(first in found for first, _ in merges):
-            mine = {name for name in found if name in splits}
-            top = max((_RANK.index(splits[name]) for name in mine), default=0)
-            lower |= {name for name in mine if _RANK.index(splits[name]) < top}
-    return {row["key"] for row in rows if sources_of(row) & lower}

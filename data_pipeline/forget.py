@@ -17,17 +17,16 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.audit import LABELS
-from data_pipeline.candidates import named_keys
 from data_pipeline.copies import copies_of
 from data_pipeline.duplicates import duplicates_of
-from data_pipeline.extend import MERGES
 from data_pipeline.forget_files import delete_images, delete_observations, sweep_crops, sweep_rewrites
-from data_pipeline.forget_versions import drop_unpublished, lost_keys, read_tombstones, refresh_view, shrink, tidy, versions_of
+from data_pipeline.forget_labels import keys_that_stay, labelled_keys, labelled_pairs
+from data_pipeline.forget_versions import drop_unpublished, read_tombstones, refresh_view, shrink, tidy, versions_of
 from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.identities import NAME, AskedGroup
-from data_pipeline.published import read_manifest
 from data_pipeline.removals import FILE, Removals, find_removed, hash_name, read_parts
 from data_pipeline.replay import drop_replays
+from data_pipeline.taken_out import MERGES
 from data_pipeline.versions import drop_empty
 from data_pipeline.worklist import read_worklist, write_worklist
 from infra.addresses import join
@@ -121,7 +120,7 @@ def apply_removals(work: str) -> Forgotten:
         refresh_view(folder, bool(found or known))
     for folder in list_folders(join(work, "versions")):
         if not exists(join(folder, "index.json")):
-            drop_unpublished(folder, bool(found or known))
+            drop_unpublished(folder, bool(found or known), labelled_pairs(folder, labelled_keys(work)))
     for uri in list_files(join(work, "pairs")):  # scores of whole bundles: made anew from the observations that stay
         delete(uri)
     drop_empty(work)
@@ -171,14 +170,10 @@ def sources_like(work: str, photo: str, models: Path) -> list[tuple[str, float]]
 
 def _clean_inputs(work: str, removals: Removals, removed: bool) -> None:
     """Takes the removed people out of labels and merges, while the versions still say which keys are theirs, and, where there was anything of them in the
-    build (`removed`), what was made of samples. Of keys that no version has any more nobody can say whose they were: their labels go too."""
+    build (`removed`), what was made of samples."""
     if removed:
-        labelled = {row["key"] for row in read_rows(join(work, LABELS), ("key",), INPUT)}
-        named, lost = set[str](), set[str]()
-        for folder in versions_of(work, views=False):
-            named |= named_keys(folder, labelled) | {row["key"] for row in read_manifest(folder)}
-            lost |= lost_keys(folder, removals)
-        _drop_rows(join(work, LABELS), ("key",), lambda key: key in lost or key not in named)
+        stay = keys_that_stay(work, removals)
+        _drop_rows(join(work, LABELS), ("key",), lambda key: key not in stay)
         _clean_derived(work)
     _drop_rows(join(work, MERGES), ("first", "second"), lambda source: removals.covers(source, None, None))
 

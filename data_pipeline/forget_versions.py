@@ -13,12 +13,13 @@ from data_pipeline import copies
 from data_pipeline.candidates import read_candidate_pieces, shrink_candidates
 from data_pipeline.card import card_hashes, write_card
 from data_pipeline.divide import CONFLICTS, SHEET
-from data_pipeline.extend import COMPONENTS, TAKEN_OUT
+from data_pipeline.extend import COMPONENTS
 from data_pipeline.pack import rewrite_shards, sweep
 from data_pipeline.published import beside, encode_table, licences_of, read_index, read_manifest, read_manifest_table, sources_of
 from data_pipeline.removals import Removals, hash_name
 from data_pipeline.subset import remake_view
-from data_pipeline.succession import WITHDRAWN, entomb, read_withdrawn, succeed
+from data_pipeline.succession import LABELLED, WITHDRAWN, entomb, read_withdrawn, succeed
+from data_pipeline.taken_out import TAKEN_OUT
 from infra.addresses import join
 from infra.storage import commit, commit_changed, delete, delete_folder, exists, list_files, list_folders, sha256_bytes, sha256_json
 
@@ -130,14 +131,16 @@ def versions_of(work: str, views: bool) -> list[str]:
     return [folder for folder in published if ("view_of" in read_index(folder)) == views]
 
 
-def drop_unpublished(folder: str, removed: bool) -> None:
-    """Deletes what a build left that was killed before it published: it is made anew. Of a version that it was replacing the digests stay."""
+def drop_unpublished(folder: str, removed: bool, labelled: dict[str, list[str]]) -> None:
+    """Deletes what a build left that was killed before it published: it is made anew. Of a version that it was replacing the digests stay, and whose its labelled
+    pairs are (`forget_labels.labelled_pairs`)."""
     withdrawn = join(folder, WITHDRAWN)
     if not exists(withdrawn):
         delete_folder(folder)
         return
     kept = read_withdrawn(folder)
-    commit_changed(withdrawn, json.dumps(entomb(kept) if removed else kept, sort_keys=True).encode())
+    kept = (entomb(kept) if removed else kept) | ({LABELLED: labelled} if labelled else {})
+    commit_changed(withdrawn, json.dumps(kept, sort_keys=True).encode())
     for inner in list_folders(folder):
         delete_folder(inner)
     for uri in list_files(folder):

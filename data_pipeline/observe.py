@@ -8,17 +8,18 @@ from pathlib import Path
 from data_pipeline.analyze import analyze, write_ledger
 from data_pipeline.config import DataConfig
 from data_pipeline.contract import check_contract
+from data_pipeline.duplicates import refuse_renamed
 from data_pipeline.folders import items_from_folder
 from data_pipeline.groups import backfill, group_digests, group_models
 from data_pipeline.holdout import Holdout
 from data_pipeline.identities import NAME, WRITING, AskedGroup
 from data_pipeline.ledger import Ledger
 from data_pipeline.places import places_of
-from data_pipeline.published import read_manifest, sources_of
 from data_pipeline.removals import FILE, Removals
 from data_pipeline.rules import READ_FROM
 from data_pipeline.segments import refusal
 from data_pipeline.synthetic.sources import synthetic_sources
+from data_pipeline.taken_out import published_sources
 from data_pipeline.worklist import WorkItem, check_items, read_worklist, write_worklist
 from infra.addresses import join
 from infra.console import say
@@ -73,9 +74,8 @@ def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] |
     writing = AskedGroup.open(WRITING, work, digests, groups, models, workers) if WRITING in digests else None
     items = _sources(config, work, models, extra or [])
     holdout = Holdout.read(config.holdout, models, config.analyze.groups)
-    extended = read_manifest(join(work, "versions", config.extends)) if config.extends else []
-    published = {name for row in extended for name in sources_of(row)}
-    ledger = analyze(items, config.analyze, models, work, published)
+    published = published_sources(join(work, "versions", config.extends)) if config.extends else set[str]()
+    ledger = refuse_renamed(analyze(items, config.analyze, models, work, published), items, published, work)
     write_ledger(ledger, join(work, "ledger.jsonl"))
     _stop_if_pending(ledger)
     holdout = holdout.find_sources(items, {row["source_id"] for row in ledger.usable()}, work)

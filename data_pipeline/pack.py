@@ -15,9 +15,10 @@ from typing import Any
 from pydantic import Field
 
 from data_pipeline.card import card_hashes
-from data_pipeline.extend import TAKEN_OUT, Base, read_components
+from data_pipeline.extend import Base, read_components
 from data_pipeline.published import CANDIDATES, MANIFEST, encode_table, read_index, read_manifest, read_members
 from data_pipeline.succession import WITHDRAWN, read_withdrawn, succeed
+from data_pipeline.taken_out import TAKEN_OUT
 from infra.addresses import join
 from infra.config import Config
 from infra.console import Progress

@@ -45,7 +45,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 
 _SYNTAX = (
     'Write column operator value, joined by and: "kind = video and yaw >= 30 and expression in happy,sad". Operators: = != < <= > >= in; '
-    "in takes one of several; there is no or, and there are no brackets."
+    "in takes one of several; there is no or, and there are no brackets. A column without a value is unequal to any, and nothing else."
 )
 _MANY = 12
 
@@ -57,7 +57,7 @@ def make_view(version: str, name: str, where: str, weight: float = 1.0) -> tuple
         version: Folder of the version.
         name: Name of the view.
         where: Conditions on manifest columns joined by `and`, for example `kind = video and identity_similarity >= 0.6 and expression in happy,sad`.
-            `licence` and `consent` are asked of both ends of a pair.
+            `licence` and `consent` are asked of both ends of a pair. No value is unequal to any: `expression != sad` keeps pairs of which only the pose changes.
         weight: How often training draws these samples, against 1 for others it is mixed with.
 
     Returns:
@@ -239,7 +239,8 @@ def matching(rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
         names = _names(sign, value)
         wanted = [_typed(name, rows, column) for name in names] if sign == "in" else _typed(names[0], rows, column)
         compare = _OPERATORS[sign]
-        kept = [row for row in kept if all(value is not None and compare(value, wanted) for value in _values(row, column))]
+        untold = sign == "!=" and column != "consent"  # of a consent that an older manifest does not tell nothing is known
+        kept = [row for row in kept if all(untold if value is None else compare(value, wanted) for value in _values(row, column))]
     return kept
 
 

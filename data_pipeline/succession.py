@@ -10,6 +10,8 @@ from infra.storage import exists
 
 WITHDRAWN = "index.withdrawn.json"
 """Index of a version that is being replaced; of it the next one takes over the tombstones."""
+LABELLED = "labelled"
+"""In it, once a removal took away what the version had: key -> hashes of the source ids of both ends, of its pairs that have labels."""
 _MEND = "It holds the digests of versions that were replaced: restore it from a copy; or delete it, and runs that were trained on these can no longer be named."
 
 
@@ -36,6 +38,18 @@ def read_withdrawn(folder: str) -> dict[str, Any]:
     found = read_json(uri, mend=_MEND) if exists(uri) else {}
     with reading(uri, _MEND):
         return succeed(found, None)
+
+
+def read_labelled(folder: str) -> dict[str, list[str]]:
+    """What the withdrawn index of a version's folder says of labelled pairs; nothing where there is none.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    uri = join(folder, WITHDRAWN)
+    found = read_json(uri, mend=_MEND) if exists(uri) else {}
+    with reading(uri, _MEND):
+        return dict(found.get(LABELLED, {}))
 
 
 def entomb(index: dict[str, Any]) -> dict[str, Any]:

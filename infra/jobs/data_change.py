@@ -97,7 +97,12 @@ def _tell_runs(tracking_uri: str, digests: list[str]) -> None:
 def view(
     version: VersionDir,
     name: Annotated[str, typer.Argument(help="Name of the view; it is published beside the version.")],
-    where: Annotated[str, typer.Option(help='Conditions on manifest columns: "kind = video and identity_similarity >= 0.6".')],
+    where: Annotated[
+        str,
+        typer.Option(
+            help='Conditions on manifest columns: "kind = video and identity_similarity >= 0.6". No value is unequal (!=) to any.'
+        ),
+    ],
     weight: Annotated[float, typer.Option(help="How often training draws its samples, against 1 for what it is mixed with.")] = 1.0,
 ) -> None:
     """A named part of a version with a digest of its own, which training can read."""

@@ -17,7 +17,7 @@ def pair(name):
 
 
 def base_of(splits):
-    rows = [{"key": f"p_{name}", "source_id": name, "split": side} for name, side in splits.items()]
+    rows = [{"key": f"p_{name}", "source_id": name, "split": side, "identity": f"{name}/0"} for name, side in splits.items()]
     return Base("/nowhere", "/nowhere", {"digest": "x", "name": "v1", "shards": []}, rows)
 
 

@@ -9,13 +9,16 @@ import pytest
 from data_pipeline.audit import add_label
 from data_pipeline.build import build_dataset
 from data_pipeline.diff import diff_versions
-from data_pipeline.extend import merge, merged_away, read_base, read_components
+from data_pipeline.extend import merge, read_base, read_components
 from data_pipeline.forget import forget
 from data_pipeline.holdout import HoldoutConfig
+from data_pipeline.ledger import read_ledger
 from data_pipeline.published import read_index, read_manifest
 from data_pipeline.split import SplitConfig
+from data_pipeline.taken_out import merged_away
 from data_pipeline.verify import verify_version
 from data_pipeline.why import why
+from data_pipeline.worklist import read_worklist
 from infra.errors import UserError
 from tests.data_pipeline.links import base_of, divided, pair, source
 from tests.data_pipeline.small import config
@@ -136,7 +139,7 @@ def test_a_source_whose_samples_were_taken_out_stays_on_its_side():
     rows = [{"key": f"p_{name}", "source_id": name, "split": side} for name, side in (("a", "train"), ("b", "train"), ("c", "test"))]
     base = replace(base_of({}), rows=rows).without({"p_a": "held out", "p_b": "split conflict"})
     assert base.split_of_source == {"c": "test"}
-    assert base.sides(["a", "b", "c"]) == {"a": "train", "c": "test"} and base.sides(["c"]) == {"c": "test"}
+    assert base.sides(["a", "b", "c"], []) == {"a": "train", "c": "test"} and base.sides(["c"], []) == {"c": "test"}
     assert base.count_taken_out() == {"held out": 1, "split conflict": 1}
     assert base.digest != base_of({}).digest
 
@@ -180,3 +183,26 @@ def test_a_confirmed_merge_takes_the_lower_splits_samples(first, models):
     assert {row["source_id"]: row["split"] for row in read_manifest(again.uri)} == splits
     with pytest.raises(UserError, match="no sample of version v1"):
         merge(str(work), "v1", train, "nobody")
+
+
+def test_what_was_taken_out_comes_back_under_no_other_name(first, models, tmp_path):
+    """Listed under an id that sorts before the old one, beside it or in its place: keys are by name, and it came back, also on the other side."""
+    work = str(shutil.copytree(first[0], tmp_path / "w"))
+    rows, last = read_manifest(first[1].uri), "anny_0_00007"
+    splits = {row["source_id"]: row["split"] for row in rows if row["source_id"] != last}
+    merged, bad = sorted(name for name, side in splits.items() if side == "train")[:2]
+    merge(work, "v1", merged, next(name for name, side in splits.items() if side == "test"))
+    for row in rows:
+        if row["source_id"] in (bad, last):
+            add_label(work, row["key"], False, "accepted", 0)
+    build_dataset(config(8, name="v2", extends="v1"), work, models)
+    listed = {item.source_id: item for item in read_worklist(f"{work}/worklist.parquet")}
+    names = {f"aaa_{name}": name for name in (merged, bad, last)}
+    extra = [listed[name].model_copy(update={"source_id": new}) for new, name in names.items()]
+    third = build_dataset(config(7, name="v3", extends="v2"), work, models, extra)  # the last is not listed under its old name
+    same = {row["source_id"]: row["same_as"] for row in read_ledger(work) if row["reason"] == "duplicate"}
+    assert same == names
+    assert not {row["source_id"] for row in read_manifest(third.uri)} & {*names, merged, last}
+    assert any(last in sources for *_, sources in read_index(third.uri)["taken_out"].values())
+    forget(work, source=f"aaa_{last}")
+    assert not any(last in sources for *_, sources in read_index(third.uri)["taken_out"].values()) and verify_version(third.uri) == []

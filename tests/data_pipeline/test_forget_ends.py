@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from data_pipeline.build import build_dataset
 from data_pipeline.config import DataConfig
 from data_pipeline.diff import diff_versions
-from data_pipeline.extend import merged_away
 from data_pipeline.forget import PENDING, forget
 from data_pipeline.groups import GroupsConfig
 from data_pipeline.observe import observe
@@ -22,6 +21,7 @@ from data_pipeline.subset import export, make_view
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig
 from data_pipeline.synthetic.warp import WarpConfig
+from data_pipeline.taken_out import merged_away
 from data_pipeline.verify import verify_version
 from data_pipeline.why import why
 from data_pipeline.worklist import item_for

@@ -23,6 +23,7 @@ def test_consent_is_asked_of_both_ends_and_none_speaks_for_the_other():
         for key, other in (("a", "given"), ("b", "unknown"), ("c", ""), ("d", None))
     ]
     assert [row["key"] for row in matching(both, "consent = given")] == ["a"]
+    assert [row["key"] for row in matching(both, "consent != unknown")] == ["a", "c"]
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,8 @@ def test_consent_is_asked_of_both_ends_and_none_speaks_for_the_other():
         ("licence in 'MIT', CC BY (old)", "ab"),
         ("licence = MIT", "a"),
         ("yaw <= 0", "bc"),
+        ("expression != sad", "ac"),  # a pair of which only the pose changes has no expression
+        ("expression != sad and yaw < 0", "c"),
         ("expression in happy,glad", "a"),
     ],
 )
