@@ -15,7 +15,7 @@ from data_pipeline.models_used import list_models
 from data_pipeline.observe import observe
 from data_pipeline.pack import sweep
 from data_pipeline.publish import DatasetVersion, publish
-from data_pipeline.published import read_index
+from data_pipeline.published import is_published, read_index
 from data_pipeline.rules import SETTINGS
 from data_pipeline.taken_out import read_merges
 from data_pipeline.worklist import WorkItem
@@ -23,7 +23,7 @@ from infra.addresses import join
 from infra.console import say
 from infra.errors import UserError
 from infra.state import PUBLISHED, read_json
-from infra.storage import exists, list_files, sha256_json
+from infra.storage import list_files, sha256_json
 
 VERSION = 14
 """Raise it when the same plan would give other samples."""
@@ -69,12 +69,12 @@ def build_dataset(
 def _check_name(config: DataConfig, folder: str) -> None:
     if config.extends == config.name:
         raise UserError(f"extends={config.extends}: a version cannot extend itself; give the new one another name (name=...)")
-    if exists(join(folder, "index.json")) and "view_of" in read_index(folder):
+    if is_published(folder) and "view_of" in read_index(folder):
         raise UserError(f"name={config.name}: a view of that name is there ({folder}); choose another name")
 
 
 def _read_published(folder: str, created_from: str) -> DatasetVersion | None:
-    if not exists(join(folder, "index.json")):
+    if not is_published(folder):
         return None
     index = read_index(folder)
     if index.get("created_from") != created_from:

@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from data_pipeline.extend import read_components
-from data_pipeline.published import licence_text, licences_of, read_index, read_manifest
+from data_pipeline.published import licence_text, licences_of, read_index, read_manifest, write_index
 from infra.addresses import join
-from infra.storage import commit, commit_changed, sha256_bytes
+from infra.storage import commit_changed, sha256_bytes
 
 CARD, CROISSANT = "README.md", "croissant.json"
 _CONTEXT = Path(__file__).with_name("croissant_context.json")
@@ -32,7 +32,7 @@ def write_card(folder: str) -> None:
         commit_changed(join(folder, name), text)
     files = index.get("files")
     if files is not None and files | _hashes(texts) != files:
-        commit(join(folder, "index.json"), json.dumps(index | {"files": files | _hashes(texts)}, indent=1, sort_keys=True).encode())
+        write_index(folder, index | {"files": files | _hashes(texts)})
 
 
 def card_hashes(index: dict[str, Any], manifest: bytes, tied: dict[str, Any] | None) -> dict[str, str]:

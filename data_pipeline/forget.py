@@ -24,6 +24,7 @@ from data_pipeline.forget_labels import keys_that_stay, labelled_keys, labelled_
 from data_pipeline.forget_versions import drop_unpublished, read_tombstones, refresh_view, shrink, tidy, versions_of
 from data_pipeline.groups import GroupsConfig, backfill, group_digests
 from data_pipeline.identities import NAME, AskedGroup
+from data_pipeline.published import is_published
 from data_pipeline.removals import FILE, Removals, find_removed, hash_name, read_parts
 from data_pipeline.replay import drop_replays
 from data_pipeline.taken_out import MERGES
@@ -119,7 +120,7 @@ def apply_removals(work: str) -> Forgotten:
     for folder in versions_of(work, views=True):
         refresh_view(folder, bool(found or known))
     for folder in list_folders(join(work, "versions")):
-        if not exists(join(folder, "index.json")):
+        if not is_published(folder):
             drop_unpublished(folder, bool(found or known), labelled_pairs(folder, labelled_keys(work)))
     for uri in list_files(join(work, "pairs")):  # scores of whole bundles: made anew from the observations that stay
         delete(uri)

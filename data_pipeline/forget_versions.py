@@ -15,13 +15,25 @@ from data_pipeline.card import card_hashes, write_card
 from data_pipeline.divide import CONFLICTS, SHEET
 from data_pipeline.extend import COMPONENTS
 from data_pipeline.pack import rewrite_shards, sweep
-from data_pipeline.published import beside, encode_table, licences_of, read_index, read_manifest, read_manifest_table, sources_of
+from data_pipeline.published import (
+    beside,
+    digest_of,
+    encode_table,
+    is_published,
+    licences_of,
+    read_index,
+    read_manifest,
+    read_manifest_table,
+    sources_of,
+    write_index,
+)
 from data_pipeline.removals import Removals, hash_name
 from data_pipeline.subset import remake_view
 from data_pipeline.succession import LABELLED, WITHDRAWN, entomb, read_withdrawn, succeed
 from data_pipeline.taken_out import TAKEN_OUT
+from data_pipeline.versions import published_in
 from infra.addresses import join
-from infra.storage import commit, commit_changed, delete, delete_folder, exists, list_files, list_folders, sha256_bytes, sha256_json
+from infra.storage import commit, commit_changed, delete, delete_folder, exists, list_files, list_folders, sha256_bytes
 
 _PAGES = ("report.html", CONFLICTS, SHEET, COMPONENTS)
 """Beside a version's shards; they may name whom it showed."""
@@ -41,7 +53,7 @@ def shrink(folder: str, removals: Removals, removed: bool) -> int:
             fresh = fresh | {"candidates": candidates, "revision": revision}
         fresh = _with_files(fresh, index, folder, smaller, removals, removed)
         if fresh != index:
-            commit(join(folder, "index.json"), json.dumps(fresh, indent=1, sort_keys=True).encode())
+            write_index(folder, fresh)
         return 0
     left = {row["key"] for row in keep}
     touched = {row["shard"] for row in manifest if row["key"] not in left}
@@ -60,11 +72,11 @@ def shrink(folder: str, removals: Removals, removed: bool) -> int:
     if smaller:
         changed["candidates"] = candidates
     fresh = {name: value for name, value in index.items() if name != "replaced"} | changed | stays | entomb(succeed(index, None))
-    fresh["digest"] = sha256_json({"shards": shards, "manifest": fresh["manifest_sha256"]})
+    fresh["digest"] = digest_of(fresh)
     fresh = _with_files(fresh, index, folder, smaller, removals, removed)
     if "files" in fresh:
         fresh["files"] |= card_hashes(fresh, data, None)  # what tied its sources goes too
-    commit(join(folder, "index.json"), json.dumps(fresh, indent=1, sort_keys=True).encode())
+    write_index(folder, fresh)
     return len(manifest) - len(keep)
 
 
@@ -127,8 +139,7 @@ def tidy(folder: str, removals: Removals, removed: bool) -> None:
 
 def versions_of(work: str, views: bool) -> list[str]:
     """Folders of published versions, or of views."""
-    published = [folder for folder in list_folders(join(work, "versions")) if exists(join(folder, "index.json"))]
-    return [folder for folder in published if ("view_of" in read_index(folder)) == views]
+    return [folder for folder in published_in(work) if ("view_of" in read_index(folder)) == views]
 
 
 def drop_unpublished(folder: str, removed: bool, labelled: dict[str, list[str]]) -> None:
@@ -150,8 +161,7 @@ def drop_unpublished(folder: str, removed: bool, labelled: dict[str, list[str]])
 
 def read_tombstones(work: str) -> set[str]:
     """Of all versions and views, those that are being replaced too."""
-    folders = list_folders(join(work, "versions"))
-    indexes = [*(read_index(folder) for folder in folders if exists(join(folder, "index.json"))), *map(read_withdrawn, folders)]
+    indexes = [*map(read_index, published_in(work)), *map(read_withdrawn, list_folders(join(work, "versions")))]
     return {digest for index in indexes for digest in index.get("tombstones", [])}
 
 
@@ -159,8 +169,8 @@ def refresh_view(folder: str, removed: bool) -> None:
     """A view of a version that shrank is made again; one of which nothing is left stays as a tombstone without samples."""
     index = read_index(folder)
     version = beside(folder, index["view_of"])
-    there = exists(join(version, "index.json"))
+    there = is_published(version)
     if (there and index["parent"] != read_index(version)["digest"]) or (not there and index["samples"]):
         remake_view(folder)
     elif removed and "replaced" in index:
-        commit(join(folder, "index.json"), json.dumps(entomb(index), indent=1, sort_keys=True).encode())
+        write_index(folder, entomb(index))

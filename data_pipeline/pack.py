@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import tarfile
 from collections import Counter
@@ -16,13 +15,23 @@ from pydantic import Field
 
 from data_pipeline.card import card_hashes
 from data_pipeline.extend import Base, read_components
-from data_pipeline.published import CANDIDATES, MANIFEST, encode_table, read_index, read_manifest, read_members
+from data_pipeline.published import (
+    CANDIDATES,
+    INDEX,
+    MANIFEST,
+    digest_of,
+    encode_table,
+    read_index,
+    read_manifest,
+    read_members,
+    write_index,
+)
 from data_pipeline.succession import WITHDRAWN, read_withdrawn, succeed
 from data_pipeline.taken_out import TAKEN_OUT
 from infra.addresses import join
 from infra.config import Config
 from infra.console import Progress
-from infra.storage import commit, commit_changed, copy_file, delete, exists, list_files, read_bytes, sha256_bytes, sha256_file, sha256_json
+from infra.storage import commit, commit_changed, copy_file, delete, exists, list_files, read_bytes, sha256_bytes, sha256_file
 from lato.pairs import MEMBERS, FacePair, Split, encode_pair
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -105,10 +114,10 @@ def pack(
         index["extends"] = {"name": base.index["name"], "digest": base.index["digest"], "samples": len(base.rows)}
         if base.taken_out:
             index[TAKEN_OUT] = base.taken_out
-    index["digest"] = sha256_json({"shards": shards, "manifest": index["manifest_sha256"]})
+    index["digest"] = digest_of(index)
     index["files"] = {**files, **card_hashes(index, table, read_components(folder))}
     index |= succeed(read_withdrawn(folder), index["digest"])
-    commit(join(folder, "index.json"), json.dumps(index, indent=1, sort_keys=True).encode())
+    write_index(folder, index)
     sweep(folder)
     return index["digest"]
 
@@ -133,7 +142,7 @@ def _first_numbers(shards: list[dict[str, Any]]) -> Counter[str]:
 
 def withdraw(folder: str) -> None:
     """Takes a version's index away before files of the same names are written anew for another plan: what is half of either is no version."""
-    index = join(folder, "index.json")
+    index = join(folder, INDEX)
     if exists(index):
         commit(join(folder, WITHDRAWN), read_bytes(index))
         delete(index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 import pyarrow as pa
@@ -11,9 +12,11 @@ import pyarrow.parquet as pq
 from infra.addresses import join
 from infra.errors import UserError
 from infra.state import PUBLISHED, read_json, read_table, reading
-from infra.storage import exists, open_read
+from infra.storage import commit, exists, open_read, sha256_json
 from lato.pairs import MEMBERS, FacePair, decode_pair
 
+INDEX = "index.json"
+"""Of a version's folder, or a view's: it is published when this is there, and what this says holds."""
 MANIFEST, CANDIDATES = "manifest.parquet", "candidates.parquet"
 """Names in a version's folder when it is first published; its index says which hold now."""
 _TEXT, _WHOLE = pa.string(), pa.int64()
@@ -74,15 +77,31 @@ def read_pair(folder: str, row: dict[str, Any]) -> FacePair:
     return pair
 
 
+def is_published(folder: str) -> bool:
+    """Whether a version or view is there."""
+    return exists(join(folder, INDEX))
+
+
+def write_index(folder: str, index: dict[str, Any]) -> None:
+    """Publishes a version or view, or what has changed of it."""
+    commit(join(folder, INDEX), json.dumps(index, indent=1, sort_keys=True).encode())
+
+
+def digest_of(index: dict[str, Any]) -> str:
+    """The digest that stands for all bytes of a version's samples: of its shards and manifest; a view's, of its version's digest, its manifest and weight."""
+    made_of = ("parent", "weight") if "view_of" in index else ("shards",)
+    return sha256_json({"manifest": index["manifest_sha256"], **{name: index[name] for name in made_of}})
+
+
 def read_index(folder: str) -> dict[str, Any]:
     """The index of a published version.
 
     Raises:
         UserError: None is published there, or its index is damaged.
     """
-    if not exists(join(folder, "index.json")):
-        raise UserError(f"{folder}: no published version here (there is no index.json)")
-    index: dict[str, Any] = read_json(join(folder, "index.json"), ("manifest", "digest", "shards"), PUBLISHED)
+    if not is_published(folder):
+        raise UserError(f"{folder}: no published version here (there is no {INDEX})")
+    index: dict[str, Any] = read_json(join(folder, INDEX), ("manifest", "digest", "shards"), PUBLISHED)
     return index
 
 

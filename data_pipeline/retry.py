@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pyarrow.compute as pc
 
 from data_pipeline.attempts import clear_attempts
@@ -11,10 +9,11 @@ from data_pipeline.candidates import read_candidates_table
 from data_pipeline.groups import delete_columns
 from data_pipeline.ledger import read_ledger, reasons_of
 from data_pipeline.observations import part_uri
-from data_pipeline.published import read_index
+from data_pipeline.published import read_index, write_index
+from data_pipeline.versions import published_in
 from infra.addresses import join
 from infra.errors import UserError
-from infra.storage import commit, delete, exists, list_files, list_folders
+from infra.storage import delete, list_files
 
 
 def reopen(work: str, reason: str) -> list[str]:
@@ -50,13 +49,12 @@ def reopen(work: str, reason: str) -> list[str]:
 
 
 def _whole_versions(work: str) -> list[str]:
-    published = [folder for folder in list_folders(join(work, "versions")) if exists(join(folder, "index.json"))]
-    return [folder for folder in published if "created_from" in read_index(folder)]  # a view or an export has none
+    return [folder for folder in published_in(work) if "created_from" in read_index(folder)]  # a view or an export has none
 
 
 def _reopen_version(folder: str) -> None:
     """Takes from a version's index what it was made from, so that it is not taken to stand; its samples stay as they are."""
-    commit(join(folder, "index.json"), json.dumps(read_index(folder) | {"created_from": "reopened"}, indent=1, sort_keys=True).encode())
+    write_index(folder, read_index(folder) | {"created_from": "reopened"})
 
 
 def _reopen_renders(work: str) -> list[str]:

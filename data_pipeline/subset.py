@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 import re
@@ -20,14 +19,17 @@ from data_pipeline.published import (
     MANIFEST,
     beside,
     consents_of,
+    digest_of,
     encode_table,
     home_of,
+    is_published,
     licence_text,
     licences_of,
     read_index,
     read_manifest,
     read_manifest_table,
     read_members,
+    write_index,
 )
 from data_pipeline.succession import entomb, succeed
 from data_pipeline.verify import verify_samples
@@ -35,7 +37,7 @@ from data_pipeline.versions import check_unchanged
 from infra.addresses import join
 from infra.console import say
 from infra.errors import UserError
-from infra.storage import commit, exists, list_files, sha256_bytes, sha256_json
+from infra.storage import commit, exists, list_files, sha256_bytes
 
 _CONDITION = re.compile(r"\s*(\w+)\s*(==|=|!=|<=|>=|<|>|(?<=\s)in(?=\s))\s*(.+?)\s*")
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -77,7 +79,7 @@ def make_view(version: str, name: str, where: str, weight: float = 1.0) -> tuple
         raise UserError(f"{version} has no samples: all were taken out of it")
     rows = select(manifest, where)
     folder, parent = beside(version, name), version.rsplit("/", 1)[-1]
-    known: dict[str, Any] = read_index(folder) if exists(join(folder, "index.json")) else {"view_of": parent}
+    known: dict[str, Any] = read_index(folder) if is_published(folder) else {"view_of": parent}
     if known.get("view_of", "").rsplit("/", 1)[-1] != parent:
         raise UserError(f"{folder}: a version of that name is there already")
     made = {"name": name, "view_of": parent, "parent": index["digest"], "where": where, "weight": weight}
@@ -89,7 +91,7 @@ def remake_view(folder: str) -> None:
     """Makes a view again after samples were taken out of its version: its digest joins its tombstones. Where none is left it is published empty."""
     index = read_index(folder)
     version = beside(folder, index["view_of"])
-    there = exists(join(version, "index.json"))
+    there = is_published(version)
     manifest = read_manifest(version) if there else []
     rows = matching(manifest, index["where"]) if manifest else []
     parent = read_index(version)["digest"] if there else index["parent"]
@@ -101,9 +103,9 @@ def _publish_view(folder: str, made: dict[str, Any], rows: list[dict[str, Any]],
     data = encode_table(rows, schema)
     commit(join(folder, MANIFEST), data)
     made = made | {"samples": len(rows), "manifest": MANIFEST, "manifest_sha256": sha256_bytes(data), "shards": []}
-    made["digest"] = sha256_json({"parent": made["parent"], "manifest": made["manifest_sha256"], "weight": made["weight"]})
+    made["digest"] = digest_of(made)
     made |= succeed(earlier, made["digest"])
-    commit(join(folder, "index.json"), json.dumps(made, indent=1, sort_keys=True).encode())
+    write_index(folder, made)
 
 
 def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dict[str, int], dict[str, int]]:
@@ -123,7 +125,7 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
     beside_it = folder.rsplit("/", 1)[0]
     if beside_it.endswith("/versions") and exists(join(beside_it.rsplit("/", 1)[0], "worklist.parquet")):
         raise UserError(f"{folder}: that is among the versions of a build, and an export is none of them. Give a folder elsewhere")
-    if exists(join(folder, "index.json")):
+    if is_published(folder):
         raise UserError(f"{folder}: a version is published there already. Give another folder")
     damage = verify_samples(version)
     if damage:  # its copy would have hashes of its own, and look well
@@ -161,11 +163,11 @@ def export(version: str, folder: str, licences: Sequence[str] = ()) -> tuple[dic
     made = {"name": index["name"], "parent": index["digest"], "samples": len(rows), "shards": shards, "manifest": MANIFEST}
     made |= {"manifest_sha256": sha256_bytes(data), "licences": sorted(licences)}
     made |= {name: value for name, value in whole.items() if name == "models"}
-    made["digest"] = sha256_json({"shards": shards, "manifest": made["manifest_sha256"]})
+    made["digest"] = digest_of(made)
     made["files"] = card_hashes(made, data, None)
     check_unchanged(version, index)
     check_unchanged(home, whole)
-    commit(join(folder, "index.json"), json.dumps(made, indent=1, sort_keys=True).encode())
+    write_index(folder, made)
     write_card(folder)
     left = Counter(_left_out(row, refused) for row in manifest if licences_of(row) & refused.keys())
     return dict(Counter(map(licence_text, kept))), dict(left)

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow.parquet as pq
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from data_pipeline.published import home_of, read_index, read_manifest
+from data_pipeline.published import digest_of, home_of, read_index, read_manifest
 from infra.addresses import join
-from infra.storage import exists, list_files, read_bytes, sha256_bytes, sha256_file, sha256_json
+from infra.storage import exists, list_files, read_bytes, sha256_bytes, sha256_file
 from lato.pairs import MEMBERS, decode_pair
 
 
@@ -51,10 +51,7 @@ def verify_samples(folder: str) -> list[str]:
     manifest = defaultdict(list)
     for row in pq.read_table(io.BytesIO(data)).to_pylist():
         manifest[row["shard"]].append(row)
-    made_of: dict[str, Any] = {"shards": index["shards"], "manifest": index["manifest_sha256"]}
-    if "view_of" in index:
-        made_of = {"parent": index["parent"], "manifest": index["manifest_sha256"], "weight": index["weight"]}
-    if sha256_json(made_of) != index["digest"]:
+    if digest_of(index) != index["digest"]:
         wrong.append("index.json: its digest is not that of its shards and manifest; it was changed")
     count = sum(map(len, manifest.values()))
     if index["samples"] != count:

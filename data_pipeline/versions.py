@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from data_pipeline.published import home_of, read_index
+from data_pipeline.published import home_of, is_published, read_index
 from infra.addresses import join
 from infra.errors import UserError
 from infra.lease import LEASE, lease
@@ -22,6 +22,11 @@ _EMPTY = "empty.json"
 """Of a build that accepted no pair: the version's name and the funnel, for who asks why."""
 
 
+def published_in(work: str) -> list[str]:
+    """Folders of all versions and views of a build."""
+    return [folder for folder in list_folders(join(work, "versions")) if is_published(folder)]
+
+
 def find_version(work: str, name: str) -> str:
     """The folder of a version or view.
 
@@ -29,10 +34,10 @@ def find_version(work: str, name: str) -> str:
         UserError: There is none of that name; those that there are are named, or what became of all that its build looked at.
     """
     folder = join(work, "versions", name)
-    if not exists(join(folder, "index.json")):
+    if not is_published(folder):
         if told := why_empty(work, name):
             raise UserError("\n".join([f"{work}: {told[0]}", *told[1:], "lato data why SOURCE tells of each source and frame."]))
-        published = [uri.rsplit("/", 1)[-1] for uri in list_folders(join(work, "versions")) if exists(join(uri, "index.json"))]
+        published = [folder.rsplit("/", 1)[-1] for folder in published_in(work)]
         known = f"Versions here: {', '.join(published)}" if published else "Nothing is published here; is it the folder of a build?"
         raise UserError(f"{work}: no build of a version {name!r} here. {known}")
     return folder
@@ -69,7 +74,7 @@ def build_of(folder: str) -> str:
 
 def check_unchanged(folder: str, index: dict[str, Any]) -> None:
     """Raises UserError where a version has not the samples and candidates any more that its index named when it was read."""
-    now = read_index(folder) if exists(join(folder, "index.json")) else {}
+    now = read_index(folder) if is_published(folder) else {}
     if any(now.get(name) != index.get(name) for name in ("digest", "candidates", "revision")):
         raise UserError(
             f"{folder} changed meanwhile: it was built anew, or something was taken out of it. What was made of it is not kept. Start again."

@@ -12,7 +12,7 @@ from data_pipeline.candidates import find_candidates, read_candidate_pieces
 from data_pipeline.copies import read_copies
 from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import read_part
-from data_pipeline.published import home_of, read_manifest_table, read_pair
+from data_pipeline.published import home_of, is_published, read_manifest_table, read_pair
 from data_pipeline.rules import ASKED, LIMITS, SETTINGS, PairingConfig, passes
 from data_pipeline.tracks import why_not_chosen
 from data_pipeline.versions import check_judged, find_version, why_empty
@@ -51,7 +51,7 @@ def why(what: str, work: str, version: str = "v1") -> list[str]:
         UserError: Nothing of that name is known here.
     """
     source_id, _, second = what.partition("@")
-    if not exists(join(work, "versions", version, "index.json")) and (lines := _explain_unpaired(source_id, second, work)):
+    if not is_published(join(work, "versions", version)) and (lines := _explain_unpaired(source_id, second, work)):
         return lines + (why_empty(work, version) or [f"no version {version!r} is published here: of its pairs nothing is known"])
     folder = find_version(work, version)
     check_judged(folder)
