@@ -52,6 +52,16 @@ class Plan:
         """Keys of pairs that come before others where there is no room for all, and are no near-duplicates."""
         return {key for key, good in self.labels.items() if good} | self.distinct
 
+    @property
+    def published(self) -> frozenset[str]:
+        """Keys of what is published in the version that this one extends."""
+        return self.base.keys if self.base else frozenset()
+
+    @property
+    def people(self) -> dict[str, str | None]:
+        """Who each source declares."""
+        return {name: item.identity for name, item in self.observed.items.items()}
+
 
 @dataclass(frozen=True)
 class Found:
@@ -72,26 +82,24 @@ def judge_pairs(plan: Plan) -> tuple[Plan, Found]:
     split count what is used, until no more are found. Returns the plan with what stays of that version, too."""
     observed, pairing = plan.observed, plan.config.pairing
     given = ScoreInput(observed.columns, observed.identities, pairing.margin, pairing.same_person, observed.holdout)
-    people = {name: item.identity for name, item in observed.items.items()}
     contents = {row["source_id"]: row["content"] for row in observed.ledger.usable()}
     workers = plan.config.analyze.workers
-    tables = score_pairs(observed.ledger.usable(), given, people, plan.work, workers)
+    tables = score_pairs(observed.ledger.usable(), given, plan.people, plan.work, workers)
     copies: dict[str, Copy] = {}
     compared: list[set[str]] = []
     while True:
         base = plan.base
-        keys = base.keys if base else frozenset[str]()
-        rules = Rules(pairing, plan.labels, keys, bars=observed.holdout.bars, distinct=plan.distinct, copies=frozenset(copies))
+        rules = Rules(pairing, plan.labels, plan.published, bars=observed.holdout.bars, distinct=plan.distinct, copies=frozenset(copies))
         if base:
             taken_out = {key: one.verdict for key, one in base.taken_out.items()}
             rules = replace(rules, usage=base.usage, trained=base.trained, taken_out=taken_out)
         judged = judge(tables, rules, observed.identities, workers, observed.writing)
-        gone = {key for uri, found in zip(tables, judged, strict=True) for key in held_out_keys(uri, found, keys)}
+        gone = {key for uri, found in zip(tables, judged, strict=True) for key in held_out_keys(uri, found, plan.published)}
         if base and gone:
             plan = replace(plan, base=base.without(dict.fromkeys(gone, "held out")))
             continue
         accepted = [(number, row) for number, uri in enumerate(tables) for row in accepted_rows(uri, judged[number])]
-        fresh = [(number, row) for number, row in accepted if row["key"] not in keys]
+        fresh = [(number, row) for number, row in accepted if row["key"] not in plan.published]
         centroids = {track: face for found in judged for track, face in found.people.items()}
         tied = tie([row for _, row in fresh], observed.items, centroids, base, plan.config.split, copies, contents, plan.merges)
         more = _find_copies(plan, tables, judged, accepted, tied, copies, compared)
@@ -107,9 +115,8 @@ def _check_large(plan: Plan, accepted: list[dict[str, Any]], tied: Tied) -> None
     Raises:
         UserError: One has too much of the data.
     """
-    published = plan.base.keys if plan.base else frozenset[str]()
-    left = [row for row in accepted if row["key"] in published or not tied.verdict(row)]
-    gone = published | _over_quotas(plan, left, tied).keys()
+    left = [row for row in accepted if row["key"] in plan.published or not tied.verdict(row)]
+    gone = plan.published | _over_quotas(plan, left, tied).keys()
     count_samples([row for row in left if row["key"] not in gone], tied, plan.config.split)
 
 
@@ -143,8 +150,6 @@ def refuse(plan: Plan, found: Found) -> list[Numbered]:
     refused = {row["key"]: verdict for _, row in found.fresh if (verdict := found.tied.verdict(row))}
     if plan.base and (given_up := plan.base.given_up(plan.merges)):
         refused |= {row["key"]: MERGED for _, row in found.fresh if {row["source_id"], row["target_id"]} & given_up}
-    identities = {name: item.identity for name, item in plan.observed.items.items()}
-    published = plan.base.keys if plan.base else frozenset[str]()
 
     def left() -> list[dict[str, Any]]:
         return [row for _, row in found.accepted if row["key"] not in refused]
@@ -152,8 +157,8 @@ def refuse(plan: Plan, found: Found) -> list[Numbered]:
     again = find_across_sources(
         left(),
         lambda row: found.tied.components.of_source[row["source_id"]],
-        identities,
-        published | plan.preferred,
+        plan.people,
+        plan.published | plan.preferred,
         plan.config.pairing.near_duplicate_bits,
     )
     refused |= dict.fromkeys(again, "near-duplicate")
@@ -164,10 +169,8 @@ def refuse(plan: Plan, found: Found) -> list[Numbered]:
 def _over_quotas(plan: Plan, rows: list[dict[str, Any]], tied: Tied) -> dict[str, str]:
     """Key -> verdict of the accepted pairs beyond the quotas of somebody whom faces alone tell and, of what these leave, of the whole dataset."""
     pairing, base = plan.config.pairing, plan.base
-    identities = {name: item.identity for name, item in plan.observed.items.items()}
-    published = base.keys if base else frozenset[str]()
-    first = plan.preferred
-    refused = dict.fromkeys(over_quota_of_people(rows, tied.components.person_of, identities, published, first, pairing), "quota")
+    published, first = plan.published, plan.preferred
+    refused = dict.fromkeys(over_quota_of_people(rows, tied.components.person_of, plan.people, published, first, pairing), "quota")
     if pairing.cell_quota is not None:
         left = [row for row in rows if row["key"] not in refused]
         used = base.usage.dataset if base else Counter[int]()

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -69,7 +70,7 @@ class Base:
     judged: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Key -> its candidate (`NEEDED`), of all its samples."""
 
-    @property
+    @cached_property
     def keys(self) -> frozenset[str]:
         """Of the samples that stay."""
         return frozenset(row["key"] for row in self.rows)
