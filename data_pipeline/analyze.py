@@ -21,7 +21,7 @@ from data_pipeline.duplicates import duplicate_row, find_duplicates
 from data_pipeline.ledger import Ledger, merge_failures, unread_row, warn_of_count
 from data_pipeline.places import looking
 from data_pipeline.segments import AnalyzeConfig, Segment, Try, bundle, fingerprint, refusal
-from data_pipeline.sources import ContentHashes, plan_segments
+from data_pipeline.sources import ContentHashes, Pieces
 from data_pipeline.worker import Worker
 from data_pipeline.worklist import WorkItem
 from infra.backoff import wait
@@ -87,18 +87,19 @@ def plan(
 ) -> tuple[dict[str, list[Segment]], dict[str, str], dict[str, tuple[str, str]]]:
     """Source id -> its segments with their fingerprints; duplicates -> the sources used in their place; sources that cannot be read at all, which have no
     segments -> reason and message."""
-    hashes = ContentHashes(work)
+    hashes, cuts = ContentHashes(work), Pieces(work)
     contents = {item.source_id: hashes.of(item) for item in items}
     hashes.save()
     duplicates = find_duplicates(items, contents, published)
     planned: dict[str, list[Segment]] = {}
     for item in items:
         content = contents[item.source_id]
-        pieces = plan_segments(item) if content and item.source_id not in duplicates else []
+        pieces = cuts.of(item, content) if content and item.source_id not in duplicates else []
         planned[item.source_id] = [
             Segment(item, start, end, str(content), fingerprint(item, start, end, str(content), config, model_hashes), seconds)
             for start, end, seconds in pieces
         ]
+    cuts.save()
     return planned, duplicates, hashes.unreadable
 
 

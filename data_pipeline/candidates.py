@@ -17,8 +17,9 @@ from data_pipeline.published import CANDIDATES, home_of, read_index
 from data_pipeline.tables import read_pieces, take_rows
 from infra.addresses import join
 from infra.errors import UserError
+from infra.scratch import scratch_for
 from infra.state import PUBLISHED, read_table
-from infra.storage import commit_file, exists, scratch_for, sha256_file
+from infra.storage import commit_file, exists, sha256_file
 
 _KINDS = np.array(["pose", "expression", "compound"])
 _DROPPED = ("phash_source", "phash_target", "edit_expression", "edit_intensity")

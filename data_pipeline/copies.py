@@ -17,8 +17,9 @@ from data_pipeline.observations import read_columns
 from data_pipeline.removals import Removals
 from data_pipeline.worklist import WorkItem
 from infra.addresses import join
+from infra.scratch import scratch_for
 from infra.state import PUBLISHED, read_json, reading
-from infra.storage import commit_changed, delete, exists, scratch_for, sha256_bytes
+from infra.storage import commit_changed, delete, exists, sha256_bytes
 
 FILE = "copies.json"
 """In a version's folder."""

@@ -14,6 +14,7 @@ from data_pipeline.image_set import read_image_set
 from data_pipeline.observations import part_uri, read_columns
 from data_pipeline.published import read_manifest
 from data_pipeline.removals import Removals, read_parts, read_sets
+from data_pipeline.sources import PIECES
 from data_pipeline.staging import drop_staged
 from data_pipeline.worklist import WorkItem
 from infra.addresses import join
@@ -58,6 +59,7 @@ def delete_observations(work: str, lost: Removals) -> None:
 
 def _delete_hashes(work: str, parts: list[str]) -> None:
     """Takes the content hashes of removed sources, as far as faces were seen in them, out of the file that keeps them."""
+    delete(join(work, PIECES))  # which are by content, and found again
     uri = join(work, "contents.json")
     if not exists(uri):
         return

@@ -79,6 +79,16 @@ def read_image_set(uri: str) -> ImageSet:
     return found.model_copy(update={"images": images})
 
 
+def picture_uri(uri: str, seen: str) -> str:
+    """Where a picture of a source lies now.
+
+    Args:
+        uri: The source's.
+        seen: Where the picture lay when it was looked at: its folder may have been moved since, so that only its name counts.
+    """
+    return join(uri.rsplit("/", 1)[0], seen.rsplit("/", 1)[-1]) if uri.endswith(".json") else uri
+
+
 def encode_image_set(image_set: ImageSet) -> bytes:
     """Canonical JSON bytes."""
     return json.dumps(image_set.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode()

@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
         "track": pa.int32(),  # one face followed through one shot; an image set of one person is one track
         "frame": pa.int64(),  # `Frame.number`
         "pts": pa.float64(),  # seconds; in an image set the image's number
-        "image_uri": pa.string(),  # image sets only
+        "image_uri": pa.string(),  # where its picture lay then, null in videos; it may lie elsewhere now: `picture_uri`
         "width": pa.int32(),
         "height": pa.int32(),
         "detection_score": pa.float32(),  # of the detector's last look at the track

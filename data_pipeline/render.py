@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.decoder import PERHAPS_THE_MACHINE, DecodeError, Decoder
-from data_pipeline.image_set import content_digests
+from data_pipeline.image_set import content_digests, picture_uri
 from data_pipeline.places import crops as crops_place
 from data_pipeline.seek import Seeker, frames_at
-from data_pipeline.sources import is_gone
+from data_pipeline.sources import is_gone, naming
 from data_pipeline.staging import staged
 from infra.addresses import is_local, join
 from infra.config import Config
@@ -59,9 +59,14 @@ class Crop(NamedTuple):
     source_sha256: str
     name: str
     image_uri: str | None
+    """Where its picture lay when it was looked at: `picture_uri` says where it lies now. None of a video."""
     pts: float
     square: tuple[float, float, float]
     """Left, top, side in image pixels."""
+
+
+Pictures = Iterator[tuple[npt.NDArray[np.uint8], list[Crop]]]
+"""Pictures of a source, each once, and what is cut of it."""
 
 
 def render_crops(crops: Iterable[Crop], uris: dict[str, str], work: str, workers: int, config: RenderConfig) -> dict[str, str]:
@@ -76,6 +81,9 @@ def render_crops(crops: Iterable[Crop], uris: dict[str, str], work: str, workers
 
     Returns:
         Source id -> why its crops could not be made, for those: its source is gone, changed or can no longer be read.
+
+    Raises:
+        UnreadableNowError: A source cannot be read, and it is the machine's fault, or that of a server that stays busy.
     """
     have = set(file_names(join(work, "renders"), ".jpg"))
     todo: dict[str, list[Crop]] = defaultdict(list)
@@ -123,52 +131,50 @@ class _Worker:
 
 def _render_source(uri: str, crops: list[Crop], work: str, decoder: Decoder, seeker: Seeker) -> None:
     """One opening of the source for all its crops, one picture held at a time; a source that is no longer what was looked at gives none."""
-    if crops[0].image_uri is None:
-        _render_video(uri, crops, work, decoder, seeker)
-        return
-    _render_images(uri, crops, work)
+    of_video = crops[0].image_uri is None
+    for image, of_image in _read_frames(uri, crops, decoder, seeker) if of_video else _read_images(uri, crops):
+        for crop in of_image:
+            commit(join(work, "renders", crop.name), cut(image, crop.square), exclusive=True)
 
 
-def _render_images(uri: str, crops: list[Crop], work: str) -> None:
+def _read_images(uri: str, crops: list[Crop]) -> Pictures:
     """What is cut are the bytes that were hashed: a picture that another took the place of meanwhile gives none."""
-    digests: dict[str, str] = {}
-    if uri.endswith(".json"):  # of one picture the bytes that are read are all that there is to hash
-        content, digests = content_digests(uri)
-        _check_content(content, crops[0].source_sha256, uri)
     wanted: dict[str, list[Crop]] = defaultdict(list)
     for crop in crops:
-        assert crop.image_uri is not None
-        wanted[crop.image_uri].append(crop)
-    for image_uri, of_image in wanted.items():
-        data = read_bytes(image_uri)
-        _check_content(sha256_bytes(data), digests.get(image_uri.rsplit("/", 1)[-1], crops[0].source_sha256), image_uri)
-        image = decode_image(data, image_uri)
-        for crop in of_image:
-            _keep(image, crop, work)
+        assert crop.image_uri is not None, "of a source all are pictures, or none is"
+        wanted[picture_uri(uri, crop.image_uri)].append(crop)
+    digests: dict[str, str] = {}
+    with naming(uri):
+        if uri.endswith(".json"):  # of one picture the bytes that are read are all that there is to hash
+            content, digests = content_digests(uri)
+            _check_content(content, crops[0].source_sha256, uri)
+        for image_uri, of_image in wanted.items():
+            data = read_bytes(image_uri)
+            _check_content(sha256_bytes(data), digests.get(image_uri.rsplit("/", 1)[-1], crops[0].source_sha256), image_uri)
+            yield decode_image(data, image_uri), of_image
 
 
-def _render_video(uri: str, crops: list[Crop], work: str, decoder: Decoder, seeker: Seeker) -> None:
+def _read_frames(uri: str, crops: list[Crop], decoder: Decoder, seeker: Seeker) -> Pictures:
+    """A file of this machine that changes while it is read is hashed again: one that was only touched, or copied to its place anew, is no other."""
     wanted: dict[float, list[Crop]] = defaultdict(list)
     for crop in crops:
         wanted[crop.pts].append(crop)
-    with staged(uri) as path:
-        before = _state(path)
-        _check_content(sha256_file(str(path)), crops[0].source_sha256, uri)
+    content = crops[0].source_sha256
+    with naming(uri), staged(uri) as path:
+        state = _state(path)
+        _check_content(sha256_file(str(path)), content, uri)
         for frame in frames_at(str(path), list(wanted), decoder, seeker):
-            if is_local(uri) and _state(path) != before:  # a copy in scratch is nobody else's to change
-                raise ValueError(f"{uri} changed while it was cut")
-            for crop in wanted[frame.pts]:
-                _keep(frame.image, crop, work)
+            if is_local(uri) and _state(path) != state:  # a copy in scratch is nobody else's to change
+                state = _state(path)
+                if sha256_file(str(path)) != content:
+                    raise ValueError(f"{uri} changed while it was cut")
+            yield frame.image, wanted[frame.pts]
 
 
 def _state(path: Path) -> tuple[int, int, int]:
     """What changes when a file does: a crop stands under its content's name for good, so that none may be of another."""
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _keep(image: npt.NDArray[np.uint8], crop: Crop, work: str) -> None:
-    commit(join(work, "renders", crop.name), cut(image, crop.square), exclusive=True)
 
 
 def _check_content(found: str, wanted: str, uri: str) -> None:

@@ -116,6 +116,7 @@ def _plan(
         identity_similarity=round(row["similarity"], 6),
         quality={name: round(float(row[name]), 4) for name in SCORES if row[name] is not None},
         crop=crops[0],
+        target_crop=crops[1] if crops[1] != crops[0] else None,
         split=split,
         provenance=Provenance(
             source_id=item.source_id,

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from data_pipeline.decoder import DecodeError, MachineError
+from data_pipeline.image_set import picture_uri
 from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import read_chips
 from data_pipeline.pairing import crops_of
@@ -124,7 +125,8 @@ class Sources:
         if found != end["source_sha256"]:
             raise Unreadable("the source has changed since")
         if end["image_uri"]:
-            return decode_image(read_bytes(end["image_uri"]), end["image_uri"])
+            picture = picture_uri(item.uri, end["image_uri"])
+            return decode_image(read_bytes(picture), picture)
         with staged(item.uri) as path:
             return read_frames_at(str(path), [end["pts"]])[0].image
 

@@ -6,9 +6,9 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import av
 
@@ -20,8 +20,9 @@ from infra.addresses import filesystem_of, is_local, join
 from infra.backoff import passes, retried
 from infra.errors import UserError
 from infra.state import DERIVED, read_json, reading
-from infra.storage import commit, exists, open_read, sha256_bytes
+from infra.storage import commit, exists, open_read, sha256_bytes, sha256_json
 
+V = TypeVar("V")
 SEGMENT_SECONDS = 300.0
 """Longer videos are looked at in pieces of about this length, cut at keyframes."""
 _MISSED = 12
@@ -33,8 +34,11 @@ _NOT_GIVEN = ("AccessDenied", "AllAccessDisabled", "InvalidObjectState")
 """What an S3 API says of an object that it does not give. Of who asks (keys that are wrong or have expired) it says something else: no object's fault."""
 _NOT_GIVEN_BY_GOOGLE = "storage.objects.get"
 """The right that one lacks is named in the words of its answer, of which gcsfs makes an error without a number."""
+PIECES = "pieces.json"
+_CUTS = 1
+"""Raise it when a video is cut into other pieces."""
 _KEEP_SECONDS = 60.0
-"""Hashes that are computed for longer than this are kept before the last: a run that is killed costs no more of them."""
+"""Hashes and pieces that are computed for longer than this are kept before the last: a run that is killed costs no more of them."""
 
 
 def is_gone(error: OSError) -> bool:
@@ -70,6 +74,44 @@ def naming(uri: str) -> Iterator[None]:
         ) from error
 
 
+class _Kept(Generic[V]):
+    """What is found out once and kept in a file of the build's folder."""
+
+    def __init__(self, uri: str, read: Callable[[Any], V]) -> None:
+        there = read_json(uri) if exists(uri) else {}
+        with reading(uri, DERIVED):
+            self._there = {str(key): read(value) for key, value in there.items()}
+        self._uri, self._known, self._written = uri, dict(self._there), time.monotonic()
+        self._asked: dict[str, V] = {}
+
+    def get(self, key: str) -> V | None:
+        """What is known of a key."""
+        return self.put(key, self._known[key]) if key in self._known else None
+
+    def put(self, key: str, value: V) -> V:
+        """Takes in what was found of a key, and gives it back."""
+        self._known[key] = self._asked[key] = value
+        return value
+
+    def is_due(self) -> bool:
+        """Whether what was found since is worth writing."""
+        return time.monotonic() - self._written > _KEEP_SECONDS
+
+    def keep(self) -> None:
+        """Writes all that is known: there are sources that were not asked for yet."""
+        self._write(dict(self._known))
+
+    def save(self) -> None:
+        """Writes what was asked for, and nothing else any more: to be called when all sources were."""
+        self._write(dict(self._asked))
+
+    def _write(self, values: dict[str, V]) -> None:
+        if values and values != self._there:
+            commit(self._uri, json.dumps(values, sort_keys=True).encode())
+            self._there = values
+        self._written = time.monotonic()
+
+
 class ContentHashes:
     """sha256 of sources, computed once per state of a file (uri, size, time of change or object tag) and kept in the build's folder.
 
@@ -77,13 +119,7 @@ class ContentHashes:
     """
 
     def __init__(self, work: str) -> None:
-        self._uri = join(work, "contents.json")
-        there = read_json(self._uri) if exists(self._uri) else {}
-        with reading(self._uri, DERIVED):
-            self._there: dict[str, str] = {str(state): str(digest) for state, digest in there.items()}
-        self._known = dict(self._there)
-        self._seen: dict[str, str] = {}
-        self._kept = time.monotonic()
+        self._kept = _Kept(join(work, "contents.json"), str)
         self.unreadable: dict[str, tuple[str, str]] = {}
         """Source id -> reason and message, of those that were asked for and cannot be read at all."""
 
@@ -103,31 +139,22 @@ class ContentHashes:
             what = f"{item.uri}, or a picture that it names," if is_set else item.uri
             self.unreadable[item.source_id] = "missing", f"{what} is missing or unreadable ({error})"
         else:
-            if time.monotonic() - self._kept > _KEEP_SECONDS:
+            if self._kept.is_due():
                 self.keep()
             return digest
         return None
 
     def _digest(self, uri: str) -> str:
         key = sha256_bytes(state_of(uri).encode())
-        if key not in self._known:
-            self._known[key] = content_sha256(uri)
-        self._seen[key] = self._known[key]
-        return self._known[key]
+        return self._kept.get(key) or self._kept.put(key, content_sha256(uri))
 
     def keep(self) -> None:
         """Writes all that is known: there are sources that were not asked for yet."""
-        self._write(dict(self._known))
+        self._kept.keep()
 
     def save(self) -> None:
         """Writes what was asked for, and nothing else any more: to be called when all sources were."""
-        self._write(dict(self._seen))
-
-    def _write(self, hashes: dict[str, str]) -> None:
-        if hashes and hashes != self._there:
-            commit(self._uri, json.dumps(hashes, sort_keys=True).encode())
-            self._there = hashes
-        self._kept = time.monotonic()
+        self._kept.save()
 
 
 def state_of(uri: str) -> str:
@@ -146,6 +173,35 @@ class Piece(NamedTuple):
     start: float
     end: float | None
     seconds: float
+
+
+class Pieces:
+    """The pieces of videos, found once per content and kept in the build's folder: one whose header states no length is read to its end for them."""
+
+    def __init__(self, work: str) -> None:
+        self._kept = _Kept(join(work, PIECES), _pieces_of)
+
+    def of(self, item: WorkItem, content: str) -> list[Piece]:
+        """`plan_segments`, and raises what that raises. Of a video of which no length is found nothing is kept: it may be away now."""
+        if item.kind != "video":
+            return plan_segments(item)
+        key = sha256_json([_CUTS, SEGMENT_SECONDS, content, item.start, item.end])
+        found = self._kept.get(key)
+        if found is None:
+            found = plan_segments(item)
+            if found[0].seconds:
+                self._kept.put(key, found)
+            if self._kept.is_due():
+                self._kept.keep()
+        return found
+
+    def save(self) -> None:
+        """Writes those that were asked for, and no others any more."""
+        self._kept.save()
+
+
+def _pieces_of(kept: Any) -> list[Piece]:
+    return [Piece(float(start), None if end is None else float(end), float(seconds)) for start, end, seconds in kept]
 
 
 def plan_segments(item: WorkItem) -> list[Piece]:

@@ -16,6 +16,7 @@ from data_pipeline.sources import state_of
 from infra.addresses import is_local
 from infra.backoff import retried
 from infra.errors import UserError
+from infra.scratch import scratch_folder
 from infra.storage import open_read, sha256_bytes
 
 _SCRATCH_BYTES = 20 * 1024**3
@@ -54,9 +55,10 @@ def _held(target: Path) -> IO[bytes] | None:
         ) from error
     with suppress(OSError):  # a file system without locks: the hour alone keeps it
         fcntl.flock(held, fcntl.LOCK_SH)
-    if target.exists():
-        return held
-    held.close()
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(held.fileno()), target.stat()):
+            return held
+    held.close()  # evicted, perhaps fetched again, before there was a lock: it would be on what nobody is given
     return None
 
 
@@ -64,10 +66,21 @@ def _fetch(uri: str, target: Path) -> None:
     part = _new_file(target.parent)
     try:
         retried(lambda: _copy_to(uri, part))
-        os.replace(part, target)
+        _put(part, target)
     finally:
         Path(part).unlink(missing_ok=True)
     _evict(target.parent)
+
+
+def _put(part: str, target: Path) -> None:
+    """Gives a whole copy its name, unless another worker was quicker: that one's copy is locked, and may be read by its path now."""
+    try:
+        os.link(part, target)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not target.exists():
+            os.replace(part, target)
 
 
 def _new_file(scratch: Path) -> str:
@@ -88,8 +101,7 @@ def _copy_to(uri: str, part: str) -> None:
 
 
 def _staged_at(uri: str) -> Path:
-    scratch = Path(os.environ.get("LATO_SCRATCH") or tempfile.gettempdir()) / "lato_scratch"
-    return scratch / f"{sha256_bytes(state_of(uri).encode())[:32]}{Path(uri.rsplit('/', 1)[-1]).suffix}"
+    return scratch_folder() / "lato_scratch" / f"{sha256_bytes(state_of(uri).encode())[:32]}{Path(uri.rsplit('/', 1)[-1]).suffix}"
 
 
 def drop_staged(uri: str) -> None:

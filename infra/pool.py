@@ -144,6 +144,7 @@ def _run_on_ray(make: Callable[[], Worker], jobs: Sequence[J], workers: int, pla
             except _deaths() as error:  # one death, one new worker: as many as there are jobs, at most
                 if getattr(error, "actor_init_failed", False):  # its own code cannot be loaded there: it never will be
                     raise UserError(_no_environment(place, str(error))) from error
+                check_own_node()  # without it no other would come up
                 ray.kill(worker)  # one that only cannot be reached would keep its CPU, and what it was given
                 result, worker = Died(_in_a_line(error)), actor.remote(make) if queue else None
             except ray.exceptions.RayError as error:  # no other is one that another try mends

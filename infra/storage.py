@@ -10,7 +10,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -67,7 +67,7 @@ def commit(uri: str, data: bytes, *, exclusive: bool = False) -> bool:
         failpoint(uri)
         return True
     except OSError as error:
-        raise _no_room(error, path.parent) from error
+        raise no_room(error, path.parent) from error
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -89,32 +89,11 @@ def commit_changed(uri: str, data: bytes) -> None:
         commit(uri, data)
 
 
-def _no_room(error: OSError, folder: Path) -> Exception:
+def no_room(error: OSError, folder: Path) -> Exception:
+    """What to raise of an error in writing to a folder: a message, where there is no room."""
     if error.errno not in _NO_ROOM:
         return error
     return UserError(f"cannot write to {folder}: {error.strerror}. Make room, then run the same command again: what was done stands.")
-
-
-@contextmanager
-def scratch_for(uri: str) -> Iterator[str]:
-    """A file of this machine for what is to be committed to `uri`, gone at the end: beside it where that is local, so that what a kill leaves is swept.
-
-    Raises:
-        UserError: There is no room for it.
-    """
-    place = local_path(uri).parent if is_local(uri) else Path(tempfile.gettempdir())
-    place.mkdir(parents=True, exist_ok=True)
-    try:
-        handle, path = tempfile.mkstemp(prefix=f".{uri.rsplit('/', 1)[-1][:80]}.", suffix=".tmp", dir=place)
-        os.close(handle)
-    except OSError as error:
-        raise _no_room(error, place) from error
-    try:
-        yield path
-    except OSError as error:
-        raise _no_room(error, place) from error
-    finally:
-        Path(path).unlink(missing_ok=True)
 
 
 def commit_file(path: str, uri: str) -> None:
@@ -133,7 +112,7 @@ def commit_file(path: str, uri: str) -> None:
             os.replace(temporary, target)
             _fsync_folder(target.parent)
         except OSError as error:
-            raise _no_room(error, target.parent) from error
+            raise no_room(error, target.parent) from error
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
@@ -215,18 +194,23 @@ def _local_names(folder: Path) -> Iterator[str]:
 
 
 def _names_on_store(folder: str) -> Iterator[str]:
-    filesystem, path = filesystem_of(folder)
-    if filesystem.isdir(path):
-        yield from (entry["name"].rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=True) if entry["type"] == "file")
+    yield from (entry["name"].rsplit("/", 1)[-1] for entry in _entries(folder) if entry["type"] == "file")
 
 
 def list_folders(folder: str) -> list[str]:
     """URIs of the folders in a folder, sorted; empty where there is none."""
-    filesystem, path = filesystem_of(folder)
-    if not filesystem.isdir(path):
-        return []
-    names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=True) if entry["type"] == "directory"]
+    names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in _entries(folder) if entry["type"] == "directory"]
     return [join(folder, name) for name in sorted(names)]
+
+
+def _entries(folder: str) -> list[dict[str, Any]]:
+    """What lies in a folder; nothing where there is none. That is not asked beforehand: on a store a folder is gone with the last object in it."""
+    filesystem, path = filesystem_of(folder)
+    try:
+        found = filesystem.ls(path, detail=True)
+    except FileNotFoundError:
+        return []
+    return [entry for entry in found if entry["name"].rstrip("/") != path.rstrip("/")]  # of a file it gives the file
 
 
 def files_below(folder: str) -> list[str] | None:

@@ -1,7 +1,7 @@
 """FacePair: the one definition of a training sample, and how it lies in a WebDataset shard.
 
-A sample is four members: `<key>.source.jpg`, `<key>.target.jpg` (one shared square crop, 512 x 512), `<key>.landmarks.npy` float32 `(2, 68, 2)`
-on the 512 canvas (source, target), and `<key>.json` (`PairMeta`).
+A sample is four members: `<key>.source.jpg`, `<key>.target.jpg` (square crops, 512 x 512; two faces of one source share theirs), `<key>.landmarks.npy`
+float32 `(2, 68, 2)` on the 512 canvas (source, target), and `<key>.json` (`PairMeta`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from lato.edits import Edit, Expression, Rewriting
 from lato.landmarks import Landmarks, validate_landmarks
@@ -84,7 +84,8 @@ class PairMeta(BaseModel):
     identity_similarity: float | None
     quality: dict[str, float]
     crop: tuple[float, float, float]
-    """The shared square crop in source pixels: left, top, side. Canvas = (pixel - (left, top)) * 512 / side."""
+    """The square crop in pixels of the source's picture: left, top, side. Canvas = (pixel - (left, top)) * 512 / side. The target's picture is cut by the same,
+    unless `target_crop` says otherwise."""
     split: Split
     provenance: Provenance
     reasoning: str | None = None
@@ -93,6 +94,8 @@ class PairMeta(BaseModel):
     """What templates and words were drawn by; None in samples of older versions."""
     rewriting: Rewriting | None = None
     """By which model the template's text was rewritten, and how it was asked; None where it stands as it was written."""
+    target_crop: tuple[float, float, float] | None = Field(default=None, exclude_if=lambda value: value is None)
+    """The target's own crop, in pixels of its picture, where each is cut by its own eyes (scope same_person); samples of older versions lack it."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from lato.faces.mesh import MeshObservation
 
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95]
 _POSES = (Edit(yaw=30), Edit(yaw=-30), Edit(pitch=-30))
+_KNOWN = (*(Edit(expression=expression, intensity=intensity) for expression in list(Expression)[1:] for intensity in Intensity), *_POSES)
 
 
 class DiffusersConfig(Config):
@@ -29,8 +30,8 @@ class DiffusersConfig(Config):
     """Name on the hub, or a local folder. Its licence is the user's to check: what it makes carries the photo's."""
     licence: str = "unknown"
     """Licence of its weights; goes into the version's index and card."""
-    edits: int = Field(default=4, ge=1)
-    """Pictures of each photo, drawn from six expressions and three poses."""
+    edits: int = Field(default=4, ge=1, le=len(_KNOWN))
+    """Pictures of each photo, drawn from six expressions, each at three intensities, and three poses."""
     steps: int = Field(default=28, ge=1)
     """Of the sampler."""
     size: int = Field(default=512, ge=32)
@@ -103,10 +104,8 @@ def declare(photo: MeshObservation, edit: Edit) -> Declared:
 
 def choose_edits(seed: int, count: int) -> list[Edit]:
     """`count` different edits of a photo, by its seed."""
-    known = [Edit(expression=e, intensity=i) for e in list(Expression)[1:] for i in Intensity]
-    known += _POSES
-    order = np.random.default_rng(seed).permutation(len(known))
-    return [known[int(number)] for number in order[:count]]
+    order = np.random.default_rng(seed).permutation(len(_KNOWN))
+    return [_KNOWN[int(number)] for number in order[:count]]
 
 
 def _fit(photo: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:

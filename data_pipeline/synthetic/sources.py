@@ -128,8 +128,10 @@ def edit_photos(
     mine = [photo for photo in photos if first.get(records.get(photo.source_id, "")) == photo.source_id]
     todo = [(photo, records[photo.source_id]) for photo in mine if not exists(records[photo.source_id])]
     progress = Progress(name, len(todo), "photos")
-    for _done in run_all(functools.partial(_Worker, name, make, work, config.seed), todo, workers, place):
+    for done in run_all(functools.partial(_Worker, name, make, work, config.seed), todo, workers, place):
         progress.advance()
+        if not done.result:
+            records = {source: record for source, record in records.items() if record != done.job[1]}
     items = []
     for photo in photos:
         made = read_json(records[photo.source_id], ("set",))["set"] if photo.source_id in records else None
@@ -149,16 +151,20 @@ class _Worker:
     def __init__(self, name: str, make: Callable[[], PhotoEditor], work: str, seed: int) -> None:
         self._name, self._editor, self._work, self._seed = name, make(), work, seed
 
-    def run(self, job: tuple[WorkItem, str]) -> None:
-        """Edits one photo and records the set it gave, or that it gave none."""
+    def run(self, job: tuple[WorkItem, str]) -> bool:
+        """Edits one photo and records the set it gave, or that it gave none; whether there is a record: none of a photo that cannot be read any more."""
         item, record = job
-        with naming(item.uri):
-            data = read_bytes(item.uri)
+        try:
+            with naming(item.uri):
+                data = read_bytes(item.uri)
+        except OSError:  # it is gone since it was hashed, or a store does not give it: the analysis says so
+            return False
         try:
             photo = decode_image(data, item.uri)
         except ValueError:  # the analysis says so of the photo itself
             commit(record, json.dumps({"set": None}).encode(), exclusive=True)
-            return
+            return True
         edited = self._editor.edit(photo, int(sha256_json([self._seed, item.source_id])[:8], 16), item.box)
         made = commit_set([(data, None), *edited], {"name": self._name, "of": item.source_id}, self._work) if edited else None
         commit(record, json.dumps({"set": made, "with": describe_machine(_LIBRARIES)}).encode(), exclusive=True)
+        return True

@@ -268,7 +268,10 @@ def test_photos_of_one_person_pair_only_where_background_and_clothes_are_alike(m
     assert verdicts["still", "elsewhere"] == "other background"
     assert verdicts["still", "changed"] == "other clothes"
     sample = next(iter(read_manifest(version.uri)))
-    assert decode_pair(sample["key"], read_members(version.uri, sample)).meta.provenance.scope == "same_person"
+    pair = decode_pair(sample["key"], read_members(version.uri, sample))
+    assert pair.meta.provenance.scope == "same_person"
+    (row,) = [row for row in read_candidates(version.uri) if row["key"] == sample["key"]]
+    assert [pair.meta.crop, pair.meta.target_crop] == [tuple(row["crop_source"]), tuple(row["crop_target"])]  # landmarks of both lead back
     alone = config.model_copy(update={"name": "alone", "pairing": PairingConfig()})
     with pytest.raises(UserError, match="no pair was accepted"):  # off by default
         build_dataset(alone, str(tmp_path / "w"), models, items)

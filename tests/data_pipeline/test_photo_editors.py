@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from data_pipeline.build import build_dataset
 from data_pipeline.config import DataConfig
@@ -254,7 +255,10 @@ def test_weights_from_the_hub_carry_their_commit_and_earlier_ones_stay(tmp_path,
 
 def test_edits_are_drawn_by_seed_and_differ():
     assert choose_edits(1, 5) == choose_edits(1, 5) != choose_edits(2, 5)
-    assert len({str(edit) for edit in choose_edits(1, 9)}) == 9
+    assert len({str(edit) for edit in choose_edits(1, 21)}) == 21
+    assert DiffusersConfig(edits=21).edits == 21
+    with pytest.raises(ValidationError, match="less than or equal to 21"):  # there are no more: fewer would come than were asked for
+        DiffusersConfig(edits=22)
 
 
 @pytest.fixture

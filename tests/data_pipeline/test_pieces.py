@@ -1,6 +1,7 @@
 """Long videos are cut into pieces at keyframes, wherever their clock begins, whatever their header says, and whoever serves them."""
 
 import errno
+import os
 import random
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from data_pipeline.decode import sample_frames
 from data_pipeline.decoder import DecodeError
 from data_pipeline.plan import plan_build
 from data_pipeline.segments import AnalyzeConfig, Segment, Try, bundle
-from data_pipeline.sources import plan_segments
+from data_pipeline.sources import Pieces, plan_segments
 from data_pipeline.worker import Worker
 from data_pipeline.worklist import WorkItem, item_for
 from infra import storage
@@ -58,16 +59,22 @@ def test_a_long_video_is_cut_wherever_its_clock_begins(tmp_path, monkeypatch, su
     assert [piece[:2] for piece in plan_segments(item_for(str(path)))] == [pytest.approx(cut, abs=0.01) if cut[1] else cut for cut in cuts]
 
 
-def test_a_recording_without_a_length_is_cut_as_any_other(tmp_path, monkeypatch, models):
-    """Written live, its header says nothing; as one piece, an hour of it would be held at once."""
-    monkeypatch.setattr(sources_module, "SEGMENT_SECONDS", 2.0)
-    given, live = write(tmp_path / "a.mkv", count=120, options={"g": "20", "bf": "0", "sc_threshold": "0"}), str(tmp_path / "live.mkv")
-    with av.open(given) as container, av.open(live, "w", options={"live": "1"}) as made:
+def write_live(given, path):
+    """The same pictures as they are written live: the header says no length."""
+    with av.open(given) as container, av.open(str(path), "w", options={"live": "1"}) as made:
         stream = made.add_stream_from_template(container.streams.video[0])
         for packet in container.demux(container.streams.video[0]):
             if packet.dts is not None:
                 packet.stream = stream
                 made.mux(packet)
+    return str(path)
+
+
+def test_a_recording_without_a_length_is_cut_as_any_other(tmp_path, monkeypatch, models):
+    """Written live, its header says nothing; as one piece, an hour of it would be held at once."""
+    monkeypatch.setattr(sources_module, "SEGMENT_SECONDS", 2.0)
+    given = write(tmp_path / "a.mkv", count=120, options={"g": "20", "bf": "0", "sc_threshold": "0"})
+    live = write_live(given, tmp_path / "live.mkv")
     with av.open(live) as container:
         assert container.duration is None and not container.streams.video[0].duration
     pieces = plan_segments(item_for(live))
@@ -78,6 +85,33 @@ def test_a_recording_without_a_length_is_cut_as_any_other(tmp_path, monkeypatch,
     assert all(np.array_equal(one.image, other.image) for one, other in zip(parts, whole, strict=True))
     planned = plan_build([item_for(live)], DataConfig(analyze=LONE), models)
     assert planned.video_seconds == pytest.approx(6.0) and planned.frames == 31
+
+
+def test_a_recording_without_a_length_is_read_to_its_end_once(tmp_path, monkeypatch, models):
+    """A start of a build that stands would else fetch all such films again, one after another."""
+    monkeypatch.setattr(sources_module, "SEGMENT_SECONDS", 2.0)
+    given = write(tmp_path / "a.mkv", count=120, options={"g": "20", "bf": "0", "sc_threshold": "0"})
+    item, work = item_for(write_live(given, tmp_path / "live.mkv")), tmp_path / "w"
+    read, real = [], sources_module.open_read
+    monkeypatch.setattr(sources_module, "open_read", lambda uri: read.append(uri) or real(uri))
+    first = analyze([item], LONE, models, str(work)).rows
+    assert read == [item.uri] and len(first[0]["parts"]) == 3
+    os.utime(item.uri)
+    assert analyze([item], LONE, models, str(work)).rows == first and len(read) == 1
+    (piece,) = Pieces(str(work)).of(item.model_copy(update={"start": 5.0}), first[0]["content"])
+    assert piece.start == 5.0 and len(read) == 2  # another span has pieces of its own
+    (work / "pieces.json").write_text('{"x": [[0.0]]}')
+    with pytest.raises(UserError, match=r"pieces\.json is damaged.*Delete it"):
+        analyze([item], LONE, models, str(work))
+
+
+def test_pieces_of_a_video_that_is_away_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources_module, "SEGMENT_SECONDS", 2.0)
+    item, kept = item_for(write(tmp_path / "a.mp4", count=120, options={"g": "20"})), Pieces(str(tmp_path / "w"))
+    os.rename(item.uri, tmp_path / "away.mp4")
+    assert kept.of(item, "content") == [(0.0, None, 0.0)]
+    os.rename(tmp_path / "away.mp4", item.uri)
+    assert len(kept.of(item, "content")) == 4
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])

@@ -1,6 +1,8 @@
 """Cutting crops: memory of a worker does not grow with how many are cut of a source, and none stands under the name of another content."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from data_pipeline import render
 from data_pipeline.image_set import ImageSet, SetImage, content_sha256, encode_image_set
 from data_pipeline.render import Crop, RenderConfig, render_crops
+from infra.errors import UserError
 from infra.storage import sha256_file
 from tests.data_pipeline.videos import picture, write
 
@@ -103,3 +106,57 @@ def test_crops_are_those_of_their_times(tmp_path, seeker):
     assert {time: (work / f"renders/{time}.jpg").read_bytes() for time in alone} == alone
     assert (work / "renders/again.jpg").read_bytes() == alone[1.0]
     assert len(set(alone.values())) == 3
+
+
+def test_pictures_are_cut_from_where_they_lie_now(tmp_path):
+    """A folder that was moved, or copied: what lies at the old place is no part of the source any more."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder, shade in ((old, 0), (new, 200)):
+        folder.mkdir()
+        for name in ("a.png", "b.png"):
+            cv2.imwrite(str(folder / name), np.full((120, 160, 3), shade, np.uint8))
+        (folder / "set.json").write_bytes(encode_image_set(ImageSet(images=[SetImage(uri="a.png"), SetImage(uri="b.png")])))
+    for there in (True, False):
+        for name in ("set.json", "a.png"):
+            uri, work = str(new / name), tmp_path / f"{name}{there}"
+            crop = Crop("a", content_sha256(uri), "x.jpg", str(old / "a.png"), 0.0, (0.0, 0.0, 90.0))
+            assert render_crops([crop], {"a": uri}, str(work), 0, RenderConfig()) == {}
+            assert cv2.imread(str(work / "renders/x.jpg")).mean() > 190
+        if there:
+            shutil.rmtree(old)
+
+
+def test_a_video_that_is_touched_or_copied_anew_while_it_is_cut_is_no_other(tmp_path, monkeypatch):
+    path, work, cut = write(tmp_path / "a.mp4"), tmp_path / "w", render.cut
+
+    def meanwhile(*given):
+        shutil.copyfile(path, tmp_path / "again.mp4")
+        os.replace(tmp_path / "again.mp4", path)
+        return cut(*given)
+
+    monkeypatch.setattr(render, "cut", meanwhile)
+    assert render_crops(crops_of(path, [0.0, 0.5, 1.0]), {"a": path}, str(work), 0, RenderConfig()) == {}
+    assert len(os.listdir(work / "renders")) == 3
+
+
+@pytest.mark.parametrize("of_video", [False, True])
+def test_a_disk_that_fails_while_crops_are_cut_is_told_with_the_source(tmp_path, monkeypatch, of_video):
+    def fail(uri):
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = str(tmp_path / ("a.mp4" if of_video else "a.png"))
+    Path(path).write_bytes(b"x")
+    monkeypatch.setattr(render, "sha256_file" if of_video else "read_bytes", fail)
+    crop = Crop("a", "0" * 64, "x.jpg", None if of_video else path, 0.0, (0.0, 0.0, 90.0))
+    with pytest.raises(UserError, match=r"a\.(mp4|png) cannot be read now.*Input/output error"):
+        render_crops([crop], {"a": path}, str(tmp_path / "w"), 0, RenderConfig())
+
+
+def test_a_disk_that_fails_under_the_crops_is_not_laid_to_the_source(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = write(tmp_path / "a.mp4")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        render_crops(crops_of(path, [0.0]), {"a": path}, str(tmp_path / "w"), 0, RenderConfig())

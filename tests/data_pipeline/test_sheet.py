@@ -13,6 +13,7 @@ import pytest
 import data_pipeline.sources as sources_module
 from data_pipeline import sheet
 from data_pipeline.audit import _Page, choose
+from data_pipeline.image_set import content_sha256
 from data_pipeline.observations import commit_part
 from data_pipeline.published import read_index
 from data_pipeline.report_pairs import rejected_pairs
@@ -74,6 +75,21 @@ def test_a_set_is_drawn_while_all_its_pictures_are_the_same(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.full((64, 64, 3), 100, np.uint8))
     with pytest.raises(Unreadable, match="has changed"):
         Sources(str(tmp_path)).draw(PAIR, 16)
+
+
+@pytest.mark.parametrize("name", ["s.json", "a.png"])
+def test_a_picture_is_drawn_from_where_it_lies_now(tmp_path, name):
+    """The build's folder was moved since, or the photos' was: what lies at the old place may be anything."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder, shade in ((old, 0), (new, 200)):
+        folder.mkdir()
+        cv2.imwrite(str(folder / "a.png"), np.full((64, 64, 3), shade, np.uint8))
+        (folder / "s.json").write_text(json.dumps({"images": [{"uri": "a.png"}]}))
+    uri = str(new / name)
+    sources = look(tmp_path, uri, content_sha256(uri), str(old / "a.png"))
+    assert sources.draw(PAIR, 16, landmarks=False).mean() > 190
+    (old / "a.png").unlink()
+    assert sources.draw(PAIR, 16, landmarks=False).mean() > 190
 
 
 def test_what_cannot_be_read_is_told_and_not_asked_for_again(tmp_path, monkeypatch):

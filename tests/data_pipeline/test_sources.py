@@ -55,7 +55,7 @@ def test_no_crop_is_given_up_because_of_a_busy_server(server, tmp_path, name, im
     uri = f"{server.uri}/{name}"
     crop = Crop("a", "content", "x.jpg", uri if image else None, 1.0, (0.0, 0.0, 10.0))
     server.busy = ALWAYS
-    with pytest.raises(OSError, match=name):
+    with pytest.raises(UserError, match=f"{name} cannot be read now"):
         RenderWorker(str(tmp_path), "pyav").run([(uri, [crop])])
     server.busy = 0
     assert list(RenderWorker(str(tmp_path), "pyav").run([(uri, [crop])])) == ["a"]
@@ -69,6 +69,20 @@ def test_photos_on_a_busy_server_do_not_go_without_edits(server, tmp_path):
         edit()
     server.busy = 0
     assert edit() == []
+
+
+def test_a_photo_that_goes_between_hash_and_edit_has_no_edits_and_ends_no_build(clip, models, tmp_path):
+    """Its equal, which would have the same edits, has none either: the next build finds it first."""
+    work, items = str(tmp_path / "w"), []
+    for name in "ab":
+        shutil.copyfile(clip("obama"), tmp_path / f"{name}.jpg")
+        items.append(item_for(str(tmp_path / f"{name}.jpg")))
+    edit = lambda meanwhile: edit_photos("warp", WarpConfig(workers=0), meanwhile, items, work, 0, warps())  # noqa: E731
+    assert edit(lambda: os.unlink(tmp_path / "a.jpg")) == []
+    assert not (tmp_path / "w/synthetic").exists()
+    rows = {row["source_id"]: row for row in analyze(items, LONE, models, work).rows}
+    assert (rows["a"]["status"], rows["a"]["reason"]) == ("failed", "missing")
+    assert rows["b"]["status"] == "ok"
 
 
 def test_a_driver_hashes_what_lies_elsewhere_without_a_copy(server, tmp_path):
@@ -273,3 +287,42 @@ def test_a_copy_that_is_read_is_not_evicted_however_long_that_takes(server, tmp_
     os.utime(read, (0, 0))
     with staged(f"{server.uri}/b.mp4"):
         assert not read.exists()
+
+
+def test_of_two_workers_that_fetch_one_film_at_once_neither_takes_the_copy_from_the_other(server, tmp_path, monkeypatch):
+    """The lock of who reads on would be on a file that nobody can open any more."""
+    for name in "ab":
+        write(tmp_path / f"served/{name}.mp4", count=5 + ord(name))
+    monkeypatch.setattr(staging, "_SCRATCH_BYTES", 0)
+    uri, real, other = f"{server.uri}/a.mp4", staging._copy_to, []
+
+    def meanwhile(given, part):
+        real(given, part)
+        if not other:
+            other.append(staged(uri))
+            other.append(other[0].__enter__())
+
+    monkeypatch.setattr(staging, "_copy_to", meanwhile)
+    with staged(uri):
+        pass  # one ends, the other reads on
+    (reads, copy) = other
+    os.utime(copy, (0, 0))
+    with staged(f"{server.uri}/b.mp4"):
+        assert copy.exists()
+    reads.__exit__(None, None, None)
+
+
+def test_a_copy_that_was_evicted_and_fetched_again_before_it_was_locked_is_opened_again(tmp_path, monkeypatch):
+    copy, real = tmp_path / "a.mp4", staging.fcntl.flock
+    copy.write_bytes(b"1")
+
+    def meanwhile(held, how):
+        (tmp_path / "new").write_bytes(b"1")
+        os.replace(tmp_path / "new", copy)
+        monkeypatch.setattr(staging.fcntl, "flock", real)
+        real(held, how)
+
+    monkeypatch.setattr(staging.fcntl, "flock", meanwhile)
+    assert staging._held(copy) is None
+    with staging._held(copy) as held:
+        assert os.path.samestat(os.fstat(held.fileno()), copy.stat())

@@ -9,9 +9,11 @@ import tracemalloc
 
 import pytest
 
+from data_pipeline.attempts import take_marked
 from infra.addresses import filesystem_of, join
 from infra.errors import UserError
-from infra.storage import commit, file_names, list_files, read_bytes, sha256_json
+from infra.scratch import scratch_for
+from infra.storage import commit, file_names, list_files, list_folders, read_bytes, sha256_json
 
 
 def test_a_failed_commit_leaves_nothing(tmp_path, monkeypatch):
@@ -65,6 +67,41 @@ def test_listing_a_folder_of_very_many_files_takes_no_memory_but_for_their_names
         assert tracemalloc.get_traced_memory()[1] / 5_000 < 300, "bytes a file at most"
     finally:
         tracemalloc.stop()
+
+
+def test_a_folder_of_a_store_that_goes_while_it_is_asked_for_is_empty(monkeypatch):
+    """On a store it is there only while something lies in it: another worker may just have deleted the last mark."""
+    commit("memory://gone/attempts/run-1.json", b'["f"]')
+    filesystem, _ = filesystem_of("memory://gone")
+    real = type(filesystem).ls
+
+    def meanwhile(self, path, *args, **kwargs):
+        if "attempts" in path and self.exists("/gone/attempts"):
+            self.rm("/gone/attempts", recursive=True)
+        return real(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(type(filesystem), "ls", meanwhile)
+    assert take_marked("memory://gone", "run", {"f"}) == set()
+    commit("memory://gone/attempts/x/run-1.json", b'["f"]')
+    assert list_folders("memory://gone/attempts") == []
+
+
+def test_a_file_is_no_folder():
+    for folder in ("memory://one", "memory://one/b"):
+        commit(f"{folder}/a", b"x")
+    assert list_files("memory://one/a") == list_folders("memory://one/a") == []
+    assert list_files("memory://one") == ["memory://one/a"] and list_folders("memory://one") == ["memory://one/b"]
+
+
+def test_what_waits_for_a_store_lies_in_the_scratch_that_was_named(tmp_path, monkeypatch):
+    """The temporary folder may be memory."""
+    monkeypatch.setenv("LATO_SCRATCH", str(tmp_path / "scratch"))
+    with scratch_for("memory://w/copies.json") as path:
+        assert os.path.dirname(path) == str(tmp_path / "scratch")
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("LATO_SCRATCH", str(tmp_path / "file/scratch"))
+    with pytest.raises(UserError, match=r"cannot write to .*file/scratch.*LATO_SCRATCH"), scratch_for("memory://w/copies.json"):
+        pass
 
 
 def test_an_unwritable_folder_is_a_users_mistake(tmp_path):
