@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -29,6 +30,8 @@ from lato.landmarks import draw_landmarks
 from lato.pairs import FacePair, decode_image
 
 _SIDE = 224
+_BUSY = 2
+"""Sources that a server does not give before it is not asked for others: of one alone it may be that object's fault."""
 
 
 def read_samples(folder: str, rows: Iterable[dict[str, Any]]) -> list[FacePair]:
@@ -69,7 +72,8 @@ class Sources:
     def __init__(self, work: str) -> None:
         self.items = {item.source_id: item for item in read_worklist(join(work, "worklist.parquet"))}
         self.lost: dict[str, str] = {}
-        """Source, or server that does not answer -> why nothing is drawn of it. It is not asked again: that may take seconds each time."""
+        """Source, or server that does not answer for two of them -> why nothing is drawn of it. It is not asked again: that may take seconds each time."""
+        self._busy = Counter[str]()
         self._work, self._hashes = work, _Hashes(work)
         self._sets: dict[str, str | None] = {}
 
@@ -115,7 +119,10 @@ class Sources:
             return self._read(end, item)
         except (DecodeError, MachineError, OSError, UnreadableNowError, ValueError) as error:
             told = str(error) if isinstance(error, Unreadable) else "the source can no longer be read"
-            self.lost[server if passes(error) else name] = told
+            self.lost[name] = told
+            self._busy[server] += passes(error)
+            if self._busy[server] >= _BUSY:
+                self.lost[server] = told
             raise Unreadable(told) from error
 
     def _read(self, end: dict[str, Any], item: WorkItem) -> npt.NDArray[np.uint8]:

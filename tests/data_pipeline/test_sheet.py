@@ -93,11 +93,11 @@ def test_a_picture_is_drawn_from_where_it_lies_now(tmp_path, name):
 
 
 def test_what_cannot_be_read_is_told_and_not_asked_for_again(tmp_path, monkeypatch):
-    """A folder where a file was; a disk that fails; and a server that is dead, for whichever of its files."""
+    """A folder where a file was; a disk that fails; and a server that is dead, which two of its files tell: one that it does not give may be at fault itself."""
     with pytest.raises(Unreadable, match="can no longer be read"):
         look(tmp_path, str(tmp_path), "0" * 64).draw(PAIR, 16)
     sources, asked = Sources(str(tmp_path)), []
-    uris = {"s": "https://dead.example/s.mp4", "t": "https://dead.example/t.mp4", "u": "/mnt/u.mp4"}
+    uris = {"s": "https://dead.example/s.mp4", "t": "https://dead.example/t.mp4", "v": "https://dead.example/v.mp4", "u": "/mnt/u.mp4"}
     sources.items = {name: WorkItem(source_id=name, uri=uri, kind="video") for name, uri in uris.items()}
 
     def answer(uri):
@@ -105,10 +105,10 @@ def test_what_cannot_be_read_is_told_and_not_asked_for_again(tmp_path, monkeypat
         raise ConnectionRefusedError(111, "Connection refused") if uri.startswith("https") else OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(sources_module, "state_of", answer)
-    for name in ("s", "t", "s", "u", "u"):
+    for name in ("s", "s", "t", "s", "v", "u", "u"):
         with pytest.raises(Unreadable, match="can no longer be read"):
             sources._picture({"source_id": name, "source_sha256": "0" * 64, "image_uri": None, "pts": 0.0})
-    assert asked == [uris["s"], uris["u"]]
+    assert asked == [uris["s"], uris["t"], uris["u"]]
 
 
 def test_report_and_audit_go_on_where_a_later_build_has_another_work_list(tmp_path):
