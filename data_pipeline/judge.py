@@ -22,6 +22,7 @@ from data_pipeline.near_duplicates import KeptHashes
 from data_pipeline.pairing import AXES, STORED_SCORES, VERIFIABLE, edit_texts
 from data_pipeline.rules import ACCEPTED, ASKED, CODE, FIRST, LIMITS, PASSED, VERDICTS, PairingConfig, Rules, Usage
 from data_pipeline.tables import end_numbers, on_each, read_pieces
+from lato.edits import MAX_TURN
 
 NEEDED = [
     "key", "source_id", "kind", "person", "edit_expression", "edit_intensity", *(f"step_{axis}" for axis in AXES), "misread", "held_out", *STORED_SCORES,
@@ -133,7 +134,7 @@ def _judge_piece(
 def _without_edit(table: pa.Table) -> npt.NDArray[np.bool_]:
     """Pairs that no label can make a sample of, as `edit_of` has no instruction for them, whatever refused them first."""
     steps = np.stack([np.asarray(table[f"step_{axis}"]) for axis in AXES])
-    return ((np.asarray(table["edit_expression"]) < 0) & (steps == 0).all(axis=0)) | (np.abs(steps).max(axis=0) > 90)
+    return ((np.asarray(table["edit_expression"]) < 0) & (steps == 0).all(axis=0)) | (np.abs(steps).max(axis=0) > MAX_TURN)
 
 
 def _among(column: pa.ChunkedArray, keys: Collection[str]) -> npt.NDArray[np.bool_]:
