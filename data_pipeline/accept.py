@@ -19,7 +19,7 @@ from data_pipeline.near_duplicates import find_across_sources, over_quota_of_peo
 from data_pipeline.observe import Observed
 from data_pipeline.published import sources_of
 from data_pipeline.rules import CODE, Rules
-from data_pipeline.score import ScoreInput, score_pairs
+from data_pipeline.score import ScoreInput, count_left_out, score_pairs
 
 _MANY = 500
 """Videos of one component, from which on it is asked whether that is too large before they are compared with each other: the time of that
@@ -65,6 +65,8 @@ class Found:
     centroids: Faces
     tied: Tied
     copies: dict[str, Copy]
+    left_out: int
+    """Representatives that no pair was made of (`count_left_out`)."""
 
 
 def judge_pairs(plan: Plan) -> tuple[Plan, Found]:
@@ -96,7 +98,7 @@ def judge_pairs(plan: Plan) -> tuple[Plan, Found]:
         tied = tie([row for _, row in fresh], observed.items, centroids, base, plan.config.split, copies, contents, plan.merges)
         more = _find_copies(plan, tables, judged, accepted, tied, copies, compared)
         if not more:
-            return plan, Found(tables, judged, accepted, fresh, centroids, tied, copies)
+            return plan, Found(tables, judged, accepted, fresh, centroids, tied, copies, count_left_out(tables))
         copies |= more
 
 

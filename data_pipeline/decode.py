@@ -45,6 +45,8 @@ class FrameCount(NamedTuple):
     """By its container, of the whole; 0 where it says nothing."""
     decoded: int
     """Of the piece, sampled or not."""
+    next_shot: int | None = None
+    """That of the first frame after the piece, counted as those of its frames are; None where nothing comes after it."""
 
 
 def sample_frames(
@@ -103,7 +105,7 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
             pts = float(frame.pts * tick) - start if frame.pts is not None else index / rate
             last = pts + (float(frame.duration * tick) if frame.duration else 1 / rate)  # the last one is shown for a while too
             if end is not None and pts >= end:
-                return FrameCount(stated, inside)
+                return FrameCount(stated, inside, shots.shot)
             inside += pts + 1e-6 >= begin
             if pts + 1e-6 >= max(due, begin):
                 due = pts + 1 / fps

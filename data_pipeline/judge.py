@@ -31,7 +31,7 @@ NEEDED = [
 """What verdicts are made from."""
 OF_ACCEPTED = [
     "key", "source_id", "target_id", "person", "scope", "edit_expression", "edit_intensity", *(f"step_{axis}" for axis in AXES), *STORED_SCORES,
-    "from_expression", "to_expression", "crop_source", "crop_target", "phash_source", "phash_target",
+    "from_expression", "to_expression", "from_expression_intensity", "to_expression_intensity", "crop_source", "crop_target", "phash_source", "phash_target",
     "from_part", "from_row", "from_track", "to_part", "to_row", "to_track",
 ]  # fmt: skip
 """What is read of accepted pairs, to divide them, find near-duplicates and make samples of them."""

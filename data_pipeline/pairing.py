@@ -39,7 +39,7 @@ OBSERVED = (
     "source_id", "source_sha256", "kind", "identity", "track", "frame", "pts", "width", "height", "landmarks", "yaw", "pitch", "roll", "expression",
     "expression_intensity", "declared", "representative", "sharpness", "noise", "clipped", "blockiness", "letterbox", "face_px", "skin_ita", "phash",
 )  # fmt: skip
-"""What is read of a representative, here and to join tracks and mark who is held out."""
+"""What is read of a representative, here and to mark who is held out."""
 OF_GROUPS = {"occlusion": ("occlusion",), "surroundings": ("background", "clothing"), "fer": ("fer_scores",)}
 """Column group -> what is read of its columns, where the group is among the config's."""
 SCORE_OF = {"fer_scores": "agreement"}
@@ -71,6 +71,8 @@ class Person:
     """same_track or same_person."""
     rows: list[dict[str, Any]]
     """Representatives with the groups' columns."""
+    left_out: int = 0
+    """Of a track that was joined over pieces: representatives of these beyond those that a track may have."""
 
 
 def group_people(rows: Iterable[dict[str, Any]], same_person: bool) -> Iterator[Person]:
@@ -84,7 +86,9 @@ def group_people(rows: Iterable[dict[str, Any]], same_person: bool) -> Iterator[
         tracks[name][(row["source_id"], row["track"])].append(row)
     for name in sorted(tracks):
         for key in sorted(tracks[name]):
-            yield Person(name, "same_track", _at_most(sorted(tracks[name][key], key=lambda row: row["frame"])))
+            rows = sorted(tracks[name][key], key=lambda row: row["frame"])
+            kept = _at_most(rows)
+            yield Person(name, "same_track", kept, len(rows) - len(kept))
         photos = [row for key in sorted(tracks[name]) for row in tracks[name][key] if row["kind"] == "image" and row["identity"]]
         if same_person and len({row["source_id"] for row in photos}) > 1:
             yield Person(name, "same_person", photos)
