@@ -18,7 +18,7 @@ from data_pipeline.motion import Clock
 from data_pipeline.near_duplicates import find_across_sources, over_quota_of_people
 from data_pipeline.observe import Observed
 from data_pipeline.rules import CODE, Rules
-from data_pipeline.score import ScoreInput, score_pairs
+from data_pipeline.score import ScoreInput, count_left_out, score_pairs
 from data_pipeline.taken_out import MERGED
 
 _MANY = 500
@@ -75,6 +75,8 @@ class Found:
     centroids: Faces
     tied: Tied
     copies: dict[str, Copy]
+    left_out: int
+    """Representatives that no pair was made of (`count_left_out`)."""
 
 
 def judge_pairs(plan: Plan) -> tuple[Plan, Found]:
@@ -104,7 +106,7 @@ def judge_pairs(plan: Plan) -> tuple[Plan, Found]:
         tied = tie([row for _, row in fresh], observed.items, centroids, base, plan.config.split, copies, contents, plan.merges)
         more = _find_copies(plan, tables, judged, accepted, tied, copies, compared)
         if not more:
-            return plan, Found(tables, judged, accepted, fresh, centroids, tied, copies)
+            return plan, Found(tables, judged, accepted, fresh, centroids, tied, copies, count_left_out(tables))
         copies |= more
 
 

@@ -102,7 +102,7 @@ def _describe(
     }
     for name, column in added.items():
         piece = piece.append_column(name, column)
-    described = piece.select(SCHEMA.names)
+    described = piece.select(SCHEMA.names).replace_schema_metadata()  # what a score table says is of that table alone
     assert described.schema.types == SCHEMA.types, "the table is as it is said to be"
     return described
 

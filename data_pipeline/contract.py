@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from data_pipeline import candidates, extend, identities, judge, motion, observations, pairing, published, rules, samples
+from data_pipeline import candidates, extend, identities, joins, judge, motion, observations, pairing, published, rules, samples
 from data_pipeline.groups import GROUPS, Group
 from lato.pairs import MEMBERS
 
@@ -44,20 +44,20 @@ _SCORED = _typed(
     int16="step_yaw step_pitch step_roll",
     int32="from_row from_track from_width to_row to_track",
     float32=" ".join(pairing.STORED_SCORES),
-    float64="from_skin_ita from_face_px to_face_px",
+    float64="from_skin_ita from_face_px to_face_px from_expression_intensity to_expression_intensity",
     doubles="crop_source crop_target",
     hash="phash_source phash_target",
 )
 TYPES: Mapping[str, Mapping[str, pa.DataType]] = {
     PARTS: _typed(
         text="source_id source_sha256 kind identity image_uri expression declared",
-        flag="representative",
+        flag="representative at_start goes_on",
         int32="track width height",
         int64="frame",
         float32="yaw pitch roll expression_intensity sharpness noise clipped blockiness letterbox face_px skin_ita",
         float64="pts",
         data="chip",
-        floats="landmarks blendshapes",
+        floats="box landmarks blendshapes",
         doubles="chip_transform",
         hash="phash",
     ),
@@ -83,6 +83,7 @@ READS = (
     *(Reads("what is asked for", f"columns/{name}", columns) for name, columns in identities.NEEDED.items()),
     Reads("judge", PAIRS, judge.NEEDED),
     Reads("accepted pairs (judge.OF_ACCEPTED)", PAIRS, judge.OF_ACCEPTED),
+    Reads("joins", PARTS, joins.OBSERVED),
     Reads("samples", PARTS, samples.OBSERVED),
     Reads("copies", PARTS, motion.READ),
     Reads("extend", CANDIDATES, extend.NEEDED),

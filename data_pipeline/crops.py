@@ -9,15 +9,17 @@ Array = npt.NDArray[np.float64]
 
 
 def shared_crops(points: Array, frame: Array, i: npt.NDArray[np.int64], j: npt.NDArray[np.int64], margin: float) -> tuple[Array, Array]:
-    """One square over both faces, so that motion between them survives; shifted into the frame where it fits. (N, 3) left, top, side."""
+    """One square over both faces, so that motion between them survives; shifted to where both pictures (of a set, they may differ in size) have it, where it
+    fits. The same for a pair and its reverse. (N, 3) left, top, side."""
+    room = np.minimum(frame[i], frame[j])
     lows, highs = points.min(axis=1), points.max(axis=1)
     extents = (highs - lows).max(axis=1)
     low, high, extent = np.minimum(lows[i], lows[j]), np.maximum(highs[i], highs[j]), np.maximum(extents[i], extents[j])
     spread = (high - low).max(axis=1)
-    side = np.minimum(np.maximum(margin * extent, spread * 1.15), np.maximum(frame[i].min(axis=1), spread))
+    side = np.minimum(np.maximum(margin * extent, spread * 1.15), np.maximum(room.min(axis=1), spread))
     centre = (low + high) / 2
     centre[:, 1] -= 0.12 * extent  # the landmarks stop at the brows: leave room for hair
-    corner = np.clip(centre - side[:, None] / 2, 0, np.maximum(frame[i] - side[:, None], 0))
+    corner = np.clip(centre - side[:, None] / 2, 0, np.maximum(room - side[:, None], 0))
     crop = np.round(np.column_stack([corner, side]), 2)
     return crop, crop
 

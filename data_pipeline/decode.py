@@ -44,6 +44,8 @@ class FrameCount(NamedTuple):
     """By its container, of the whole; 0 where it says nothing."""
     decoded: int
     """Of the piece, sampled or not."""
+    next_shot: int | None = None
+    """That of the first frame after the piece, counted as those of its frames are; None where nothing comes after it."""
 
 
 def sample_frames(
@@ -127,7 +129,7 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
             number, pts = clock.time_of(frame, index)
             last = pts + clock.lasts(frame)
             if end is not None and pts >= end:
-                return FrameCount(stated, inside)
+                return FrameCount(stated, inside, shots.shot)
             inside += pts + 1e-6 >= begin
             if pts + 1e-6 >= max(due, begin):
                 due = pts + 1 / fps

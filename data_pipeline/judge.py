@@ -22,6 +22,7 @@ from data_pipeline.identities import NAME, WRITING, Asked, Face, Vector, Vectors
 from data_pipeline.pairing import AXES, STORED_SCORES, VERIFIABLE
 from data_pipeline.rules import ACCEPTED, ASKED, CODE, FIRST, LIMITS, PASSED, VERDICTS, PairingConfig, Rules, Usage, passes
 from data_pipeline.tables import on_each, read_pieces
+from lato.edits import MAX_TURN
 
 NEEDED = [
     "key", "source_id", "kind", "person", "edit_expression", "edit_intensity", *(f"step_{axis}" for axis in AXES), "misread", "held_out", *STORED_SCORES,
@@ -30,7 +31,7 @@ NEEDED = [
 """What verdicts are made from."""
 OF_ACCEPTED = [
     "key", "source_id", "target_id", "person", "scope", "edit_expression", "edit_intensity", *(f"step_{axis}" for axis in AXES), *STORED_SCORES,
-    "from_expression", "to_expression", "crop_source", "crop_target", "phash_source", "phash_target",
+    "from_expression", "to_expression", "from_expression_intensity", "to_expression_intensity", "crop_source", "crop_target", "phash_source", "phash_target",
     "from_part", "from_row", "from_track", "to_part", "to_row", "to_track",
 ]  # fmt: skip
 """What is read of accepted pairs, to divide them, find near-duplicates and make samples of them."""
@@ -123,7 +124,7 @@ def _judge_piece(
 def _without_edit(table: pa.Table) -> npt.NDArray[np.bool_]:
     """Pairs that no label can make a sample of, as `edit_of` has no instruction for them, whatever refused them first."""
     steps = np.stack([np.asarray(table[f"step_{axis}"]) for axis in AXES])
-    return ((np.asarray(table["edit_expression"]) < 0) & (steps == 0).all(axis=0)) | (np.abs(steps).max(axis=0) > 90)
+    return ((np.asarray(table["edit_expression"]) < 0) & (steps == 0).all(axis=0)) | (np.abs(steps).max(axis=0) > MAX_TURN)
 
 
 def _among(column: pa.ChunkedArray, keys: Collection[str]) -> npt.NDArray[np.bool_]:

@@ -43,6 +43,8 @@ SCHEMA = pa.schema(
         "expression_intensity": pa.float32(),
         "expression_scores": _FLOATS,  # 7
         "declared": pa.string(),  # JSON, or null
+        "at_start": pa.bool_(),  # in the first frame that was looked at of a piece of a video; null for images, like the next
+        "goes_on": pa.bool_(),  # in the last one, and no cut comes before the first frame of the next piece
         "representative": pa.bool_(),
         "chip": pa.binary(),  # JPEG; representatives only, like all below
         "chip_transform": pa.list_(pa.float64()),  # 6: from image pixels to chip pixels, row by row

@@ -20,14 +20,14 @@ from data_pipeline.render import crop_name
 from data_pipeline.seek import Seeker
 from data_pipeline.tracks import REPRESENTATIVES, bin_of
 from infra.storage import sha256_bytes
-from lato.edits import POSE_STEP, Edit, Expression, Intensity
+from lato.edits import MAX_TURN, POSE_STEP, Edit, Expression, Intensity
 from lato.faces.expression import is_verifiable
 
 AXES = ("yaw", "pitch", "roll")
 EXPRESSIONS = tuple(expression.value for expression in Expression)
 INTENSITIES = tuple(intensity.value for intensity in Intensity)
 _MILD, _STRONG = 0.62, 0.88
-"""Readings under and over which an undeclared expression is called slight and strong."""
+"""Readings under and over which an expression that was not drawn is called slight and strong."""
 SCORES = (
     "similarity", "writing", "sharpness", "noise", "clipped", "blockiness", "letterbox", "upscale", "padding", "tilt", "occlusion",
     "expression_strength", "agreement", "intensity_gap", "pose_miss", "declared_miss", "background", "clothing",
@@ -39,7 +39,7 @@ OBSERVED = (
     "source_id", "source_sha256", "kind", "identity", "track", "frame", "pts", "width", "height", "landmarks", "yaw", "pitch", "roll", "expression",
     "expression_intensity", "declared", "representative", "sharpness", "noise", "clipped", "blockiness", "letterbox", "face_px", "skin_ita", "phash",
 )  # fmt: skip
-"""What is read of a representative, here and to join tracks and mark who is held out."""
+"""What is read of a representative, here and to mark who is held out."""
 OF_GROUPS = {"occlusion": ("occlusion",), "surroundings": ("background", "clothing"), "fer": ("fer_scores",)}
 """Column group -> what is read of its columns, where the group is among the config's."""
 SCORE_OF = {"fer_scores": "agreement"}
@@ -71,6 +71,8 @@ class Person:
     """same_track or same_person."""
     rows: list[dict[str, Any]]
     """Representatives with the groups' columns."""
+    left_out: int = 0
+    """Of a track that was joined over pieces: representatives of these beyond those that a track may have."""
 
 
 def group_people(rows: Iterable[dict[str, Any]], same_person: bool) -> Iterator[Person]:
@@ -84,7 +86,9 @@ def group_people(rows: Iterable[dict[str, Any]], same_person: bool) -> Iterator[
         tracks[name][(row["source_id"], row["track"])].append(row)
     for name in sorted(tracks):
         for key in sorted(tracks[name]):
-            yield Person(name, "same_track", _at_most(sorted(tracks[name][key], key=lambda row: row["frame"])))
+            rows = sorted(tracks[name][key], key=lambda row: row["frame"])
+            kept = _at_most(rows)
+            yield Person(name, "same_track", kept, len(rows) - len(kept))
         photos = [row for key in sorted(tracks[name]) for row in tracks[name][key] if row["kind"] == "image" and row["identity"]]
         if same_person and len({row["source_id"] for row in photos}) > 1:
             yield Person(name, "same_person", photos)
@@ -190,7 +194,7 @@ def edit_of(row: dict[str, Any]) -> Edit | None:
     """The edit of a scored pair; None where none of ours leads from source to target."""
     expression = Expression(EXPRESSIONS[row["edit_expression"]]) if row["edit_expression"] >= 0 else None
     steps = {axis: int(row[f"step_{axis}"]) for axis in AXES}
-    if (expression is None and not any(steps.values())) or max(abs(step) for step in steps.values()) > 90:
+    if (expression is None and not any(steps.values())) or max(abs(step) for step in steps.values()) > MAX_TURN:
         return None
     graded = expression not in (None, Expression.NEUTRAL)
     return Edit(expression=expression, intensity=Intensity(INTENSITIES[row["edit_intensity"]]) if graded else Intensity.PLAIN, **steps)
@@ -200,16 +204,20 @@ VERIFIABLE = np.array([True, *(is_verifiable(Expression(name)) for name in EXPRE
 """By expression: whether the embedded models read it well enough."""
 
 
+_STEP_BITS = 5
+"""Of a number in `edit_texts`, an axis: two readings are up to 360 degrees apart, 12 steps to either side."""
+
+
 def edit_texts(table: pa.Table) -> tuple[npt.NDArray[np.int64], dict[int, str]]:
     """The edit of each row as a number, and the number's text; pairs without an edit of ours have a text too."""
     number = np.asarray(table["edit_expression"]).astype(np.int64) + 1
     number = number * 4 + np.where(number > 1, np.asarray(table["edit_intensity"]), 1)
     for axis in AXES:
-        number = number * 16 + (np.asarray(table[f"step_{axis}"]).astype(np.int64) // 30 + 8)
+        number = number * 2**_STEP_BITS + (np.asarray(table[f"step_{axis}"]).astype(np.int64) // POSE_STEP + 2 ** (_STEP_BITS - 1))
     texts = {}
     for code in np.unique(number):
-        steps = [((int(code) >> shift) % 16 - 8) * 30 for shift in (8, 4, 0)]
-        expression, intensity = divmod(int(code) >> 12, 4)
+        steps = [((int(code) >> n * _STEP_BITS) % 2**_STEP_BITS - 2 ** (_STEP_BITS - 1)) * POSE_STEP for n in (2, 1, 0)]
+        expression, intensity = divmod(int(code) >> 3 * _STEP_BITS, 4)
         parts = [] if expression == 0 else [EXPRESSIONS[expression - 1] + ("" if intensity == 1 else f" {INTENSITIES[intensity]}")]
         texts[int(code)] = ", ".join(parts + [f"{axis} {step:+d}" for axis, step in zip(AXES, steps, strict=True) if step])
     return number, texts
@@ -240,12 +248,14 @@ def _likeness(rows: list[dict[str, Any]], name: str) -> Array:
 
 
 def _read_declared(rows: list[dict[str, Any]]) -> dict[str, npt.NDArray[Any]]:
-    """By face: whether its expression is `given`, which and how strongly; whether its pose is `drawn` or that asked `of_photo`, and which."""
+    """By face: whether its expression is `given`, which and how strongly, and whether that is `known`, as it was drawn so: of an edited photo it is what was
+    asked, and only what is read says how far the editor went; whether its pose is `drawn` or that asked `of_photo`, and which."""
     known = [json.loads(row["declared"]) if row["declared"] else None for row in rows]
     given = [entry if entry and entry["expression"] else None for entry in known]
     of_photo = np.array([bool(entry and entry.get("of_photo")) for entry in known])
     return {
         "given": np.array([entry is not None for entry in given]),
+        "known": np.array([entry is not None for entry in given]) & ~of_photo,
         "expression": np.array([EXPRESSIONS.index(entry["expression"]) if entry else -1 for entry in given]),
         "intensity": np.array([INTENSITIES.index(entry["intensity"]) if entry else 1 for entry in given]),
         "pose": np.array([[entry[axis] for axis in AXES] if entry else [0.0] * 3 for entry in known]),
@@ -267,8 +277,8 @@ def _declared_miss(declared: dict[str, npt.NDArray[Any]], pose: Array, i: npt.ND
 
 
 def _intensity_gap(read: Array, declared: dict[str, npt.NDArray[Any]], i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> Array:
-    """How far two intensities are apart; of two that are declared 0 where they are the same one, else 1."""
-    both = declared["given"][i] & declared["given"][j]
+    """How far two intensities are apart; of two that are known 0 where they are the same one, else 1."""
+    both = declared["known"][i] & declared["known"][j]
     return np.where(both, (declared["intensity"][i] != declared["intensity"][j]).astype(np.float64), np.abs(read[i] - read[j]))
 
 
@@ -277,7 +287,7 @@ def _intensities(
 ) -> npt.NDArray[np.int64]:
     read = np.array([row["expression_intensity"] for row in rows])
     grade = np.where(read < _MILD, 0, np.where(read < _STRONG, 1, 2))
-    return np.where(expression == 0, 1, np.where(declared["given"], declared["intensity"], grade))
+    return np.where(expression == 0, 1, np.where(declared["known"], declared["intensity"], grade))
 
 
 def crops_of(row: dict[str, Any]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

@@ -20,6 +20,7 @@ from data_pipeline.render import render_crops
 from data_pipeline.rewrite import Rewriter
 from data_pipeline.rules import CODE, SETTINGS
 from data_pipeline.samples import crops_to_render, plan_samples
+from data_pipeline.tracks import NOT_SHARPEST
 from data_pipeline.versions import keep_empty
 from infra.addresses import join
 from infra.console import heading, say, table
@@ -140,8 +141,10 @@ def _funnel(plan: Plan, found: Found, samples: Counter[str]) -> list[dict[str, A
     steps: list[tuple[str, str, int]] = [("sources", "in", len(ledger.rows))]
     steps += [("sources", name, count) for name, count in ledger.counts(found.copies).items()]
     steps += [("frames", "looked at", ledger.total("frames")), ("faces", "found", ledger.total("faces"))]
-    steps += [("faces", "representatives", ledger.total("representatives"))]
-    steps += [("faces", reason, count) for reason, count in ledger.not_chosen().items()]
+    # the ledger counts piece by piece: of a track that goes on over pieces, some are no longer chosen
+    not_chosen = Counter(ledger.not_chosen()) + Counter({NOT_SHARPEST: found.left_out})
+    steps += [("faces", "representatives", ledger.total("representatives") - found.left_out)]
+    steps += [("faces", reason, count) for reason, count in sorted(not_chosen.items())]
     steps += [("candidate pairs", "in", sum(verdicts.values()))]
     steps += [("candidate pairs", f"rejected: {name}", count) for name, count in verdicts.items() if name != "accepted"]
     steps += [("candidate pairs", "accepted", verdicts.get("accepted", 0))]

@@ -32,8 +32,6 @@ OBSERVED = (
     "yaw",
     "pitch",
     "roll",
-    "expression",
-    "expression_intensity",
 )
 """What is read of a pair's two ends."""
 
@@ -111,8 +109,8 @@ def _plan(
         template_seed=row["key"],
         rewriting=instruction.rewriting,
         edit=edit,
-        source=_state(ends[0]),
-        target=_state(ends[1]),
+        source=_state(ends[0], row, "from"),
+        target=_state(ends[1], row, "to"),
         identity_similarity=round(row["similarity"], 6),
         quality={name: round(float(row[name]), 4) for name in SCORES if row[name] is not None},
         crop=crops[0],
@@ -160,13 +158,14 @@ def _plan(
     return Planned(row["key"], split, columns, load)
 
 
-def _state(row: dict[str, Any]) -> FaceState:
+def _state(end: dict[str, Any], row: dict[str, Any], side: str) -> FaceState:
+    """Of one end of a scored pair, whose expression is as it was paired: that of its part may be read against less (`joins`)."""
     return FaceState(
-        yaw=round(row["yaw"], 3),
-        pitch=round(row["pitch"], 3),
-        roll=round(row["roll"], 3),
-        expression=Expression(row["expression"]),
-        expression_intensity=round(row["expression_intensity"], 3),
-        frame=row["frame"],
-        pts=row["pts"],
+        yaw=round(end["yaw"], 3),
+        pitch=round(end["pitch"], 3),
+        roll=round(end["roll"], 3),
+        expression=Expression(row[f"{side}_expression"]),
+        expression_intensity=round(row[f"{side}_expression_intensity"], 3),
+        frame=end["frame"],
+        pts=end["pts"],
     )

@@ -10,30 +10,30 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.groups import read_columns
 from data_pipeline.holdout import Holdout
 from data_pipeline.identities import AskedGroup, same_person_threshold
+from data_pipeline.joins import join_tracks, meetings_at_borders, read_joined, read_photos, track_of_source
 from data_pipeline.observations import read_representatives
 from data_pipeline.pairing import OBSERVED, OF_GROUPS, SCORE_SCHEMA, Person, group_people, score_person
 from data_pipeline.places import scores
 from infra.addresses import join
 from infra.console import Progress
 from infra.pool import run_all
+from infra.state import read_schema
 from infra.storage import commit, exists, sha256_json
 
-VERSION = 6
+VERSION = 7
 """Raise it when equal observations would give other scores."""
 _BUNDLE = 50
 """Sources a table, more where a declared person has more."""
 _FEW = 2
+_LEFT_OUT = b"left_out"
 _ROW_GROUP = 50_000
 """Pairs a row group, more where a person has more."""
-_SAME_FACE_IOU = 0.3
-_TRACKS_A_SEGMENT = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ def score_pairs(ledger: list[dict[str, Any]], given: ScoreInput, identities: dic
 
 
 def read_faces(row: dict[str, Any], columns: dict[str, str], identities: AskedGroup, work: str) -> list[dict[str, Any]]:
-    """A source's representatives with what is read of the groups' columns; tracks that meet at a segment's border are joined."""
+    """A source's representatives with what is read of the groups' columns; tracks that meet at a segment's border are one, and their expressions
+    are read against the rest of all its pieces."""
     pieces = []
     for number, part in enumerate(row["parts"]):
         faces = [face | {"part": part} for face in read_representatives(work, part, OBSERVED)]
@@ -82,28 +83,16 @@ def read_faces(row: dict[str, Any], columns: dict[str, str], identities: AskedGr
             if name in columns:
                 extra = read_columns(work, name, part, columns[name], names)
                 faces = [face | extra[face["row"]] for face in faces]
-        if len(row["parts"]) > 1:
-            vectors = identities.read(part)
-            faces = [face | {"embedding": vectors.get(face["row"])} for face in faces]
-        pieces.append([face | {"track": face["track"] + number * _TRACKS_A_SEGMENT} for face in faces])
+        pieces.append([face | {"track": track_of_source(number, face["track"])} for face in faces])
+    found = [face for faces in pieces for face in faces]
     if len(pieces) > 1:
-        own = same_person_threshold(identities.models, identities.config)
-        for before, after in itertools.pairwise(pieces):
-            _join_tracks(before, after, own)
-    return [face for faces in pieces for face in faces]
-
-
-def _join_tracks(before: list[dict[str, Any]], after: list[dict[str, Any]], alike: float) -> None:
-    """Gives tracks of the second piece the number of the track of the first that they go on with: nearest in time, same place, same face (cosine `alike`)."""
-    last, first = _ends(before, latest=True), _ends(after, latest=False)
-    renamed = {}
-    for track, face in first.items():
-        met = [(overlap, other) for other in last.values() if (overlap := _iou(face["box"], other["box"])) >= _SAME_FACE_IOU]
-        scored = [(overlap, other["track"]) for overlap, other in met if np.dot(face["embedding"], other["embedding"]) >= alike]
-        if scored:
-            renamed[track] = max(scored)[1]
-    for face in after:
-        face["track"] = renamed.get(face["track"], face["track"])
+        alike = same_person_threshold(identities.models, identities.config)
+        vectors = [identities.read(part) for part in row["parts"]]
+        joined = join_tracks(meetings_at_borders(row["parts"], work), vectors, alike)
+        for face in found:
+            face["track"] = joined.get(face["track"], face["track"])
+        read_joined(found, row["parts"], joined, work)
+    return found
 
 
 def find_borders(ledger: list[dict[str, Any]], work: str, workers: int) -> dict[str, set[int]]:
@@ -121,29 +110,13 @@ class _Borders:
 
     def run(self, row: dict[str, Any]) -> list[tuple[str, int]]:
         """Part and row of the faces of a source that meet another over a border."""
-        pieces = [[face | {"part": part} for face in read_representatives(self._work, part, OBSERVED)] for part in row["parts"]]
-        met = []
-        for before, after in itertools.pairwise(pieces):
-            for face, other in itertools.product(_ends(before, latest=True).values(), _ends(after, latest=False).values()):
-                if _iou(face["box"], other["box"]) >= _SAME_FACE_IOU:
-                    met += [(face["part"], face["row"]), (other["part"], other["row"])]
-        return met
+        borders = zip(itertools.pairwise(row["parts"]), meetings_at_borders(row["parts"], self._work), strict=True)
+        return [met for parts, meetings in borders for one in meetings for met in zip(parts, one.faces, strict=True)]
 
 
-def _ends(faces: list[dict[str, Any]], latest: bool) -> dict[int, dict[str, Any]]:
-    ordered = sorted(faces, key=lambda face: face["pts"], reverse=not latest)
-    return {face["track"]: face | {"box": _box(face)} for face in ordered}
-
-
-def _box(face: dict[str, Any]) -> tuple[float, float, float, float]:
-    points = np.asarray(face["landmarks"]).reshape(68, 2)
-    return (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
-
-
-def _iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared + 1e-9)
+def count_left_out(tables: list[str]) -> int:
+    """How many representatives no pair was made of, as their track, joined over pieces, has sharper ones of their pose and expression."""
+    return sum(int(read_schema(uri).metadata[_LEFT_OUT]) for uri in tables)
 
 
 def _bundle(ledger: list[dict[str, Any]], identities: dict[str, str | None]) -> list[list[dict[str, Any]]]:
@@ -171,15 +144,18 @@ class _Worker:
             for row in bundle
             for face in self._given.holdout.mark(read_faces(row, self._given.columns, self._given.identities, self._work))
         ]
+        if self._given.same_person:
+            read_photos(faces, self._work)
         buffer = io.BytesIO()
-        write_scores(group_people(faces, self._given.same_person), self._given.margin, buffer)
+        people = list(group_people(faces, self._given.same_person))
+        write_scores(people, self._given.margin, buffer, sum(person.left_out for person in people))
         commit(table, buffer.getvalue(), exclusive=True)
 
 
-def write_scores(people: Iterable[Person], margin: float, out: Any) -> Counter[str]:
-    """Writes a score table whose row groups end between two people; returns pairs by scope."""
+def write_scores(people: Iterable[Person], margin: float, out: Any, left_out: int = 0) -> Counter[str]:
+    """Writes a score table whose row groups end between two people, and how many of their representatives were left out; returns pairs by scope."""
     counts: Counter[str] = Counter()
-    with pq.ParquetWriter(out, SCORE_SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(out, SCORE_SCHEMA.with_metadata({_LEFT_OUT: str(left_out)}), compression="zstd") as writer:
         for piece in _pieces(people, margin):
             writer.write_table(piece, row_group_size=len(piece))
             counts.update(piece["scope"].to_pylist())

@@ -117,12 +117,7 @@ class Track:
         """The track's rows, expressions read against its own rest, representatives with chip and quality."""
         rest = _neutral_of(self.rows)
         for row in self.rows:
-            reading = classify(np.asarray(row["blendshapes"]), rest)
-            row |= {
-                "expression": reading.label.value,
-                "expression_intensity": reading.intensity,
-                "expression_scores": reading.scores.tolist(),
-            }
+            row |= read_expression(row["blendshapes"], rest)
         bins: dict[tuple[Any, ...], list[_Kept]] = {}
         for kept in sorted((k for group in self.kept.values() for k in group), key=lambda k: (-k.sharpness, k.row["pts"])):
             bins.setdefault(bin_of(kept.row), []).append(kept)
@@ -131,6 +126,16 @@ class Track:
             kept.row |= {"representative": True, "chip": chip.jpg, "chip_transform": chip.transform.reshape(-1).tolist()}
             kept.row |= quality.__dict__
         return self.rows
+
+
+def read_expression(blendshapes: npt.ArrayLike, rest: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """The columns of a face's expression, (52,) against the same person's rest."""
+    reading = classify(np.asarray(blendshapes), rest)
+    return {
+        "expression": reading.label.value,
+        "expression_intensity": reading.intensity,
+        "expression_scores": reading.scores.tolist(),
+    }
 
 
 def bin_of(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from data_pipeline.pairing import AXES, EXPRESSIONS
 from data_pipeline.rules import LIMITS, VERIFIERS, PairingConfig
-from lato.edits import Edit, instruction_for
+from lato.edits import MAX_TURN, Edit, instruction_for
 
 SCORES_SAID = {
     "similarity": "likeness of the two faces (cosine)",
@@ -80,7 +80,7 @@ def missed_by(row: dict[str, Any], verdict: str, config: PairingConfig) -> str:
 def instruction_of(row: dict[str, Any]) -> str | None:
     """A candidate's edit as a sentence, as its sample would have it; None where no edit of ours leads from source to target."""
     steps = {axis: int(row[f"step_{axis}"]) for axis in AXES}
-    if not row["edit"] or max(abs(step) for step in steps.values()) > 90:
+    if not row["edit"] or max(abs(step) for step in steps.values()) > MAX_TURN:
         return None
     word, _, intensity = row["edit"].split(", ")[0].partition(" ")
     face = {"expression": word, "intensity": intensity or "plain"} if word in EXPRESSIONS else {}

@@ -125,8 +125,10 @@ class Worker:
                 if segment.start or segment.end is not None:
                     self._hashes[before] = content
                 frames = sample_frames(str(path), self._config.fps, segment.start, segment.end, self._decoder)
-                seen = watch_video(limited(until_torn(frames, torn, counts), limit), self._reader, item.box)
-                return *seen, content if _state(path, is_local(item.uri)) == before else sha256_file(str(path))
+                passed: list[tuple[int, int]] = []
+                rows, count = watch_video(limited(_noted(until_torn(frames, torn, counts), passed), limit), self._reader, item.box)
+                mark_borders(rows, passed, counts[0].next_shot if counts else None)
+                return rows, count, content if _state(path, is_local(item.uri)) == before else sha256_file(str(path))
         return *watch_images(limited(_read_images(item.uri, limit), limit), self._reader, item.box), content_sha256(item.uri)
 
 
@@ -165,6 +167,25 @@ def limited(given: Iterable[T], seconds: float | None) -> Iterator[T]:
     for one in given:
         with at_most(seconds):
             yield one
+
+
+def _noted(frames: Iterable[Frame], passed: list[tuple[int, int]]) -> Iterator[Frame]:
+    """The same; number and shot of each go to `passed`."""
+    for frame in frames:
+        passed.append((frame.number, frame.shot))
+        yield frame
+
+
+def mark_borders(rows: list[dict[str, Any]], passed: list[tuple[int, int]], next_shot: int | None) -> None:
+    """Says of each face whether its track may go on over a border of its piece (`at_start`, `goes_on`).
+
+    Args:
+        rows: What was seen.
+        passed: Number and shot of every frame that was looked at, in order.
+        next_shot: That of the next piece's first frame; None where there is none, or it is not known.
+    """
+    for row in rows:
+        row |= {"at_start": row["frame"] == passed[0][0], "goes_on": (row["frame"], next_shot) == passed[-1]}
 
 
 def until_torn(

@@ -19,6 +19,8 @@ from lato.instruction_words import read_clause
 
 POSE_STEP = 30
 """Pose changes come in multiples of this many degrees."""
+MAX_TURN = 90
+"""Degrees: the largest pose change, on each axis."""
 
 
 class Expression(StrEnum):
@@ -60,8 +62,8 @@ class Edit(BaseModel):
     def _check(self) -> Edit:
         for axis in ("yaw", "pitch", "roll"):
             value = getattr(self, axis)
-            if value % POSE_STEP or abs(value) > 90:
-                raise ValueError(f"{axis}: expected a multiple of {POSE_STEP} within +-90 degrees, given {value}")
+            if value % POSE_STEP or abs(value) > MAX_TURN:
+                raise ValueError(f"{axis}: expected a multiple of {POSE_STEP} within +-{MAX_TURN} degrees, given {value}")
         if self.expression is None and not (self.yaw or self.pitch or self.roll):
             raise ValueError("an edit changes the expression, the pose or both; this one changes nothing")
         if self.intensity is not Intensity.PLAIN and self.expression in (None, Expression.NEUTRAL):

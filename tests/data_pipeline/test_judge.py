@@ -188,7 +188,7 @@ def left_of(rows, tmp_path, config, base=None, **given):
     judged = judge([uri], Rules(config, **given), Alike())
     accepted = [(0, row) for row in accepted_rows(uri, judged[0])]
     components = Components({name: name[0] for name in names}, [], frozenset(), {f"{name}/0": f"{name[0]}0/0" for name in names})
-    left = refuse(plan, Found([uri], judged, accepted, accepted, {}, Tied(components, Conflicts({}, {}), []), {}))
+    left = refuse(plan, Found([uri], judged, accepted, accepted, {}, Tied(components, Conflicts({}, {}), []), {}, 0))
     told = {row["key"]: VERDICTS[code] for row, code in zip(rows, judged[0].codes, strict=True)}
     assert {key for key, verdict in told.items() if verdict == "accepted"} == {row["key"] for _, row in left}
     return told
