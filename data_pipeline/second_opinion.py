@@ -1,4 +1,6 @@
-"""How far another expression network agrees with the verifier, face by face as each part read it, for the report. What it refuses is the verdict "expression not confirmed"."""
+"""How far another expression network agrees with the verifier, face by face as parts read them, for the report. What it refuses is the verdict
+"expression not confirmed".
+"""
 
 from __future__ import annotations
 
