@@ -23,7 +23,6 @@ from lato.faces.expression import EXPRESSIONS, estimate_neutral
 OBSERVED = ("track", "box", "representative", "at_start", "goes_on")
 """What is read of a piece's faces to join tracks."""
 _SAME_FACE_IOU = 0.3
-_REST = EXPRESSIONS.index(Expression.NEUTRAL)
 _TRACKS_A_PIECE = 1_000_000
 
 
@@ -123,8 +122,9 @@ def read_joined(faces: Sequence[dict[str, Any]], parts: Sequence[str], joined: M
 def read_photos(faces: Sequence[dict[str, Any]], work: str) -> None:
     """Reads the expressions of each declared person's photos against the rest over all of them.
 
-    With few photos the calmest may be a smile: only those count as rest in which the second network (fer) sees it too. Where it sees it in none, or was not
-    asked, each source keeps the rest of its own. So do sets in which something is declared of a picture.
+    With few photos the calmest may be a smile: only those count as rest in which the second network (fer) sees it before all else. And their rest is of few
+    poses, against which a face at rest that is turned otherwise reads as sad: only an expression that fer sees too is taken over. All else keeps the reading
+    against its source's own rest, and so do sets in which something is declared of a picture.
     """
     made = {face["source_id"] for face in faces if face["declared"]}
     people: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -132,7 +132,7 @@ def read_photos(faces: Sequence[dict[str, Any]], work: str) -> None:
         if face["kind"] == "image" and face["identity"] and face["source_id"] not in made:
             people[face["identity"]].append(face)
     for photos in people.values():
-        resting = [face for face in photos if face.get("fer_scores") and int(np.argmax(face["fer_scores"])) == _REST]
+        resting = [face for face in photos if _seen_by_fer(face) == Expression.NEUTRAL]
         if not resting or len({face["source_id"] for face in photos}) < 2:
             continue
         blendshapes = {
@@ -140,7 +140,14 @@ def read_photos(faces: Sequence[dict[str, Any]], work: str) -> None:
         }
         rest = estimate_neutral(np.stack([blendshapes[face["part"]][face["row"]] for face in resting]))
         for face in photos:
-            face |= read_expression(blendshapes[face["part"]][face["row"]], rest)
+            read = read_expression(blendshapes[face["part"]][face["row"]], rest)
+            if read["expression"] == _seen_by_fer(face) != Expression.NEUTRAL:
+                face |= read
+
+
+def _seen_by_fer(face: dict[str, Any]) -> Expression | None:
+    """What the second network sees before all else; None where it was not asked."""
+    return EXPRESSIONS[int(np.argmax(face["fer_scores"]))] if face.get("fer_scores") else None
 
 
 def _matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:

@@ -70,8 +70,8 @@ class PairingConfig(Config):
     """Pairs of the whole dataset kept of one cell: one change of expression (from which to which) with one pose step; both directions are one cell and
     count once. The best of what all other quotas and near-duplicates leave. None: no limit, as no number suits datasets of every size."""
     same_person: bool = False
-    """Also pair pictures of one declared person that are not of one track (photo sets); stored as scope same_person. Their expressions are read against
-    the rest over all their photos, as far as the second network (fer) sees one of them at rest; else each photo is its own rest, and only poses change."""
+    """Also pair pictures of one declared person that are not of one track (photo sets); stored as scope same_person. An expression is read on a photo
+    where the second network (fer) sees it too, and sees others of the person at rest; else a photo is its own rest, and only poses change."""
 
 
 SETTINGS = "settings.json"
