@@ -22,7 +22,7 @@ from data_pipeline.worker import Worker
 from data_pipeline.worklist import WorkItem, item_for
 from infra import storage
 from infra.errors import UserError
-from tests.data_pipeline.videos import write, write_with_sound
+from tests.data_pipeline.videos import packed_anew, write, write_with_sound
 
 LONE = AnalyzeConfig(workers=0)
 ALWAYS = 10**9
@@ -59,22 +59,11 @@ def test_a_long_video_is_cut_wherever_its_clock_begins(tmp_path, monkeypatch, su
     assert [piece[:2] for piece in plan_segments(item_for(str(path)))] == [pytest.approx(cut, abs=0.01) if cut[1] else cut for cut in cuts]
 
 
-def write_live(given, path):
-    """The same pictures as they are written live: the header says no length."""
-    with av.open(given) as container, av.open(str(path), "w", options={"live": "1"}) as made:
-        stream = made.add_stream_from_template(container.streams.video[0])
-        for packet in container.demux(container.streams.video[0]):
-            if packet.dts is not None:
-                packet.stream = stream
-                made.mux(packet)
-    return str(path)
-
-
 def test_a_recording_without_a_length_is_cut_as_any_other(tmp_path, monkeypatch, models):
     """Written live, its header says nothing; as one piece, an hour of it would be held at once."""
     monkeypatch.setattr(sources_module, "SEGMENT_SECONDS", 2.0)
     given = write(tmp_path / "a.mkv", count=120, options={"g": "20", "bf": "0", "sc_threshold": "0"})
-    live = write_live(given, tmp_path / "live.mkv")
+    live = packed_anew(given, tmp_path / "live.mkv", {"live": "1"})
     with av.open(live) as container:
         assert container.duration is None and not container.streams.video[0].duration
     pieces = plan_segments(item_for(live))
@@ -91,7 +80,7 @@ def test_a_recording_without_a_length_is_read_to_its_end_once(tmp_path, monkeypa
     """A start of a build that stands would else fetch all such films again, one after another."""
     monkeypatch.setattr(sources_module, "SEGMENT_SECONDS", 2.0)
     given = write(tmp_path / "a.mkv", count=120, options={"g": "20", "bf": "0", "sc_threshold": "0"})
-    item, work = item_for(write_live(given, tmp_path / "live.mkv")), tmp_path / "w"
+    item, work = item_for(packed_anew(given, tmp_path / "live.mkv", {"live": "1"})), tmp_path / "w"
     read, real = [], sources_module.open_read
     monkeypatch.setattr(sources_module, "open_read", lambda uri: read.append(uri) or real(uri))
     first = analyze([item], LONE, models, str(work)).rows

@@ -111,9 +111,9 @@ def with_keyframes(path, target, every):
     return _compress(path, target, {"g": str(every), "sc_threshold": "0"}, rate=30)
 
 
-def packed_anew(path, target):
-    """The video with the same pictures in another file, of other bytes."""
-    with av.open(path) as given, av.open(str(target), "w") as made:
+def packed_anew(path, target, options=None):
+    """The video with the same pictures in another file, of other bytes. Options are the container's: with `live` its header says no length."""
+    with av.open(path) as given, av.open(str(target), "w", options=options or {}) as made:
         made.metadata["title"] = "uploaded again"
         stream = made.add_stream_from_template(given.streams.video[0])
         for packet in given.demux(given.streams.video[0]):
