@@ -61,7 +61,9 @@ NOTES = {
         "default of 1.5 no face of franck and carphone is large enough, and the builder would ask for no identity at all. A pair needs the identity of\n"
         "two faces, and a look of the text detector at each: where that is more than what 85 % allows above the ceiling, a clip misses the aim with its first\n"
         "pair. Cells are (track, source bin, target bin); `all filters` judges both ways' faces by the same pairing rule without quotas, and computes for that,\n"
-        "outside the times, the identity that quotas spared."
+        "outside the times, the identity that quotas spared. `identity and sharpness alone` compares the recognizer's two ways to a face: the plain loop\n"
+        "aligns by the detector's points in the whole picture, the builder by those on the level chip. On carphone's three faces that lean by 30 degrees the\n"
+        "detector places them so badly that the plain loop does not know the man again."
     ),
     "Recognizer": "SFace's file as onnxruntime opens it, and with its graph put into the form that runs fast (`lato/faces/onnx_session.py`).",
     "Decoders": (
