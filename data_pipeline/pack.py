@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import tarfile
@@ -19,6 +20,7 @@ from data_pipeline.published import (
     CANDIDATES,
     INDEX,
     MANIFEST,
+    check_shard,
     digest_of,
     encode_table,
     read_index,
@@ -31,6 +33,7 @@ from data_pipeline.taken_out import TAKEN_OUT
 from infra.addresses import join
 from infra.config import Config
 from infra.console import Progress
+from infra.state import PUBLISHED, there
 from infra.storage import commit, commit_changed, copy_file, delete, exists, list_files, read_bytes, sha256_bytes, sha256_file
 from lato.pairs import MEMBERS, FacePair, Split, encode_pair
 
@@ -169,7 +172,7 @@ def _take_over(base: Base, folder: str) -> tuple[list[dict[str, Any]], list[dict
         if exists(mine) and sha256_file(mine) != shard["sha256"]:  # of an earlier version of this name, or damaged
             delete(mine)
         if not exists(mine):
-            copy_file(theirs, mine)
+            there(theirs, PUBLISHED, functools.partial(copy_file, theirs, mine))
     return shards, sorted(rows, key=lambda row: (row["shard"], row["key"]))
 
 
@@ -187,6 +190,9 @@ def rewrite_shards(
 
     Returns:
         Index entries of all shards that have samples, and manifest rows.
+
+    Raises:
+        UserError: A touched shard is missing or damaged.
     """
     shards, rows = [], [row for row in keep if row["shard"] not in touched]
     for shard in read_index(home)["shards"]:
@@ -196,6 +202,7 @@ def rewrite_shards(
         mine = [row for row in keep if row["shard"] == shard["name"]]
         if not mine:
             continue
+        check_shard(home, shard)
         name = f"{shard['name'].split('.')[0]}.{suffix}.tar"
         data, new = write_shard([(row, read_members(home, row)) for row in mine], name)
         commit(join(folder, "shards", name), data)

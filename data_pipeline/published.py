@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from infra.addresses import join
 from infra.errors import UserError
-from infra.state import PUBLISHED, read_json, read_table, reading
-from infra.storage import commit, exists, open_read, sha256_json
+from infra.state import PUBLISHED, read_json, read_table, reading, there
+from infra.storage import commit, exists, open_read, sha256_file, sha256_json
 from lato.pairs import MEMBERS, FacePair, decode_pair
 
 INDEX = "index.json"
@@ -52,13 +52,22 @@ def encode_table(rows: list[dict[str, Any]], schema: pa.Schema = MANIFEST_SCHEMA
 
 
 def read_members(folder: str, row: dict[str, Any]) -> dict[str, bytes]:
-    """A sample's members as they lie in their shard, by its manifest row."""
-    members = {}
-    with open_read(join(folder, "shards", row["shard"])) as file:
-        for member in MEMBERS:
-            file.seek(row[f"{member}_offset"])
-            members[member] = file.read(row[f"{member}_length"])
-    return members
+    """A sample's members as they lie in their shard, by its manifest row.
+
+    Raises:
+        UserError: Its shard is missing.
+    """
+    shard = join(folder, "shards", row["shard"])
+
+    def read() -> dict[str, bytes]:
+        members = {}
+        with open_read(shard) as file:
+            for member in MEMBERS:
+                file.seek(row[f"{member}_offset"])
+                members[member] = file.read(row[f"{member}_length"])
+        return members
+
+    return there(shard, PUBLISHED, read)
 
 
 def read_pair(folder: str, row: dict[str, Any]) -> FacePair:
@@ -67,14 +76,25 @@ def read_pair(folder: str, row: dict[str, Any]) -> FacePair:
     Raises:
         UserError: Its shard is missing or damaged there.
     """
-    shard = join(folder, "shards", row["shard"])
-    try:
-        with reading(shard, PUBLISHED):
-            pair = decode_pair(str(row["key"]), read_members(folder, row))
-            pair.source_image(), pair.target_image()
-    except FileNotFoundError as error:
-        raise UserError(f"{shard} is missing or damaged: there is no such file. Copy the version again, or build it again.") from error
+    with reading(join(folder, "shards", row["shard"]), PUBLISHED):
+        pair = decode_pair(str(row["key"]), read_members(folder, row))
+        pair.source_image(), pair.target_image()
     return pair
+
+
+def check_shard(folder: str, shard: dict[str, Any]) -> None:
+    """For whoever copies samples out of a shard: the copy of a damaged one would have a hash of its own, and look well.
+
+    Args:
+        folder: Of the version.
+        shard: The shard's entry in its index.
+
+    Raises:
+        UserError: It is missing, or is not what the index names.
+    """
+    uri = join(folder, "shards", shard["name"])
+    if there(uri, PUBLISHED, lambda: sha256_file(uri)) != shard["sha256"]:
+        raise UserError(f"{uri} is damaged (it is not what {INDEX} names). {PUBLISHED}")
 
 
 def is_published(folder: str) -> bool:

@@ -178,7 +178,7 @@ def _meanwhile(folder: str, index: dict[str, Any]) -> Iterator[None]:
     """A shard that is gone is told as what took it away: the version is read without holding its build, which may be read-only here."""
     try:
         yield
-    except FileNotFoundError:
+    except UserError:
         check_unchanged(folder, index)
         raise
 

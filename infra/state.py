@@ -44,10 +44,16 @@ def reading(what: str, mend: str) -> Iterator[None]:
 
 
 def _read(uri: str, mend: str) -> bytes:
-    return _there(uri, mend, lambda: read_bytes(uri))
+    return there(uri, mend, lambda: read_bytes(uri))
 
 
-def _there(uri: str, mend: str, read: Callable[[], T]) -> T:
+def there(uri: str, mend: str, read: Callable[[], T]) -> T:
+    """What `read` gives of a file; of a published version it must be there.
+
+    Raises:
+        FileNotFoundError: There is none, and it is no file of a published version.
+        UserError: A published version lacks it.
+    """
     try:
         return read()
     except FileNotFoundError as error:
@@ -63,7 +69,7 @@ def _read_some(uri: str, mend: str, take: Callable[[IO[bytes]], T]) -> T:
         with open_read(uri, ahead=False) as file, reading(uri, mend):
             return take(file)
 
-    return _there(uri, mend, lambda: retried(read))
+    return there(uri, mend, lambda: retried(read))
 
 
 def read_json(uri: str, needed: Collection[str] = (), mend: str = DERIVED) -> Any:

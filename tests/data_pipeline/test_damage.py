@@ -47,6 +47,7 @@ DAMAGED = [
     ("versions/v1/funnel.json", ("report",), "is damaged", PUBLISHED),
     ("versions/v1/settings.json", ("report",), "is damaged", PUBLISHED),
     ("versions/v1/index.json", ("report",), "is damaged", PUBLISHED),
+    ("versions/v1/shards/*.tar", ("forget", "--identity", "anny_0_00001"), "it is not what index.json names", PUBLISHED),
     ("synthetic/*.json", ("forget", "--identity", "anny_0_00001"), "is damaged", "the list beside it that names it"),
     ("forgetting.json", ("forget", "--identity", "anny_0_00001"), "is damaged", "forget each of those sources again"),
     ("versions/v9/index.withdrawn.json", ("forget", "--identity", "anny_0_00001"), "is damaged", "can no longer be named"),
@@ -84,6 +85,23 @@ def test_a_shard_that_is_damaged_or_away_is_told_to_who_asks_for_a_sample(tmp_pa
     assert said in message and "Copy the version again" in message
     with pytest.raises(UserError, match=said):
         read_samples(str(folder), [row])
+
+
+@pytest.mark.parametrize(
+    ("command", "mend"),
+    [
+        (("forget", "--identity", "anny_0_00001", "--work-dir", "."), "Copy the version again"),
+        (("export", "versions/v1", "out"), "Build it again"),
+    ],
+)
+def test_samples_are_not_copied_out_of_shards_when_one_is_away(work, monkeypatch, command, mend):
+    monkeypatch.chdir(work)
+    shards = sorted(work.glob("versions/v1/shards/*.tar"))
+    for shard in shards:
+        shard.unlink()
+    message = told(*command)
+    assert "missing" in message and mend in message and any(shard.name in message for shard in shards)
+    assert not (work / "out").exists()
 
 
 @pytest.mark.parametrize(
