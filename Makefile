@@ -16,7 +16,7 @@ demo: $(STAMP)
 
 test: lint
 	@$(BIN)/lato assets fetch
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10  # two processes: much of a test is waiting
+	@$(BIN)/python -m pytest -q -n 3 --dist worksteal --durations=10  # one more than cores: much of a test is waiting
 
 lint: $(STAMP)
 	@$(BIN)/ruff format --check .

@@ -32,7 +32,7 @@ def _take_away(cluster, job, told):
     cluster.remove_node(node, allow_graceful=False)
 
 
-def _wait_until(is_so, seconds=120):
+def _wait_until(is_so, seconds=300):
     deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline

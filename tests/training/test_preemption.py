@@ -18,7 +18,7 @@ def test_ranks_save_when_their_machine_will_be_taken_away_and_go_on_from_there_o
         [sys.executable, "-m", "tests.training.preemption", str(tmp_path / "job.json"), str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=800,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     told = json.loads((tmp_path / "told.json").read_text())
