@@ -14,7 +14,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipeline.decoder import Alive, DecodeError, Decoder, Frame, run_decoder
+from data_pipeline.decoder import DecodeError, Decoder, Frame, run_decoder
+from data_pipeline.patience import Alive
 from data_pipeline.upright import Upright
 
 _CUT = 27.0
