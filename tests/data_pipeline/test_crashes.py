@@ -140,10 +140,10 @@ def test_a_source_whose_decoder_hangs_twice_is_failed_and_the_others_go_on(model
 
     real, tries = worker.sample_frames, []
 
-    def watch(path, fps, start, end, decoder):
+    def watch(path, fps, start, end, decoder, *rest):
         tries.append(Path(path).stem)
         if "single_face" not in path:
-            return (yield from real(path, fps, start, end, decoder))
+            return (yield from real(path, fps, start, end, decoder, *rest))
         with pytest.MonkeyPatch.context() as soon:
             soon.setattr(patience_module, "IDLE_SECONDS", 0.5)
             return (yield from decoder_module.run_decoder(decoder, _hangs, path, None))

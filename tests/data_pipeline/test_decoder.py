@@ -161,7 +161,7 @@ class _Pipe(list):
 def test_frames_that_are_passed_over_are_signs_of_life(tmp_path, monkeypatch, look):
     monkeypatch.setattr(patience_module, "_ALIVE_SECONDS", -1.0)
     pipe = _Pipe()
-    look(pipe, write(tmp_path / "x.mp4"), (20.0, 1.5, None) if look is _send_sampled else [0.9])
+    look(pipe, write(tmp_path / "x.mp4"), (20.0, 1.5, None, False) if look is _send_sampled else [0.9])
     kinds = [kind for kind, _ in pipe]
     assert kinds[: kinds.index("frame")].count("alive") >= 10  # one a frame, before the first that is asked for
 
