@@ -14,7 +14,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipeline.decoder import Alive, DecodeError, Decoder, Frame, run_decoder
+from data_pipeline.decoder import DecodeError, Decoder, Frame, run_decoder
+from data_pipeline.patience import Alive
 from data_pipeline.upright import Upright
 
 _CUT = 27.0
@@ -33,8 +34,6 @@ _MAY_BE_JOINED = ("mpegts", "mpeg", _MATROSKA)
 """Containers that are read on where another one follows in the same file: recordings that somebody wrote one behind the other, each with its own clock."""
 _CLOCK_FALLS = 1.0
 """Seconds by which a keyframe is before what came before it, where another clock begins."""
-_ONE_CLOCK: set[tuple[str, int, int]] = set()
-"""Files (path, bytes, time of change) that this process has read to their end for that: a long video is looked at in pieces, and each piece asks."""
 
 
 class FrameCount(NamedTuple):
@@ -49,7 +48,7 @@ class FrameCount(NamedTuple):
 
 
 def sample_frames(
-    path: str, fps: float, start: float = 0.0, end: float | None = None, decoder: Decoder | None = None
+    path: str, fps: float, start: float = 0.0, end: float | None = None, decoder: Decoder | None = None, one_clock: bool = False
 ) -> Generator[Frame, None, FrameCount]:
     """Frames of a video at no more than `fps` a second, in order.
 
@@ -59,6 +58,7 @@ def sample_frames(
         start: Seconds from which on frames are given.
         end: Seconds up to which; None for all.
         decoder: The child to decode in; None for one of its own.
+        one_clock: Whether the file is known to be no two recordings that were joined, as another piece of it was decoded. Else it may be read whole first.
 
     Returns:
         How many frames there are between start and end, when all were read.
@@ -66,7 +66,7 @@ def sample_frames(
     Raises:
         DecodeError: After the frames that could be read.
     """
-    return (yield from run_decoder(decoder, _send_sampled, path, (fps, start, end)))
+    return (yield from run_decoder(decoder, _send_sampled, path, (fps, start, end, one_clock)))
 
 
 class _Clock(NamedTuple):
@@ -101,18 +101,18 @@ class _Clock(NamedTuple):
         return float(frame.duration * self.tick) if frame.duration else 1 / self.rate
 
 
-def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, float | None]) -> FrameCount:
-    """Sends what `sample_frames` gives for (fps, start, end), and returns what it returns; in the decoder's child."""
+def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, float | None, bool]) -> FrameCount:
+    """Sends what `sample_frames` gives for (fps, start, end, one_clock), and returns what it returns; in the decoder's child."""
     import av
 
-    fps, begin, end = wanted
+    fps, begin, end, one_clock = wanted
     with av.open(path) as container:
         if not container.streams.video:
             raise DecodeError("decode", "no video stream in it")
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         clock, alive = _Clock.of(stream), Alive(sender)
-        if clock.timed and container.format.name in _MAY_BE_JOINED:
+        if clock.timed and not one_clock and container.format.name in _MAY_BE_JOINED:
             _check_clock(path, alive)
         if clock.timed and begin > 1.0:
             _go_before(path, int((begin + clock.start) / clock.tick), container, stream)
@@ -194,10 +194,6 @@ def _check_clock(path: str, alive: Alive) -> None:
     """
     import av
 
-    status = os.stat(path)
-    state = path, status.st_size, status.st_mtime_ns
-    if state in _ONE_CLOCK:
-        return
     with av.open(path) as probe, suppress(av.error.InvalidDataError):  # a tear is for who decodes it to tell
         stream = probe.streams.video[0]
         assert stream.time_base is not None and stream.start_time is not None, "a stream with times"
@@ -215,7 +211,6 @@ def _check_clock(path: str, alive: Alive) -> None:
                     "Give what was joined as files of their own, or write it anew with one clock",
                 )
             last = max(last, packet.pts)
-    _ONE_CLOCK.add(state)
 
 
 def stated_length(container: Any, stream: Any, start: float) -> float | None:

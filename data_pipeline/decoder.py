@@ -21,10 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-NO_PROGRESS_SECONDS = 60.0
-"""Without a decoded frame, asked for or not: then a child hangs."""
-_ALIVE_SECONDS = 5.0
-"""So often a child says that it goes on, while no frame that it decodes is asked for."""
+from data_pipeline.patience import LOOK_SECONDS, Patience, cpu_seconds
+
 MEMORY_BYTES = 2 * 1024**3
 """What a child may hold. An 8K frame in 10 bits is 100 MB, and no standard lets a decoder keep more than 16; more than this the kernel refuses."""
 PERHAPS_THE_MACHINE = ("crash", "hang", "memory")
@@ -123,8 +121,7 @@ class Decoder:
         """Kills the child; the next video starts a new one."""
         if self._child is not None:
             with suppress(psutil.NoSuchProcess):  # it died of itself
-                spent = psutil.Process(self._child.pid).cpu_times()
-                self.cpu_seconds += spent.user + spent.system
+                self.cpu_seconds += cpu_seconds(self._child.pid)
             self._child.kill()
             self._child.join()
             self._child = None
@@ -143,13 +140,7 @@ class Decoder:
         well = False
         try:
             while True:
-                if not pipe.poll(NO_PROGRESS_SECONDS):
-                    raise DecodeError("hang", f"no frame for {NO_PROGRESS_SECONDS:.0f} s")
-                try:
-                    kind, value = pipe.recv()
-                except (EOFError, OSError):  # OSError: it died in the middle of a message
-                    self._child.join()
-                    raise DecodeError("crash", f"the decoder died (exit code {self._child.exitcode})") from None
+                kind, value = self._hear(pipe)
                 if kind == "frame":
                     yield value
                 elif kind == "alive":
@@ -166,6 +157,18 @@ class Decoder:
                 self._busy = False
                 if not well:
                     self.close()
+
+    def _hear(self, pipe: Connection) -> tuple[str, Any]:
+        """What the child says next, or in its place that it died, hangs, or is kept from its work by the machine."""
+        patience = Patience(self._child.pid)
+        while not pipe.poll(LOOK_SECONDS):
+            if end := patience.look():
+                return end
+        try:
+            return pipe.recv()  # type: ignore[no-any-return]
+        except (EOFError, OSError):  # OSError: it died in the middle of a message
+            self._child.join()
+            return "crash", f"the decoder died (exit code {self._child.exitcode})"
 
     def _ask(self, request: tuple[object, str, object]) -> Connection:
         """Gives the request to the child: to a new one where there is none, it was killed while it had nothing to do, or is still at another video."""
@@ -286,16 +289,3 @@ def _cannot_be_read(path: str) -> bool:
     except OSError:
         return True
     return False
-
-
-class Alive:
-    """Tells the parent now and then that the child goes on: a far start may take a busy machine minutes, and is no hang."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe, self._told = pipe, time.monotonic()
-
-    def tell(self) -> None:
-        """To be called for every frame that is decoded."""
-        if time.monotonic() - self._told > _ALIVE_SECONDS:
-            self._pipe.send(("alive", None))
-            self._told = time.monotonic()

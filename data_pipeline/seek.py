@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_pipeline.decoder import Alive, DecodeError, Decoder, Frame, run_decoder
+from data_pipeline.decoder import DecodeError, Decoder, Frame, run_decoder
+from data_pipeline.patience import Alive
 from data_pipeline.upright import Upright
 
 Seeker = Literal["pyav", "decord"]

@@ -49,6 +49,8 @@ class Worker:
         self._decoder = Decoder()
         self._hashes: dict[tuple[str, int, int, int], str] = {}
         """Of files that are looked at in pieces: a film is not read whole for each of its five minutes."""
+        self._one_clock: set[str] = set()
+        """Contents of those of which a piece was decoded: they were read whole for that too."""
 
     def run(self, tries: list[Try]) -> list[str]:
         """Observes some segments, and commits each; returns fingerprints of those whose failure may be the machine's doing, to be looked at again."""
@@ -122,13 +124,17 @@ class Worker:
                 check_is_video(str(path))
                 before = _state(path, is_local(item.uri))
                 content = self._hashes.get(before) or sha256_file(str(path))
-                if segment.start or segment.end is not None:
+                in_pieces = segment.start > 0 or segment.end is not None
+                if in_pieces:
                     self._hashes[before] = content
-                frames = sample_frames(str(path), self._config.fps, segment.start, segment.end, self._decoder)
+                frames = sample_frames(str(path), self._config.fps, segment.start, segment.end, self._decoder, content in self._one_clock)
                 passed: list[tuple[int, int]] = []
                 rows, count = watch_video(limited(_noted(until_torn(frames, torn, counts), passed), limit), self._reader, item.box)
                 mark_borders(rows, passed, counts[0].next_shot if counts else None)
-                return rows, count, content if _state(path, is_local(item.uri)) == before else sha256_file(str(path))
+                after = content if _state(path, is_local(item.uri)) == before else sha256_file(str(path))
+                if in_pieces and after == content:
+                    self._one_clock.add(content)
+                return rows, count, after
         return *watch_images(limited(_read_images(item.uri, limit), limit), self._reader, item.box), content_sha256(item.uri)
 
 

@@ -1,5 +1,6 @@
 """Killed at every step, and disturbed in every other way, a build ends in the same bytes."""
 
+import ctypes
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import decoder as decoder_module
+from data_pipeline import patience as patience_module
 from data_pipeline import segments, worker
 from data_pipeline.analyze import analyze
 from data_pipeline.segments import AnalyzeConfig
@@ -104,17 +106,19 @@ def test_the_number_of_workers_changes_no_byte(calm, models, tmp_path, workers):
     assert (tmp_path / "w" / "ledger.jsonl").read_bytes() == (work / "ledger.jsonl").read_bytes()
 
 
-def test_a_source_that_kills_its_decoder_twice_is_failed_and_once_is_not(models, clip, tmp_path, monkeypatch):
-    """The first death may be the machine's doing; the others go on either way."""
-    from data_pipeline.decoder import DecodeError
+def _faults(pipe, path, argument):
+    ctypes.string_at(0)
 
+
+def test_a_source_that_kills_its_decoder_twice_is_failed_and_once_is_not(models, clip, tmp_path, monkeypatch):
+    """By real segmentation faults. The first death may be the machine's doing; the others go on either way."""
     real, deaths = worker.sample_frames, {"count": 0, "until": 1}
 
-    def dying(path, *rest):
+    def dying(path, fps, start, end, decoder, *rest):
         if "single_face" in path and deaths["count"] < deaths["until"]:
             deaths["count"] += 1
-            raise DecodeError("crash", "the decoder died (exit code -11)")
-        return real(path, *rest)
+            return (yield from decoder_module.run_decoder(decoder, _faults, path, None))
+        return (yield from real(path, fps, start, end, decoder, *rest))
 
     monkeypatch.setattr(worker, "sample_frames", dying)
     items = [item_for(clip("single_face")), item_for(clip("no_face"))]
@@ -122,8 +126,9 @@ def test_a_source_that_kills_its_decoder_twice_is_failed_and_once_is_not(models,
     once = {row["source_id"]: row["status"] for row in analyze(items, lone, models, str(tmp_path / "once")).rows}
     assert once == {"single_face": "ok", "no_face": "rejected"}
     deaths.update(count=0, until=9)
-    twice = {row["source_id"]: row["reason"] for row in analyze(items, lone, models, str(tmp_path / "twice")).rows}
-    assert twice == {"single_face": "crash", "no_face": "no face"}
+    rows = {row["source_id"]: row for row in analyze(items, lone, models, str(tmp_path / "twice")).rows}
+    assert {name: row["reason"] for name, row in rows.items()} == {"single_face": "crash", "no_face": "no face"}
+    assert rows["single_face"]["message"] == "the decoder died (exit code -11)"  # a segmentation fault
     assert deaths["count"] == 2
 
 
@@ -135,12 +140,12 @@ def test_a_source_whose_decoder_hangs_twice_is_failed_and_the_others_go_on(model
 
     real, tries = worker.sample_frames, []
 
-    def watch(path, fps, start, end, decoder):
+    def watch(path, fps, start, end, decoder, *rest):
         tries.append(Path(path).stem)
         if "single_face" not in path:
-            return (yield from real(path, fps, start, end, decoder))
+            return (yield from real(path, fps, start, end, decoder, *rest))
         with pytest.MonkeyPatch.context() as soon:
-            soon.setattr(decoder_module, "NO_PROGRESS_SECONDS", 0.5)
+            soon.setattr(patience_module, "IDLE_SECONDS", 0.5)
             return (yield from decoder_module.run_decoder(decoder, _hangs, path, None))
 
     monkeypatch.setattr(worker, "sample_frames", watch)

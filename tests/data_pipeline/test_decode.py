@@ -204,6 +204,7 @@ def test_recordings_that_were_joined_as_bytes_are_refused(tmp_path, suffix, span
     with pytest.raises(DecodeError, match=r"its clock starts again after (2\.9|3\.0) s") as error:
         list(sample_frames(str(joined), 5.0, *span))
     assert error.value.kind == "decode"
+    next(sample_frames(str(joined), 5.0, *span, one_clock=True))  # who knows that is believed: the file is not read whole
 
 
 @pytest.mark.parametrize(("suffix", "sound"), [("mkv", 0), ("mkv", 4.5), ("mp4", 4.5)])

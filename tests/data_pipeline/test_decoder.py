@@ -5,13 +5,16 @@ import multiprocessing.forkserver
 import os
 import signal
 import struct
+import threading
 import time
 
 import av
 import numpy as np
+import psutil
 import pytest
 
 import data_pipeline.decoder as decoder_module
+import data_pipeline.patience as patience_module
 from data_pipeline.decode import _send_sampled, sample_frames
 from data_pipeline.decoder import DecodeError, Decoder, MachineError, explain, run_decoder
 from data_pipeline.plan import _first_frames
@@ -68,11 +71,57 @@ def test_a_child_that_hangs_is_killed(monkeypatch, tmp_path):
         child = decoder._child
         frames = decoder.frames(_hangs, "x.mp4", 600.0)
         assert next(frames) == "before"  # with usual patience: a busy machine takes its time
-        monkeypatch.setattr(decoder_module, "NO_PROGRESS_SECONDS", 0.5)
-        with pytest.raises(DecodeError, match="no frame for") as error:
+        monkeypatch.setattr(patience_module, "IDLE_SECONDS", 0.5)
+        with pytest.raises(DecodeError, match=r"no frame for .* did nothing") as error:
             next(frames)
         assert error.value.kind == "hang"
         assert not child.is_alive()
+
+
+def _works_for_ever(sender, path, argument):
+    sender.send(("frame", "before"))
+    while True:
+        pass
+
+
+def test_a_child_that_works_and_gives_no_frame_hangs(monkeypatch):
+    with Decoder() as decoder:
+        frames = decoder.frames(_works_for_ever, "x.mp4", None)
+        assert next(frames) == "before"
+        monkeypatch.setattr(patience_module, "CPU_SECONDS", 0.5)
+        with pytest.raises(DecodeError, match=r"no frame for .* s of CPU") as error:
+            next(frames)
+        assert error.value.kind == "hang"
+
+
+def _is_stopped(sender, path, argument):
+    sender.send(("frame", "before"))
+    os.kill(os.getpid(), signal.SIGSTOP)
+    sender.send(("frame", "after"))
+
+
+def _wake(child):
+    while child.status() != psutil.STATUS_STOPPED:
+        time.sleep(0.05)
+    time.sleep(3.0)
+    child.resume()
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+def test_a_child_that_is_kept_from_working_is_not_judged(monkeypatch, for_good):
+    """A stopped one stands for all that the machine gives no CPU. Held to be a hang, the source would be failed for good after the second time."""
+    with Decoder() as decoder:
+        frames = decoder.frames(_is_stopped, "x.mp4", None)
+        assert next(frames) == "before"
+        monkeypatch.setattr(patience_module, "CPU_SECONDS", 0.5)
+        monkeypatch.setattr(patience_module, "IDLE_SECONDS", 1.5)  # it may be seen once before it stops
+        if for_good:
+            monkeypatch.setattr(patience_module, "MACHINE_SECONDS", 3.0)
+            with pytest.raises(MachineError, match="it was stopped, or a disk does not answer"):
+                next(frames)
+        else:
+            threading.Thread(target=_wake, args=(psutil.Process(decoder._child.pid),)).start()
+            assert list(frames) == ["after"]
 
 
 def _says_that_it_lives(sender, path, times):
@@ -86,7 +135,7 @@ def test_a_child_that_says_it_lives_does_not_hang(monkeypatch, tmp_path):
     with Decoder() as decoder:
         frames = decoder.frames(_says_that_it_lives, "x.mp4", 16)
         assert next(frames) == "before"
-        monkeypatch.setattr(decoder_module, "NO_PROGRESS_SECONDS", 6.0)
+        monkeypatch.setattr(patience_module, "IDLE_SECONDS", 6.0)
         assert list(frames) == []
 
 
@@ -110,9 +159,9 @@ class _Pipe(list):
 
 @pytest.mark.parametrize("look", [_send_sampled, _send_at])
 def test_frames_that_are_passed_over_are_signs_of_life(tmp_path, monkeypatch, look):
-    monkeypatch.setattr(decoder_module, "_ALIVE_SECONDS", -1.0)
+    monkeypatch.setattr(patience_module, "_ALIVE_SECONDS", -1.0)
     pipe = _Pipe()
-    look(pipe, write(tmp_path / "x.mp4"), (20.0, 1.5, None) if look is _send_sampled else [0.9])
+    look(pipe, write(tmp_path / "x.mp4"), (20.0, 1.5, None, False) if look is _send_sampled else [0.9])
     kinds = [kind for kind, _ in pipe]
     assert kinds[: kinds.index("frame")].count("alive") >= 10  # one a frame, before the first that is asked for
 

@@ -163,14 +163,16 @@ def test_torn_headers_stop_no_build(clip, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["here", "there"])
-def test_a_long_video_is_hashed_once_by_a_worker_and_not_for_each_piece(server, models, tmp_path, monkeypatch, where):
+def test_a_long_video_is_read_whole_once_by_a_worker_and_not_for_each_piece(server, models, tmp_path, monkeypatch, where):
     monkeypatch.setattr(sources_module, "SEGMENT_SECONDS", 2.0)
-    path = write(tmp_path / "served/a.mp4", count=120, options={"g": "20", "sc_threshold": "0"})
-    uri, read = path if where == "here" else f"{server.uri}/a.mp4", []
-    real = worker_module.sha256_file
+    path = write(tmp_path / "served/a.ts", count=120, options={"g": "20", "sc_threshold": "0", "bf": "0"})
+    uri, read, known = path if where == "here" else f"{server.uri}/a.ts", [], []
+    real, sample = worker_module.sha256_file, worker_module.sample_frames
     monkeypatch.setattr(worker_module, "sha256_file", lambda path: read.append(path) or real(path))
+    monkeypatch.setattr(worker_module, "sample_frames", lambda *asked: known.append(asked[-1]) or sample(*asked))
     (row,) = analyze([item_for(uri)], LONE, models, str(tmp_path / "w")).rows
     assert (row["reason"], len(row["parts"]), len(read)) == ("no face", 3, 1)
+    assert known == [False, True, True]  # whether it has one clock: a transport stream may be two that were joined
 
 
 def test_a_video_that_changes_while_a_piece_of_it_is_looked_at_is_told(worker, tmp_path, monkeypatch):
