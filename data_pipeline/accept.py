@@ -83,10 +83,13 @@ def judge_pairs(plan: Plan) -> tuple[Plan, Found]:
     """Scores and judges; again without copies where there are any, and without samples of the extended version that are held out now, so that quotas and the
     split count what is used, until no more are found. Returns the plan with what stays of that version, too."""
     observed, pairing = plan.observed, plan.config.pairing
-    given = ScoreInput(observed.columns, observed.identities, pairing.margin, pairing.same_person, observed.holdout)
+    published = plan.base.faces if plan.base else {}
+    given = ScoreInput(observed.columns, observed.identities, pairing.margin, pairing.same_person, observed.holdout, published)
     contents = {row["source_id"]: row["content"] for row in observed.ledger.usable()}
     workers = plan.config.analyze.workers
     tables = score_pairs(observed.ledger.usable(), given, plan.people, plan.work, workers)
+    if plan.base:
+        plan = replace(plan, base=plan.base.as_joined_in(tables))
     copies: dict[str, Copy] = {}
     compared: list[set[str]] = []
     while True:

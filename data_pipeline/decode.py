@@ -119,6 +119,8 @@ def _send_sampled(sender: Connection, path: str, wanted: tuple[float, float, flo
         due, index, last, inside = -1.0, -1, 0.0, 0
         stated, length = _stated_frames(stream), stated_length(container, stream, clock.start)
         shots, upright = _ShotCounter(clock.rate), Upright(stream)
+        if begin > 1.0:
+            upright.check_begin(path)
         torn: list[str] = []
         for index, frame in enumerate(_frames_until_torn(container, stream, torn)):
             alive.tell()

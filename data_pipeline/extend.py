@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,6 +17,7 @@ from data_pipeline.candidates import SCHEMA, read_candidate_pieces
 from data_pipeline.cells import COLUMNS, cells_of
 from data_pipeline.published import read_index, read_manifest, sources_of
 from data_pipeline.rules import Usage
+from data_pipeline.tables import read_pieces
 from data_pipeline.taken_out import (
     MERGED,
     MERGES,
@@ -74,6 +75,23 @@ class Base:
     def keys(self) -> frozenset[str]:
         """Of the samples that stay."""
         return frozenset(row["key"] for row in self.rows)
+
+    @property
+    def faces(self) -> dict[str, frozenset[int]]:
+        """Part -> rows of the faces of all its samples."""
+        found: dict[str, set[int]] = defaultdict(set)
+        for row in self.judged.values():
+            for side in ("from", "to"):
+                found[row[f"{side}_part"]].add(row[f"{side}_row"])
+        return {part: frozenset(rows) for part, rows in found.items()}
+
+    def as_joined_in(self, tables: Sequence[str]) -> Base:
+        """It with its samples' tracks and people as this build's score tables have them: where a piece of a long video was looked at again, what was two tracks
+        may be one, with one person's quotas."""
+        keys, now = pa.array(sorted(self.keys), pa.string()), dict[str, dict[str, Any]]()
+        for piece in (piece for uri in tables for piece in read_pieces(uri, ["key", "person", "from_track", "to_track"])):
+            now |= {row["key"]: row for row in piece.filter(pc.is_in(piece["key"], keys)).to_pylist()}
+        return replace(self, judged={key: row | now.get(key, {}) for key, row in self.judged.items()}).without({})
 
     @property
     def splits(self) -> dict[str, Split]:

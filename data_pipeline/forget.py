@@ -32,6 +32,7 @@ from data_pipeline.versions import drop_empty
 from data_pipeline.worklist import read_worklist, write_worklist
 from infra.addresses import join
 from infra.errors import UserError
+from infra.scratch import sweep_scratch
 from infra.state import INPUT, read_json, read_rows, reading
 from infra.storage import commit, delete, exists, list_files, list_folders, read_bytes, sweep_temporaries
 from lato.faces import FaceReader
@@ -102,6 +103,7 @@ def _shown_by_others(work: str, names: set[str], identity: str | None, licence: 
 def apply_removals(work: str) -> Forgotten:
     """Carries out all recorded removals."""
     sweep_temporaries(work)  # what killed builds and removals left half-written may hold anybody
+    sweep_scratch()
     items = read_worklist(join(work, "worklist.parquet"))
     pending, removals = join(work, PENDING), Removals.read(work)
     known = _read_pending(pending)

@@ -107,6 +107,8 @@ def read_joined(faces: Sequence[dict[str, Any]], parts: Sequence[str], joined: M
     of_face: dict[tuple[str, int], npt.NDArray[np.float32]] = {}
     for number, part in enumerate(parts if names else ()):
         table = read_columns(work, part, ["track", "blendshapes"])
+        if not len(table):  # a piece without a face, or that failed
+            continue
         own = (track_of_source(number, track) for track in table["track"].to_pylist())
         tracks = np.array([joined.get(track, track) for track in own], np.int64)
         blendshapes = _matrix(table["blendshapes"])

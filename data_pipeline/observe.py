@@ -25,6 +25,7 @@ from infra.addresses import join
 from infra.console import say
 from infra.errors import UserError
 from infra.pool import prepare_places
+from infra.scratch import sweep_scratch
 from infra.storage import sha256_json, sweep_temporaries
 
 NO_SOURCES = "there are no sources: give worklist= (with rows), folder= or synthetic.anny.people="
@@ -65,6 +66,7 @@ def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] |
     """Looks at all sources: work list, ledger, columns. What stands is not done again."""
     check_contract()
     sweep_temporaries(work)
+    sweep_scratch()
     prepare_places(places_of(config))
     for group in sorted(READ_FROM.keys() - set(config.analyze.groups.names)):
         say(f"  warning: analyze.groups.names has no {group}: not computed, and no pair is refused as {' or '.join(READ_FROM[group])}")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -46,20 +47,8 @@ SCORE_OF = {"fer_scores": "agreement"}
 """A group's column -> the score that is made of it, where that has another name."""
 _OPTIONAL = frozenset(name for names in OF_GROUPS.values() for name in names)
 _END = (
-    "frame",
-    "track",
-    "pts",
-    "yaw",
-    "pitch",
-    "roll",
-    "expression",
-    "expression_intensity",
-    "skin_ita",
-    "face_px",
-    "width",
-    "row",
-    "part",
-)
+    "frame", "track", "pts", "yaw", "pitch", "roll", "expression", "expression_intensity", "skin_ita", "face_px", "width", "row", "part",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,34 +61,45 @@ class Person:
     rows: list[dict[str, Any]]
     """Representatives with the groups' columns."""
     left_out: int = 0
-    """Of a track that was joined over pieces: representatives of these beyond those that a track may have."""
+    """Of a track that was joined over pieces, or read again: representatives beyond those that a track may have, in no other group either."""
 
 
-def group_people(rows: Iterable[dict[str, Any]], same_person: bool) -> Iterator[Person]:
+def group_people(
+    rows: Iterable[dict[str, Any]], same_person: bool, published: Mapping[str, Collection[int]] = MappingProxyType({})
+) -> Iterator[Person]:
     """Representatives as tracks, each once, then photos of one declared person from several sources.
 
     A person's groups come one after another, so that quotas can be counted person by person.
+
+    Args:
+        rows: The representatives, with the groups' columns.
+        same_person: Whether photos of several sources are paired.
+        published: Part -> rows of faces that a version which is extended has samples of: of a track these are paired in any case.
     """
     tracks: dict[str, dict[tuple[str, int], list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         name = row["identity"] or f"{row['source_id']}/{row['track']}"
         tracks[name][(row["source_id"], row["track"])].append(row)
     for name in sorted(tracks):
+        photos = [row for key in sorted(tracks[name]) for row in tracks[name][key] if row["kind"] == "image" and row["identity"]]
+        if not same_person or len({row["source_id"] for row in photos}) < 2:
+            photos = []
         for key in sorted(tracks[name]):
             rows = sorted(tracks[name][key], key=lambda row: row["frame"])
-            kept = _at_most(rows)
-            yield Person(name, "same_track", kept, len(rows) - len(kept))
-        photos = [row for key in sorted(tracks[name]) for row in tracks[name][key] if row["kind"] == "image" and row["identity"]]
-        if same_person and len({row["source_id"] for row in photos}) > 1:
+            kept = _at_most(rows, published)
+            paired = {id(row) for row in (*kept, *photos)}
+            yield Person(name, "same_track", kept, sum(id(row) not in paired for row in rows))
+        if photos:
             yield Person(name, "same_person", photos)
 
 
-def _at_most(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A track that was joined over segments may have more representatives a bin than one that was not."""
+def _at_most(rows: list[dict[str, Any]], published: Mapping[str, Collection[int]]) -> list[dict[str, Any]]:
+    """A track that was joined over segments may have more representatives a bin than one that was not; the published ones stay."""
     bins: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: (-row["sharpness"], row["pts"])):
+    stay = {id(row) for row in rows if row["row"] in published.get(row["part"], ())}
+    for row in sorted(rows, key=lambda row: (id(row) not in stay, -row["sharpness"], row["pts"])):
         bins[bin_of(row)].append(row)
-    kept = {id(row) for group in bins.values() for row in group[:REPRESENTATIVES]}
+    kept = stay.union(id(row) for group in bins.values() for row in group[:REPRESENTATIVES])
     return [row for row in rows if id(row) in kept]
 
 
@@ -224,8 +224,8 @@ def edit_texts(table: pa.Table) -> tuple[npt.NDArray[np.int64], dict[int, str]]:
 
 
 def _keys(rows: list[dict[str, Any]], i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> list[str]:
-    """Keys of samples, from what identifies the two frames."""
-    ends = [json.dumps([row["source_id"], row["source_sha256"], row["frame"], row["track"]]) for row in rows]
+    """Keys of samples, from what identifies the two faces, whatever is known of other pieces of a long video."""
+    ends = [json.dumps([row["source_id"], row["source_sha256"], row["frame"], row["own_track"]]) for row in rows]
     return ["p_" + sha256_bytes(f"[{ends[a]}, {ends[b]}]".encode())[:20] for a, b in zip(i, j, strict=True)]
 
 

@@ -26,6 +26,7 @@ from data_pipeline.worklist import WorkItem, read_worklist
 from infra.addresses import join
 from infra.environment import describe_machine
 from infra.errors import UserError
+from infra.scratch import not_writable, scratch_folder
 from infra.state import read_table
 from infra.storage import commit, exists, list_files, read_bytes, sha256_bytes
 from lato.pairs import decode_image
@@ -99,7 +100,12 @@ def replay(work: str, models: Path, names: Sequence[str] = (), sample: int = 0, 
 
 def _place(work: str) -> tempfile.TemporaryDirectory[str]:
     """A temporary folder that tells whose it is."""
-    return tempfile.TemporaryDirectory(prefix=_prefix(work))
+    place = scratch_folder()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=_prefix(work), dir=place)
+    except OSError as error:
+        raise not_writable(error, place) from error
 
 
 def _prefix(work: str) -> str:
@@ -108,8 +114,9 @@ def _prefix(work: str) -> str:
 
 def drop_replays(work: str) -> None:
     """Deletes what replays of a build that were killed have left on this machine: observations, with faces."""
-    for left in Path(tempfile.gettempdir()).glob(f"{_prefix(work)}*"):
-        shutil.rmtree(left)
+    for place in {scratch_folder(), Path(tempfile.gettempdir())}:  # `LATO_SCRATCH` may have been set since
+        for left in place.glob(f"{_prefix(work)}*"):
+            shutil.rmtree(left)
 
 
 def _replay_source(

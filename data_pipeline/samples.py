@@ -26,7 +26,6 @@ OBSERVED = (
     "source_sha256",
     "image_uri",
     "frame",
-    "track",
     "pts",
     "landmarks",
     "yaw",

@@ -6,8 +6,8 @@ import functools
 import io
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +26,7 @@ from infra.pool import run_all
 from infra.state import read_schema
 from infra.storage import commit, exists, sha256_json
 
-VERSION = 7
+VERSION = 8
 """Raise it when equal observations would give other scores."""
 _BUNDLE = 50
 """Sources a table, more where a declared person has more."""
@@ -46,6 +46,13 @@ class ScoreInput:
     margin: float
     same_person: bool
     holdout: Holdout
+    published: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    """Part -> rows of faces that a version which is extended has samples of."""
+
+    def published_in(self, bundle: list[dict[str, Any]]) -> dict[str, list[int]]:
+        """Those of some sources, where which faces of a track are paired may depend on other pieces or photos."""
+        parts = [part for row in bundle if len(row["parts"]) > 1 or self.same_person for part in row["parts"]]
+        return {part: sorted(self.published[part]) for part in parts if part in self.published}
 
 
 def score_pairs(ledger: list[dict[str, Any]], given: ScoreInput, identities: dict[str, str | None], work: str, workers: int) -> list[str]:
@@ -64,7 +71,8 @@ def score_pairs(ledger: list[dict[str, Any]], given: ScoreInput, identities: dic
     given.identities.compute(find_borders([row for row in ledger if len(row["parts"]) > 1], work, workers))
     bundles = _bundle(ledger, identities)
     settings = [VERSION, given.columns, given.margin, given.same_person, given.holdout.digest]
-    tables = [join(work, "pairs", f"{sha256_json([settings, [row['parts'] for row in bundle]])}.parquet") for bundle in bundles]
+    made_from = [[settings, [row["parts"] for row in bundle], given.published_in(bundle)] for bundle in bundles]
+    tables = [join(work, "pairs", f"{sha256_json(one)}.parquet") for one in made_from]
     todo = [(bundle, table) for bundle, table in zip(bundles, tables, strict=True) if not exists(table)]
     progress = Progress("score", len(todo), "bundles")
     # a few are done here sooner than workers start
@@ -75,7 +83,8 @@ def score_pairs(ledger: list[dict[str, Any]], given: ScoreInput, identities: dic
 
 def read_faces(row: dict[str, Any], columns: dict[str, str], identities: AskedGroup, work: str) -> list[dict[str, Any]]:
     """A source's representatives with what is read of the groups' columns; tracks that meet at a segment's border are one, and their expressions
-    are read against the rest of all its pieces."""
+    are read against the rest of all its pieces. The track of the piece alone is there too, as `own_track`: keys of pairs are made of it, as they stay what they
+    are when another piece is looked at again."""
     pieces = []
     for number, part in enumerate(row["parts"]):
         faces = [face | {"part": part} for face in read_representatives(work, part, OBSERVED)]
@@ -83,7 +92,8 @@ def read_faces(row: dict[str, Any], columns: dict[str, str], identities: AskedGr
             if name in columns:
                 extra = read_columns(work, name, part, columns[name], names)
                 faces = [face | extra[face["row"]] for face in faces]
-        pieces.append([face | {"track": track_of_source(number, face["track"])} for face in faces])
+        own = [track_of_source(number, face["track"]) for face in faces]
+        pieces.append([face | {"track": track, "own_track": track} for face, track in zip(faces, own, strict=True)])
     found = [face for faces in pieces for face in faces]
     if len(pieces) > 1:
         alike = same_person_threshold(identities.models, identities.config)
@@ -147,7 +157,7 @@ class _Worker:
         if self._given.same_person:
             read_photos(faces, self._work)
         buffer = io.BytesIO()
-        people = list(group_people(faces, self._given.same_person))
+        people = list(group_people(faces, self._given.same_person, self._given.published_in(bundle)))
         write_scores(people, self._given.margin, buffer, sum(person.left_out for person in people))
         commit(table, buffer.getvalue(), exclusive=True)
 

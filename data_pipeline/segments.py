@@ -15,7 +15,7 @@ from infra.config import Config
 from infra.place import NO_ACTORS, RuntimeEnv
 from infra.storage import sha256_json
 
-VERSION = 9
+VERSION = 10
 """Raise it when the meaning of an observation changes: all parts are then made anew."""
 _BUNDLES_A_WORKER = 16
 """At least so many where there is work for them: the last ones even out what workers are apart, and a death leaves less for the next round."""

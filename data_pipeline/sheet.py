@@ -15,7 +15,7 @@ from data_pipeline.decoder import DecodeError, MachineError
 from data_pipeline.image_set import picture_uri
 from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import read_chips
-from data_pipeline.pairing import crops_of
+from data_pipeline.pairing import AXES, crops_of
 from data_pipeline.published import read_pair
 from data_pipeline.render import crop_landmarks, cut
 from data_pipeline.samples import Ends, read_ends
@@ -102,7 +102,8 @@ class Sources:
         except (FileNotFoundError, pa.ArrowIndexError) as error:
             raise Unreadable("what was seen of the source is gone") from error
         for side, end in zip(("from", "to"), ends, strict=True):
-            if any(end[name] != row[f"{side}_{name}"] for name in ("frame", "track")):
+            # not the track, which may be one over several pieces (`joins`); the pose tells the faces of one frame apart
+            if any(end[name] != row[f"{side}_{name}"] for name in ("frame", "pts", *AXES)):
                 raise Unreadable("the source was looked at anew since")  # a part keeps its name then, and its rows may be others
         return ends
 

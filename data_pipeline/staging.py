@@ -16,7 +16,7 @@ from data_pipeline.sources import state_of
 from infra.addresses import is_local
 from infra.backoff import retried
 from infra.errors import UserError
-from infra.scratch import scratch_folder
+from infra.scratch import is_held, scratch_files
 from infra.storage import open_read, sha256_bytes
 
 _SCRATCH_BYTES = 20 * 1024**3
@@ -101,7 +101,7 @@ def _copy_to(uri: str, part: str) -> None:
 
 
 def _staged_at(uri: str) -> Path:
-    return scratch_folder() / "lato_scratch" / f"{sha256_bytes(state_of(uri).encode())[:32]}{Path(uri.rsplit('/', 1)[-1]).suffix}"
+    return scratch_files() / f"{sha256_bytes(state_of(uri).encode())[:32]}{Path(uri.rsplit('/', 1)[-1]).suffix}"
 
 
 def drop_staged(uri: str) -> None:
@@ -123,16 +123,6 @@ def _evict(scratch: Path) -> None:
         if total <= _SCRATCH_BYTES or used > time.time() - _IN_USE:
             break
         with suppress(FileNotFoundError, PermissionError), file.open("r+b") as held:  # another user's is theirs to delete
-            if not _is_in_use(held):
+            if not is_held(held):
                 file.unlink()
                 total -= size
-
-
-def _is_in_use(held: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no locks there
-        return False
-    return False

@@ -4,6 +4,7 @@ project are those of that picture, whose pixels are square."""
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,17 @@ class Upright:
                 "decode",
                 f"the shape of its pixels changes from {before:.3g} to {shape:.3g} in the middle; cut it there, or write it anew with square ones",
             )
+
+    def check_begin(self, path: str) -> None:
+        """Takes the first picture of the file for the first one of the stream, where another is decoded first: a piece, or what is asked of a recording, may
+        begin after its pixels changed shape, and the header has the shape from before. To be called before `check`."""
+        import av
+
+        with av.open(path) as probe, suppress(av.error.InvalidDataError):  # a head that is damaged says nothing
+            stream = probe.streams.video[0]
+            stream.thread_type = "NONE"
+            if next(probe.decode(stream), None):
+                self.check(stream)
 
     def __call__(self, frame: Any) -> npt.NDArray[np.uint8]:
         """A frame as RGB `(H, W, 3)` uint8 of square pixels, turned and mirrored as its header says."""

@@ -54,7 +54,10 @@ def plain_cells(rows: list[dict[str, Any]], scorers: dict[str, Scorer], config: 
     faces = [row["face"] for row in rows]
     extra = [a | b | c for a, b, c in zip(*(scorers[name](faces) for name in ("occlusion", "writing", "fer")), strict=True)]
     whole = [
-        row | more | {"row": n, "part": "p", "source_id": "s", "source_sha256": "x", "kind": "video", "identity": None, "held_out": False}
+        row
+        | more
+        | {"row": n, "part": "p", "source_id": "s", "source_sha256": "x", "kind": "video", "identity": None, "held_out": False}
+        | {"own_track": row["track"]}
         for n, (row, more) in enumerate(zip(rows, extra, strict=True))
     ]
     with tempfile.NamedTemporaryFile(suffix=".parquet") as table:

@@ -199,8 +199,8 @@ def random_face(rng: np.random.Generator, number: int) -> dict[str, Any]:
         name: float(rng.uniform(0, 1)) for name in ("noise", "clipped", "blockiness", "letterbox", "occlusion", "writing", "skin_ita")
     }
     return {
-        "source_id": "s", "source_sha256": "x", "kind": "video", "identity": None, "track": 0, "frame": number, "pts": number / 5, "width": 640,
-        "height": 480, "landmarks": (rng.uniform(200, 300, (68, 2))).reshape(-1).tolist(), "yaw": float(rng.choice([-30, 0, 30])) + float(rng.normal()),
+        "source_id": "s", "source_sha256": "x", "kind": "video", "identity": None, "track": 0, "own_track": 0, "frame": number, "pts": number / 5,
+        "width": 640, "height": 480, "landmarks": (rng.uniform(200, 300, (68, 2))).reshape(-1).tolist(), "yaw": float(rng.choice([-30, 0, 30])) + float(rng.normal()),
         "pitch": float(rng.normal()), "roll": float(rng.normal()), "expression": str(rng.choice(["neutral", "happy", "surprised"])),
         "expression_intensity": 0.7, "declared": None, "held_out": False, "sharpness": 50.0, "face_px": 100.0, "phash": rng.bytes(32), "row": number, "part": "s",
         **scores, "writing": 0.0, "occlusion": 0.05, "letterbox": 0.0, "clipped": 0.0,

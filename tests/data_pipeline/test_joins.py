@@ -105,7 +105,8 @@ def test_one_look_reads_alike_in_all_pieces_of_a_track(tmp_path):
         commit_part(str(tmp_path), part, rows, {}, {})
     faces = [{"part": part, "row": row, "track": 0, "expression": "?"} for part, row in (("a", 5), ("a", 65), ("b", 5), ("b", 65))]
     other = {"part": "b", "row": 1, "track": 7, "expression": "?"}
-    read_joined([*faces, other], ["a", "b"], {track_of_source(1, 0): 0}, str(tmp_path))
+    commit_part(str(tmp_path), "nobody", [], {}, {})  # credits, or a piece that failed: it ended every build of the film
+    read_joined([*faces, other], ["a", "b", "nobody"], {track_of_source(1, 0): 0}, str(tmp_path))
     assert [one["expression"] for one in faces] == ["neutral", "happy", "happy", "happy"]
     assert [one["expression_intensity"] for one in faces] == pytest.approx([0, 1, 0.5, 1], abs=0.02)
     assert other["expression"] == "?"
@@ -117,6 +118,15 @@ def test_representatives_beyond_those_of_a_joined_track_are_counted():
     assert (len(track.rows), track.left_out) == (REPRESENTATIVES, 3)
     write_scores(people, 2.1, table := io.BytesIO(), 3)
     assert pq.read_schema(table).metadata == {b"left_out": b"3"}
+
+
+def test_photos_beyond_those_of_their_set_are_not_left_out_where_other_pairs_are_made_of_them():
+    own = [face("happy", frame=n, row=n, sharpness=50.0 + n, kind="image", identity="he", source_id="set") for n in range(5)]
+    other = face("neutral", 0.0, kind="image", identity="he", source_id="other", part="q")
+    told = {same: [(one.scope, len(one.rows), one.left_out) for one in group_people([*own, other], same)] for same in (False, True)}
+    alone, in_set = ("same_track", 1, 0), ("same_track", REPRESENTATIVES, 2)
+    assert told[False] == [alone, in_set]
+    assert told[True] == [alone, (*in_set[:2], 0), ("same_person", 6, 0)]
 
 
 def paired_photos(uris, models, work):

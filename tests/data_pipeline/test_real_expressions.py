@@ -29,6 +29,7 @@ def face(expression, intensity=0.9, fer=None, declared=None, **more):
         "kind": "video",
         "identity": None,
         "track": 0,
+        "own_track": 0,
         "part": "p",
         "row": 0,
     }

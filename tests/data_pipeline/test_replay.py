@@ -19,7 +19,7 @@ from data_pipeline.forget import forget
 from data_pipeline.groups import GroupsConfig, compute_rows, group_digests
 from data_pipeline.observations import read_chips
 from data_pipeline.observe import observe
-from data_pipeline.replay import compare, replay
+from data_pipeline.replay import _prefix, compare, replay
 from data_pipeline.segments import AnalyzeConfig
 from infra.cli import app
 from infra.errors import UserError
@@ -176,21 +176,26 @@ def test_a_source_that_was_changed_or_is_gone_is_told_and_not_compared(observed,
 
 
 def test_what_a_killed_replay_left_is_forgotten(copied, models, tmp_path, monkeypatch):
-    """Its faces lie outside the build's folder. Those of another build stay."""
+    """Its faces lie outside the build's folder. Those of another build stay. So with what a build into a store was about to send."""
     work, _ = copied
     scratch = tmp_path / "scratch"
-    scratch.mkdir()
+    (scratch / "lato_scratch").mkdir(parents=True)
+    (scratch / "lato_scratch/.candidates.parquet.x.tmp").write_bytes(b"names")
+    earlier = tmp_path / "tmp" / f"{_prefix(str(work))}x"
+    earlier.mkdir(parents=True)
     code = (
-        "import os, signal, sys, tempfile; from pathlib import Path; from data_pipeline import replay; tempfile.tempdir = sys.argv[3]\n"
+        "import os, signal, sys; from pathlib import Path; from data_pipeline import replay\n"
         "replay._tell_what_differs = lambda *given: os.kill(os.getpid(), signal.SIGKILL); replay.replay(sys.argv[1], Path(sys.argv[2]), ['photo'])"
     )
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    assert subprocess.run([sys.executable, "-c", code, str(work), str(models), str(scratch)], check=False).returncode == -signal.SIGKILL
+    monkeypatch.setattr(tempfile, "tempdir", str(earlier.parent))
+    monkeypatch.setenv("LATO_SCRATCH", str(scratch))
+    assert subprocess.run([sys.executable, "-c", code, str(work), str(models)], check=False).returncode == -signal.SIGKILL
     (scratch / "lato_replay_0123456789abcdef_x").mkdir()
     (left,) = set(scratch.glob("lato_replay_*")) - {scratch / "lato_replay_0123456789abcdef_x"}
     assert list(left.glob("parts/*.parquet"))
     forget(str(work), source="photo")
-    assert [path.name for path in scratch.iterdir()] == ["lato_replay_0123456789abcdef_x"]
+    assert {path.name for path in scratch.rglob("*")} == {"lato_replay_0123456789abcdef_x", "lato_scratch"}
+    assert not earlier.exists()  # `LATO_SCRATCH` was not set then
 
 
 def test_other_settings_or_contents_are_looked_at_anew_and_nothing_else_is(observed, copied, models, clip, tmp_path, monkeypatch):

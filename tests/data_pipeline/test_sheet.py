@@ -24,8 +24,13 @@ from infra.storage import sha256_file
 from tests.data_pipeline.many_candidates import write_version
 
 PART = "a" * 64
+POSE = {"yaw": 12.5, "pitch": 0.0, "roll": 0.0}
 PAIR = {"key": "k", "crop_source": [0.0, 0.0, 8.0], "crop_target": [0.0, 0.0, 8.0]}
-PAIR |= {f"{side}_{name}": value for side in ("from", "to") for name, value in (("part", PART), ("frame", 0), ("track", 0))}
+PAIR |= {
+    f"{side}_{name}": value
+    for side in ("from", "to")
+    for name, value in {"part": PART, "frame": 0, "track": 3_000_000, "pts": 0.0, **POSE}.items()
+}
 PAIR |= {"from_row": 0, "to_row": 1}
 
 
@@ -39,6 +44,7 @@ def look(work, uri, digest, image_uri=None, name="s"):
         "track": 0,
         "pts": 0.0,
         "landmarks": [1.0] * 136,
+        **POSE,
     }
     commit_part(str(work), PART, [face, face], {"source_id": name, "status": "ok"}, {})
     write_worklist([WorkItem(source_id="s", uri=uri, kind="image")], str(work / "worklist.parquet"))
@@ -46,7 +52,8 @@ def look(work, uri, digest, image_uri=None, name="s"):
 
 
 def test_a_source_that_has_changed_is_not_drawn(tmp_path):
-    """Another picture under the same name would be shown with the old crop, and a label would judge it."""
+    """Another picture under the same name would be shown with the old crop, and a label would judge it. (Tracks are numbered over pieces of a long video,
+    and may go on from one to the next: those of its later pieces were taken for others.)"""
     photo = tmp_path / "s.png"
     cv2.imwrite(str(photo), np.full((64, 64, 3), 200, np.uint8))
     sources = look(tmp_path, str(photo), sha256_file(str(photo)), str(photo))
@@ -60,6 +67,8 @@ def test_a_source_that_has_changed_is_not_drawn(tmp_path):
         Sources(str(tmp_path)).draw(PAIR, 16)
     with pytest.raises(Unreadable, match="looked at anew"):
         sources.draw(PAIR | {"to_frame": 7}, 16)
+    with pytest.raises(Unreadable, match="looked at anew"):
+        sources.draw(PAIR | {"to_yaw": 13.0}, 16)  # another face of the same frame
     with pytest.raises(Unreadable, match="is gone"):
         sources.draw(PAIR | {"to_row": 2}, 16)
     assert not (tmp_path / "contents.json").exists()  # of a build, which may be running
@@ -115,7 +124,7 @@ def test_report_and_audit_go_on_where_a_later_build_has_another_work_list(tmp_pa
     folder = write_version(tmp_path, 60)
     table = pq.read_table(f"{folder}/candidates.parquet")
     same = {"from_part": PART, "to_part": PART, "from_row": 0, "to_row": 1} | {
-        f"{side}_{n}": 0 for side in ("from", "to") for n in ("frame", "track")
+        f"{side}_{n}": value for side in ("from", "to") for n, value in {"frame": 0, "pts": 0.0, **POSE}.items()
     }
     for name, value in same.items():
         at = table.schema.get_field_index(name)

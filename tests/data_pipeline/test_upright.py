@@ -95,6 +95,33 @@ def test_a_recording_of_two_shapes_is_told(tmp_path):
         list(sample_frames(str(both), 5.0))
 
 
+@pytest.mark.parametrize("name", ["x.ts", "x.mkv"])
+def test_what_begins_after_a_change_of_shape_is_told_too(tmp_path, name):
+    """A broadcast that turns from 4:3 pixels to square ones at 3 s: its header has the first shape, by which the others would be as much too wide."""
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream("libx264", rate=20)
+        stream.width, stream.height, stream.pix_fmt, stream.time_base = 160, 120, "yuv420p", Fraction(1, 20)
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        for first, shape in ((0, Fraction(4, 3)), (60, Fraction(1))):
+            coder = av.CodecContext.create("libx264", "w")
+            coder.width, coder.height, coder.pix_fmt, coder.framerate, coder.time_base = 160, 120, "yuv420p", 20, Fraction(1, 20)
+            coder.sample_aspect_ratio, coder.options = shape, {"g": "20", "bf": "0", "sc_threshold": "0"}
+            for number in range(first, first + 60):
+                frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 20)
+                for packet in coder.encode(frame):
+                    packet.stream, packet.time_base = stream, Fraction(1, 20)
+                    container.mux(packet)
+            for packet in coder.encode():
+                packet.stream, packet.time_base = stream, Fraction(1, 20)
+                container.mux(packet)
+    path = str(tmp_path / name)
+    assert {frame.image.shape for frame in sample_frames(path, 5.0, 1.5, 2.5)} == {(120, 213, 3)}
+    for start in (2.0, 4.5):
+        with pytest.raises(DecodeError, match=r"changes from 1.33 to 1 in the middle"):
+            list(sample_frames(path, 5.0, start))
+
+
 def test_a_picture_is_turned_beside_what_pyav_does_not_know(tmp_path):
     """A camera's frames with EXIF: FFmpeg hands it on, in a kind that PyAV has no name for."""
     exif, content = Image.Exif(), io.BytesIO()

@@ -12,7 +12,7 @@ import pytest
 from data_pipeline.attempts import take_marked
 from infra.addresses import filesystem_of, join
 from infra.errors import UserError
-from infra.scratch import scratch_for
+from infra.scratch import scratch_for, sweep_scratch
 from infra.storage import commit, file_names, list_files, list_folders, read_bytes, sha256_json
 
 
@@ -97,11 +97,24 @@ def test_what_waits_for_a_store_lies_in_the_scratch_that_was_named(tmp_path, mon
     """The temporary folder may be memory."""
     monkeypatch.setenv("LATO_SCRATCH", str(tmp_path / "scratch"))
     with scratch_for("memory://w/copies.json") as path:
-        assert os.path.dirname(path) == str(tmp_path / "scratch")
+        assert os.path.dirname(path) == str(tmp_path / "scratch/lato_scratch")
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("LATO_SCRATCH", str(tmp_path / "file/scratch"))
     with pytest.raises(UserError, match=r"cannot write to .*file/scratch.*LATO_SCRATCH"), scratch_for("memory://w/copies.json"):
         pass
+
+
+def test_what_a_kill_leaves_in_scratch_is_swept_and_what_is_written_now_is_not(tmp_path, monkeypatch):
+    """Tables of a build into a store are on no disk of its own, and would stay: a named scratch is cleared by no reboot."""
+    monkeypatch.setenv("LATO_SCRATCH", str(tmp_path))
+    code = (
+        "import os; from infra.scratch import scratch_for; held = scratch_for('memory://w/candidates.parquet')\n"
+        "held.__enter__(); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    (left,) = (tmp_path / "lato_scratch").iterdir()
+    with scratch_for("memory://w/candidates.parquet") as path:
+        assert sweep_scratch() == 1 and not left.exists() and os.path.exists(path)
 
 
 def test_an_unwritable_folder_is_a_users_mistake(tmp_path):
