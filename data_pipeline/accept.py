@@ -83,7 +83,8 @@ def judge_pairs(plan: Plan) -> tuple[Plan, Found]:
     """Scores and judges; again without copies where there are any, and without samples of the extended version that are held out now, so that quotas and the
     split count what is used, until no more are found. Returns the plan with what stays of that version, too."""
     observed, pairing = plan.observed, plan.config.pairing
-    given = ScoreInput(observed.columns, observed.identities, pairing.margin, pairing.same_person, observed.holdout)
+    holdout = observed.holdout.with_faces(observed.ledger.usable(), plan.people, observed.identities, plan.work)
+    given = ScoreInput(observed.columns, observed.identities, pairing.margin, pairing.same_person, holdout)
     contents = {row["source_id"]: row["content"] for row in observed.ledger.usable()}
     workers = plan.config.analyze.workers
     tables = score_pairs(observed.ledger.usable(), given, plan.people, plan.work, workers)
@@ -91,7 +92,7 @@ def judge_pairs(plan: Plan) -> tuple[Plan, Found]:
     compared: list[set[str]] = []
     while True:
         base = plan.base
-        rules = Rules(pairing, plan.labels, plan.published, bars=observed.holdout.bars, distinct=plan.distinct, copies=frozenset(copies))
+        rules = Rules(pairing, plan.labels, plan.published, bars=holdout.bars, distinct=plan.distinct, copies=frozenset(copies))
         if base:
             taken_out = {key: one.verdict for key, one in base.taken_out.items()}
             rules = replace(rules, usage=base.usage, trained=base.trained, taken_out=taken_out)
