@@ -84,7 +84,8 @@ def judge_pairs(plan: Plan) -> tuple[Plan, Found]:
     split count what is used, until no more are found. Returns the plan with what stays of that version, too."""
     observed, pairing = plan.observed, plan.config.pairing
     published = plan.base.faces if plan.base else {}
-    given = ScoreInput(observed.columns, observed.identities, pairing.margin, pairing.same_person, observed.holdout, published)
+    holdout = observed.holdout.with_faces(observed.ledger.usable(), plan.people, observed.identities, plan.work)
+    given = ScoreInput(observed.columns, observed.identities, pairing.margin, pairing.same_person, holdout, published)
     contents = {row["source_id"]: row["content"] for row in observed.ledger.usable()}
     workers = plan.config.analyze.workers
     tables = score_pairs(observed.ledger.usable(), given, plan.people, plan.work, workers)
@@ -94,7 +95,7 @@ def judge_pairs(plan: Plan) -> tuple[Plan, Found]:
     compared: list[set[str]] = []
     while True:
         base = plan.base
-        rules = Rules(pairing, plan.labels, plan.published, bars=observed.holdout.bars, distinct=plan.distinct, copies=frozenset(copies))
+        rules = Rules(pairing, plan.labels, plan.published, bars=holdout.bars, distinct=plan.distinct, copies=frozenset(copies))
         if base:
             taken_out = {key: one.verdict for key, one in base.taken_out.items()}
             rules = replace(rules, usage=base.usage, trained=base.trained, taken_out=taken_out)

@@ -120,11 +120,16 @@ class Asked:
         vectors: Identity.
         writing: None where it is not computed.
         bars: Whether somebody is held out.
+        barred: Tracks (`source/track`) of which a face was found to be of somebody who is.
     """
 
-    def __init__(self, vectors: Vectors, writing: Vectors | None, bars: Callable[[Vector], bool]) -> None:
+    def __init__(
+        self, vectors: Vectors, writing: Vectors | None, bars: Callable[[Vector], bool], barred: frozenset[str] = frozenset()
+    ) -> None:
         self._vectors, self._writing, self._bars = _Known(vectors), _Known(writing) if writing else None, bars
         self._tracks: dict[str, dict[Face, Vector]] = defaultdict(dict)
+        self.barred_tracks = set(barred)
+        """Those, and others that were found since: a track shows one person, whom a recognizer does not know in each of its faces."""
 
     @property
     def lacking(self) -> dict[str, set[Face]]:
@@ -152,8 +157,12 @@ class Asked:
         return float(np.max([np.nan if share is None else share[0] for share in shares]))
 
     def barred(self, n: int) -> bool:
-        """Whether one of them is somebody who is held out."""
-        return self._taken["kind"][n].as_py() != "synthetic" and any(end is not None and self._bars(end) for end in self._ends(n))
+        """Whether one of them is somebody who is held out, by itself or by another face of its track."""
+        if self._taken["kind"][n].as_py() == "synthetic":
+            return False
+        found = [(track, self._vectors.of(face)) for face, track in self._faces(n)]
+        self.barred_tracks |= {track for track, vector in found if vector is not None and self._bars(vector)}
+        return any(track in self.barred_tracks for track, _ in found)
 
     def people(self) -> dict[str, Vector]:
         """Track -> mean direction of its faces."""

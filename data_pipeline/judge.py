@@ -86,15 +86,24 @@ def judge(uris: list[str], rules: Rules, vectors: Vectors, workers: int = 0, wri
 
 
 def _judge_table(rules: Rules, vectors: Vectors, writing: Vectors | None, uri: str) -> tuple[Judged, dict[str, set[Face]]]:
-    """What is decided with what is known of faces, and those of which something is lacking, by group."""
-    asked = Asked(vectors, writing, rules.bars)
-    used = rules.usage.copy()  # a source lies in one table
-    pieces = [_judge_piece(table, rules, used, asked) for table in read_pieces(uri, NEEDED)]
+    """What is decided with what is known of faces, and those of which something is lacking, by group. Again where a track turned out to be of somebody who is
+    held out: pairs of it were decided on before."""
+    lacking: dict[str, set[Face]] = defaultdict(set)
+    barred = frozenset[str]()
+    while True:
+        asked = Asked(vectors, writing, rules.bars, barred)
+        used = rules.usage.copy()  # a source lies in one table
+        pieces = [_judge_piece(table, rules, used, asked) for table in read_pieces(uri, NEEDED)]
+        for name, faces in asked.lacking.items():
+            lacking[name] |= faces
+        if barred == asked.barred_tracks:
+            break
+        barred = frozenset(asked.barred_tracks)
     codes, similar, text = (
         np.concatenate([piece[n] for piece in pieces]) if pieces else np.zeros(0, kind)
         for n, kind in enumerate((np.int8, np.float32, np.float32))
     )
-    return Judged(codes, similar, text, asked.people()), asked.lacking
+    return Judged(codes, similar, text, asked.people()), lacking
 
 
 def _judge_piece(

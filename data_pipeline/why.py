@@ -176,12 +176,13 @@ def _explain_pair(row: dict[str, Any], config: PairingConfig, folder: str) -> li
 
 def explain(row: dict[str, Any], config: PairingConfig) -> list[tuple[str, str, str, str]]:
     """Every score of a candidate beside its threshold: (filter, score, threshold, passed or failed)."""
+    evaluated = row["held_out"] or row["verdict"] == "held out"  # by itself, or by likeness
     lines = [
         ("expression verifier", "misread" if row["misread"] else "as asked", "as asked", _said(not row["misread"])),
         _beside("pose discriminator", row["declared_miss"], config.pose_tolerance, -1),
         _beside("pose step", row["pose_miss"], config.pose_tolerance, -1),
         _beside("like intensity", row["intensity_gap"], config.max_intensity_gap, -1),
-        ("evaluation sets", "in one" if row["held_out"] else "in none", "in none", _said(not row["held_out"])),
+        ("evaluation sets", "in one" if evaluated else "in none", "in none", _said(not evaluated)),
     ]
     for verdict, (score, name, sign) in LIMITS.items():
         if verdict == "identity" and row["kind"] == "synthetic" and row[score] is not None:

@@ -15,6 +15,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.copies import FILE, Copy, copies_of, find_copies, read_copies, write_copies
 from data_pipeline.diff import diff_versions
 from data_pipeline.forget import forget
+from data_pipeline.holdout import HoldoutConfig
 from data_pipeline.motion import Track, compare_tracks
 from data_pipeline.observations import commit_part
 from data_pipeline.pack import read_manifest
@@ -23,9 +24,10 @@ from data_pipeline.rules import PairingConfig
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.split import SplitConfig
 from data_pipeline.verify import verify_version
-from data_pipeline.why import why
+from data_pipeline.why import explain, why
 from data_pipeline.worklist import WorkItem, item_for
 from infra.errors import UserError
+from infra.storage import sha256_file
 from tests.data_pipeline.small import read_candidates
 from tests.data_pipeline.videos import altered
 
@@ -240,6 +242,24 @@ def test_what_is_published_stays_and_its_copy_adds_nothing(twice, models, tmp_pa
     extended = build_dataset(CONFIG.model_copy(update={"name": "more", "extends": "base"}), work, models, items[:2])
     assert samples(base.uri) == samples(extended.uri) != {}
     assert {name: copy.of for name, copy in read_copies(extended.uri).items()} == {NAMES[1 - given]: NAMES[given]}
+
+
+@pytest.mark.parametrize(("how", "bits"), [("identities", -1), ("sha256", 10)])
+def test_with_what_is_held_out_its_copy_is(twice, models, tmp_path, how, bits):
+    """It has another name and another content, and was trained on in its place. Told by faces (bits=-1), and by the hashes of pictures too."""
+    items, named = twice[1], {"identities": "p", "sha256": sha256_file(str(twice[0].parent / "first.mp4"))}[how]
+    barred = CONFIG.model_copy(update={"name": "barred", "holdout": HoldoutConfig(**{how: (named,)}, bits=bits)})
+    version = build_dataset(barred, str(shutil.copytree(twice[0], tmp_path / "w")), models, items)
+    found = verdicts(version.uri)
+    for name in NAMES:
+        assert found[name]["held out"] and not found[name].keys() & {"accepted", "quota", "near-duplicate", "render failed"}
+    assert {source for _, source in samples(version.uri).values()} == {"third"} and not found["third"]["held out"]
+    counts = {(row["step"], row["name"]): row["count"] for row in version.funnel}
+    assert counts["candidate pairs", "rejected: held out"] == sum(found[name]["held out"] for name in NAMES)
+    row = next(row for row in read_candidates(version.uri) if row["source_id"] == "second" and row["verdict"] == "held out")
+    assert ("evaluation sets", "in one", "in none", "failed") in explain(row, PAIRING)
+    backwards = build_dataset(barred, str(shutil.copytree(twice[0], tmp_path / "backwards")), models, items[::-1])
+    assert backwards.digest == version.digest
 
 
 @pytest.mark.parametrize("asked", [{"source": "first"}, {"source": "second"}, {"identity": "p"}])

@@ -49,6 +49,17 @@ def test_an_evaluation_folder_may_lie_in_an_object_store(models, clip):
         Holdout.read(HoldoutConfig(folder="memory://nowhere"), models)
 
 
+def test_files_may_be_named_one_by_one(models, clip, tmp_path):
+    shutil.copyfile(clip("biden"), tmp_path / "biden.jpg")
+    one = Holdout.read(HoldoutConfig(files=(clip("obama"),)), models)
+    both = Holdout.read(HoldoutConfig(files=(clip("obama"),), folder=str(tmp_path)), models)
+    assert len(one.hashes) == 1 and len(both.hashes) == 2 and both.bars(one.embeddings[0]) and one.digest != both.digest
+    with pytest.raises(UserError, match=r"holdout.files: .*gone.png cannot be read"):
+        Holdout.read(HoldoutConfig(files=(str(tmp_path / "gone.png"),)), models)
+    with pytest.raises(UserError, match=r"holdout.files: .*: neither a picture nor a video"):
+        Holdout.read(HoldoutConfig(files=(str(tmp_path),)), models)
+
+
 def test_a_content_is_held_out_with_the_sets_that_hold_it_and_what_fits_nothing_is_told(models, clip, tmp_path, capsys):
     photos = {name: Path(clip(name)).read_bytes() for name in ("obama", "biden")}
     sets = [commit_set([(photos[name], None), (b"edited", None)], {}, str(tmp_path)) for name in photos]
@@ -64,6 +75,9 @@ def test_a_content_is_held_out_with_the_sets_that_hold_it_and_what_fits_nothing_
     wrong = HoldoutConfig(sha256=(*known.sha256, "abc"), identities=("biden", "nobody_of_that_name"))
     assert Holdout.read(wrong, models).find_sources(items, usable, str(tmp_path)).sources == {"obama", "obama_set"}
     told = capsys.readouterr().out
+    Holdout.read(known, models).find_sources(items, usable - {"biden", "obama", "obama_set"}, str(tmp_path))
+    unseen = capsys.readouterr().out
+    assert "holdout.identities: no source here is of biden:" in unseen and "rejected or failed do not count" in unseen
     assert "holdout.sha256: no source here is of abc:" in told and "holdout.identities: no source here is of nobody_of_that_name:" in told
 
 

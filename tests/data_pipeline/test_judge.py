@@ -121,6 +121,14 @@ def test_of_what_is_published_in_train_nothing_stays_that_is_held_out(verdicts, 
     assert verdicts(rows, taken_out=gone, labels={"alike": True, "shown": True}) == gone | {"evaluated": "held out"}
 
 
+def test_a_track_of_which_one_face_is_held_out_goes_whole(verdicts):
+    """The recognizer does not know somebody in each of their faces. What was taken before that was seen takes no room of others."""
+    rows = [pair(name, (2 * n, 2 * n + 1), 100.0 - n, person="a/0") for n, name in enumerate(("unlike", "alike", "other", "next"))]
+    rows[2:] = [row | {"from_track": 1, "to_track": 1} for row in rows[2:]]
+    told = verdicts(rows, PairingConfig(per_source=2), strangers=(2, 3), bars=lambda vector: vector[1] > 0)
+    assert told == {"unlike": "held out", "alike": "held out", "other": "accepted", "next": "accepted"}
+
+
 def test_a_pair_of_two_photos_counts_for_both(verdicts):
     rows = [pair(f"{n}", (0, 1 + n), 100.0 - n) | {"target_id": f"t{n}", "to_part": f"t{n}"} for n in range(3)]
     rows.append(pair("from another", (9, 1), 50.0) | {"source_id": "u", "from_part": "u", "target_id": "t0", "to_part": "t0"})
