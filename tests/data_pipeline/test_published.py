@@ -98,7 +98,7 @@ def test_two_samples_under_one_key_are_no_version(built, tmp_path):
     """Readers of the shard fail, or give one sample the other's pictures: `pack` refuses them, and `verify` says it of a shard that others wrote."""
     _, version = built
     row = read_manifest(version.uri)[0]
-    twice = [Planned(row["key"], "train", {}, lambda: pytest.fail("no picture is read")) for _ in range(2)]
+    twice = [Planned(row["key"], "train", lambda: pytest.fail("no picture is read")) for _ in range(2)]
     with pytest.raises(AssertionError, match=f"1 keys are those of two samples each .{row['key']}"):
         pack(twice, PackConfig(), str(tmp_path / "v0"), "v0", "test")
     assert not (tmp_path / "v0").exists()
