@@ -23,7 +23,7 @@ CARD, CROISSANT = "README.md", "croissant.json"
 _CONTEXT = Path(__file__).with_name("croissant_context.json")
 """The context that Croissant 1.0 prescribes: readers take its terms for granted."""
 _COUNTED = ("split", "kind", "edit_kind", "source_id", "target_id", "licence", "target_licence")
-_PIECE = 10_000
+_PIECE = 1_000
 _TYPES = {str: "sc:Text", int: "sc:Integer", float: "sc:Float", bool: "sc:Boolean"}
 
 

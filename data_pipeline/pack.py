@@ -229,14 +229,17 @@ def write_shard(samples: list[tuple[dict[str, Any], dict[str, bytes]]], shard: s
     """
     buffer = io.BytesIO()
     rows = []
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for columns, members in samples:
-            row: dict[str, Any] = {**columns, "shard": shard}
-            for member in MEMBERS:
-                header = tarfile.TarInfo(f"{row['key']}.{member}")
-                header.size, header.mode, header.mtime = len(members[member]), 0o644, 0
-                row[f"{member}_offset"] = buffer.tell() + _BLOCK  # USTAR: one header block, then the content
-                row[f"{member}_length"] = header.size
-                archive.addfile(header, io.BytesIO(members[member]))
-            rows.append(row)
+    for columns, members in samples:
+        row: dict[str, Any] = {**columns, "shard": shard}
+        for member in MEMBERS:
+            content = members[member]
+            header = tarfile.TarInfo(f"{row['key']}.{member}")
+            header.size, header.mode, header.mtime = len(content), 0o644, 0
+            buffer.write(header.tobuf(tarfile.USTAR_FORMAT))  # one block; `addfile` copies it and the content first
+            row[f"{member}_offset"], row[f"{member}_length"] = buffer.tell(), len(content)
+            buffer.write(content)
+            buffer.write(bytes(-len(content) % _BLOCK))
+        rows.append(row)
+    buffer.write(bytes(2 * _BLOCK))
+    buffer.write(bytes(-buffer.tell() % tarfile.RECORDSIZE))
     return buffer.getvalue(), rows

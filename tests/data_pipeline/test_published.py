@@ -1,8 +1,10 @@
 """A published version: verify, views, exports, its card and Croissant file."""
 
+import io
 import json
 import re
 import shutil
+import tarfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,6 +25,7 @@ from data_pipeline.verify import verify_samples, verify_version
 from data_pipeline.worklist import item_for
 from infra.errors import UserError
 from infra.storage import sha256_bytes, sha256_file
+from lato.pairs import MEMBERS
 from tests.data_pipeline.commands import put_manifest
 from tests.data_pipeline.many_candidates import write_version
 from tests.data_pipeline.small import build, read_candidates
@@ -243,3 +246,20 @@ def test_the_reference_reader_of_croissant_takes_the_file_and_reads_the_samples_
         for record in dataset.records("samples")
     ]
     assert read == read_manifest(version.uri)
+
+
+def test_a_shard_has_the_bytes_that_tarfile_writes():
+    members = {name: bytes(range(length)) for name, length in zip(MEMBERS, (5, 0, 200, 255), strict=True)}
+    members["source.jpg"] *= 64  # whole blocks
+    samples = [({"key": key}, members) for key in ("a", "b" * 60)]
+    data, rows = write_shard(samples, "train-000000.tar")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for row, _ in samples:
+            for name in MEMBERS:
+                header = tarfile.TarInfo(f"{row['key']}.{name}")
+                header.size, header.mode, header.mtime = len(members[name]), 0o644, 0
+                archive.addfile(header, io.BytesIO(members[name]))
+    assert data == buffer.getvalue()
+    for row in rows:
+        assert all(data[row[f"{name}_offset"] :][: row[f"{name}_length"]] == members[name] for name in MEMBERS)
