@@ -17,7 +17,7 @@ from data_pipeline.card import _card, write_card
 from data_pipeline.config import DataConfig
 from data_pipeline.diff import diff_versions
 from data_pipeline.pack import PackConfig, Planned, pack, write_shard
-from data_pipeline.published import read_index, read_manifest, read_members
+from data_pipeline.published import read_index, read_manifest, read_manifest_table, read_members
 from data_pipeline.rules import PairingConfig
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.subset import export, make_view
@@ -229,7 +229,7 @@ def test_a_version_whose_name_yaml_would_read_as_something_else_is_still_a_text(
     import yaml
 
     _, version = built
-    text = _card(read_index(version.uri) | {"name": name}, read_manifest(version.uri), None)
+    text = _card(read_index(version.uri) | {"name": name}, read_manifest_table(version.uri), None)
     assert yaml.safe_load(text.split("---")[1])["pretty_name"] == name
 
 
