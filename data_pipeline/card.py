@@ -7,27 +7,30 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.extend import read_components
-from data_pipeline.published import licence_text, licences_of, read_index, read_manifest, write_index
+from data_pipeline.published import licence_text, licences_of, read_index, read_manifest_table, write_index
 from infra.addresses import join
 from infra.storage import commit_changed, sha256_bytes
 
 CARD, CROISSANT = "README.md", "croissant.json"
 _CONTEXT = Path(__file__).with_name("croissant_context.json")
 """The context that Croissant 1.0 prescribes: readers take its terms for granted."""
+_COUNTED = ("split", "kind", "edit_kind", "source_id", "target_id", "licence", "target_licence")
+_PIECE = 1_000
 _TYPES = {str: "sc:Text", int: "sc:Integer", float: "sc:Float", bool: "sc:Boolean"}
 
 
 def write_card(folder: str) -> None:
     """Writes both for a published version. Where they are worded otherwise than the LaTo that published it did, its index learns their hashes."""
     index = read_index(folder)
-    texts = _describe(index, read_manifest(folder), read_components(folder))
+    texts = _describe(index, read_manifest_table(folder), read_components(folder))
     for name, text in texts.items():
         commit_changed(join(folder, name), text)
     files = index.get("files")
@@ -37,20 +40,26 @@ def write_card(folder: str) -> None:
 
 def card_hashes(index: dict[str, Any], manifest: bytes, tied: dict[str, Any] | None) -> dict[str, str]:
     """sha256 by name of what `write_card` will write of a version, from its index, the bytes of its manifest and what ties its sources."""
-    return _hashes(_describe(index, pq.read_table(io.BytesIO(manifest)).to_pylist(), tied))
+    return _hashes(_describe(index, pq.read_table(io.BytesIO(manifest)), tied))
 
 
 def _hashes(texts: dict[str, bytes]) -> dict[str, str]:
     return {name: sha256_bytes(text) for name, text in texts.items()}
 
 
-def _describe(index: dict[str, Any], manifest: list[dict[str, Any]], tied: dict[str, Any] | None) -> dict[str, bytes]:
+def _describe(index: dict[str, Any], manifest: pa.Table, tied: dict[str, Any] | None) -> dict[str, bytes]:
     """Both by name; the card last: it says that both are there."""
     croissant = json.dumps(_croissant(index, manifest), indent=1, sort_keys=True) + "\n"
     return {CROISSANT: croissant.encode(), CARD: _card(index, manifest, tied).encode()}
 
 
-def _card(index: dict[str, Any], manifest: list[dict[str, Any]], tied: dict[str, Any] | None) -> str:
+def _rows(manifest: pa.Table) -> Iterator[dict[str, Any]]:
+    """What the card counts of the samples, some rows as Python values at a time."""
+    counted = manifest.select([name for name in manifest.schema.names if name in _COUNTED])
+    return (row for piece in counted.to_batches(max_chunksize=_PIECE) for row in piece.to_pylist())
+
+
+def _card(index: dict[str, Any], manifest: pa.Table, tied: dict[str, Any] | None) -> str:
     def counts(names: Iterable[str]) -> str:
         return "\n".join(f"| {_cell(name)} | {count:,} |" for name, count in Counter(names).most_common())
 
@@ -59,8 +68,8 @@ def _card(index: dict[str, Any], manifest: list[dict[str, Any]], tied: dict[str,
         for limit, label in ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e12, "n>1M"))
         if len(manifest) < limit
     )
-    sources = {row[end] for row in manifest for end in ("source_id", "target_id") if row.get(end)}
-    licences = sorted(set[str]().union(*map(licences_of, manifest)))
+    sources = {row[end] for row in _rows(manifest) for end in ("source_id", "target_id") if row.get(end)}
+    licences = sorted(set[str]().union(*map(licences_of, _rows(manifest))))
     return f"""---
 pretty_name: {json.dumps(index["name"])}
 license: {"cc0-1.0" if licences == ["CC0-1.0"] else "other"}
@@ -70,7 +79,7 @@ tags: [face-editing, landmarks, webdataset]
 configs:
 - config_name: default
   data_files:
-{chr(10).join(f"  - {{split: {split}, path: shards/{split}-*.tar}}" for split in sorted({str(row["split"]) for row in manifest}))}
+{chr(10).join(f"  - {{split: {split}, path: shards/{split}-*.tar}}" for split in sorted({str(row["split"]) for row in _rows(manifest)}))}
 ---
 
 # {index["name"]}
@@ -83,19 +92,19 @@ offset of every member; `index.json` has the sha256 of every shard.
 
 {_example(index)}| split | samples |
 |---|---|
-{counts(str(row["split"]) for row in manifest)}
+{counts(str(row["split"]) for row in _rows(manifest))}
 
 | kind of source | samples |
 |---|---|
-{counts(str(row["kind"]) for row in manifest)}
+{counts(str(row["kind"]) for row in _rows(manifest))}
 
 | kind of edit | samples |
 |---|---|
-{counts(str(row["edit_kind"]) for row in manifest)}
+{counts(str(row["edit_kind"]) for row in _rows(manifest))}
 
 | licences of source and target | samples |
 |---|---|
-{counts(map(licence_text, manifest))}
+{counts(map(licence_text, _rows(manifest)))}
 
 {_models(index)}{_sides(tied)}
 
@@ -165,10 +174,10 @@ filter by them: see whether they allow what you mean to do.
 """
 
 
-def _croissant(index: dict[str, Any], manifest: list[dict[str, Any]]) -> dict[str, Any]:
+def _croissant(index: dict[str, Any], manifest: pa.Table) -> dict[str, Any]:
     fields = []
-    for column in manifest[0] if manifest else ():  # nothing is left of a version that was forgotten whole
-        sample = next((row[column] for row in manifest if row[column] is not None), "")
+    for column in manifest.schema.names if len(manifest) else ():  # nothing is left of a version that was forgotten whole
+        sample = next((value.as_py() for value in manifest[column] if value.is_valid), "")
         fields.append({
             "@type": "cr:Field", "@id": f"samples/{column}", "name": column, "dataType": _TYPES.get(type(sample), "sc:Text"),
             "source": {"fileObject": {"@id": "manifest"}, "extract": {"column": column}},
@@ -189,7 +198,7 @@ def _croissant(index: dict[str, Any], manifest: list[dict[str, Any]]) -> dict[st
         "name": index["name"],
         "description": "Face-edit pairs with instructions and landmarks.",
         "version": f"1.0.0+{index['digest'][:12]}",  # readers want three numbers; the digest is what tells versions apart
-        "license": sorted(set[str]().union(*map(licences_of, manifest))),
+        "license": sorted(set[str]().union(*map(licences_of, _rows(manifest)))),
         "distribution": [table, *shards],
         "recordSet": [{"@type": "cr:RecordSet", "@id": "samples", "name": "samples", "field": fields}],
     }  # fmt: skip

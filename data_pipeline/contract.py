@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from data_pipeline import candidates, extend, identities, joins, judge, motion, observations, pairing, published, rules, samples
+from data_pipeline import candidates, extend, identities, joins, judge, motion, observations, pair_columns, pairing, published, rules
 from data_pipeline.groups import GROUPS, Group
 from lato.pairs import MEMBERS
 
@@ -84,7 +84,8 @@ READS = (
     Reads("judge", PAIRS, judge.NEEDED),
     Reads("accepted pairs (judge.OF_ACCEPTED)", PAIRS, judge.OF_ACCEPTED),
     Reads("joins", PARTS, joins.OBSERVED),
-    Reads("samples", PARTS, samples.OBSERVED),
+    Reads("samples", PAIRS, pair_columns.SCORED),
+    Reads("samples", PARTS, pair_columns.OBSERVED),
     Reads("copies", PARTS, motion.READ),
     Reads("extend", CANDIDATES, extend.NEEDED),
     Reads("whoever opens a version", MANIFEST, tuple(TYPES[MANIFEST])),

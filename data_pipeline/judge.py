@@ -30,11 +30,11 @@ NEEDED = [
 ]  # fmt: skip
 """What verdicts are made from."""
 OF_ACCEPTED = [
-    "key", "source_id", "target_id", "person", "scope", "edit_expression", "edit_intensity", *(f"step_{axis}" for axis in AXES), *STORED_SCORES,
-    "from_expression", "to_expression", "from_expression_intensity", "to_expression_intensity", "crop_source", "crop_target", "phash_source", "phash_target",
-    "from_part", "from_row", "from_track", "to_part", "to_row", "to_track",
+    "key", "source_id", "target_id", "edit_expression", "edit_intensity", *(f"step_{axis}" for axis in AXES), "sharpness", "from_expression", "to_expression",
+    "phash_source", "phash_target", "from_part", "from_row", "from_track", "to_part", "to_row", "to_track",
 ]  # fmt: skip
-"""What is read of accepted pairs, to divide them, find near-duplicates and make samples of them."""
+"""What is read of accepted pairs, to divide them and to find near-duplicates. All of them are held as Python values, so that no more is read here than that
+takes: `samples` reads what samples are made of."""
 
 
 @dataclass
@@ -205,19 +205,14 @@ def held_out_keys(uri: str, judged: Judged, of: frozenset[str]) -> set[str]:
 
 
 def accepted_rows(uri: str, judged: Judged) -> list[dict[str, Any]]:
-    """The accepted rows of a score table (`OF_ACCEPTED`), each with its `similarity` and `writing`, and its number as `number`."""
+    """The accepted rows of a score table (`OF_ACCEPTED`), each with its number as `number`; equal words are one object."""
     found: list[dict[str, Any]] = []
+    known: dict[str, str] = {}
     start = 0
     for table in read_pieces(uri, OF_ACCEPTED):
         mine = np.flatnonzero(judged.codes[start : start + len(table)] == ACCEPTED)
         for n, row in zip((mine + start).tolist(), table.take(mine).to_pylist(), strict=True):
-            found.append(
-                row
-                | {
-                    "number": n,
-                    "similarity": float(judged.similarity[n]),
-                    "writing": None if np.isnan(judged.writing[n]) else float(judged.writing[n]),
-                }
-            )
+            row["number"] = n
+            found.append({name: known.setdefault(value, value) if isinstance(value, str) else value for name, value in row.items()})
         start += len(table)
     return found

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import pyarrow as pa
 from pydantic import Field
 
 from data_pipeline.card import card_hashes
@@ -20,6 +21,7 @@ from data_pipeline.published import (
     CANDIDATES,
     INDEX,
     MANIFEST,
+    as_table,
     check_shard,
     digest_of,
     encode_table,
@@ -49,14 +51,14 @@ class PackConfig(Config):
     """Order of samples: by sha256 of seed and key."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Planned:
-    """A sample to be packed: its key, split, manifest columns, and how to get it."""
+    """A sample to be packed. Of all samples this is held until the last is packed; what is read of one, while its shard is."""
 
     key: str
     split: Split
-    columns: dict[str, Any]
-    load: Callable[[], FacePair]
+    read: Callable[[], tuple[dict[str, Any], FacePair]]
+    """Gives its manifest columns, and the pair."""
 
 
 def pack(
@@ -86,27 +88,28 @@ def pack(
     """
     _check_keys([*(sample.key for sample in samples), *(row["key"] for row in (base.rows if base else ()))])
     progress = Progress("pack", len(samples), "samples")
-    shards, manifest = _take_over(base, folder) if base else ([], [])
+    shards, taken_over = _take_over(base, folder) if base else ([], [])
+    manifest = [as_table(taken_over)] if taken_over else []
     first = _first_numbers(base.index["shards"]) if base else Counter[str]()
     for split in ("train", "val", "test"):
         mine = sorted((s for s in samples if s.split == split), key=lambda s: sha256_bytes(f"{config.seed}/{s.key}".encode()))
         for number, start in enumerate(range(0, len(mine), config.samples_per_shard)):
             group = sorted(mine[start : start + config.samples_per_shard], key=lambda s: s.key)
             shard = f"{split}-{first[split] + number:06d}.tar"
-            members = (encode_pair(sample.load()) for sample in group)
-            data, rows = write_shard([(_columns(sample), content) for sample, content in zip(group, members, strict=True)], shard)
+            data, rows = write_shard([_encode(sample) for sample in group], shard)
             commit_changed(join(folder, "shards", shard), data)
             shards.append({"name": shard, "split": split, "count": len(group), "bytes": len(data), "sha256": sha256_bytes(data)})
-            manifest += rows
+            manifest.append(as_table(rows))
             progress.advance(len(group))
     names = Counter(shard["name"] for shard in shards)
     assert len(names) == len(shards), f"two shards of one name ({names.most_common(1)[0][0]}): a mistake in the code, nothing is published"
-    table = encode_table(manifest)
+    samples_of_all = pa.concat_tables(manifest or [as_table([])], promote_options="permissive")
+    table = encode_table(samples_of_all)
     commit_changed(join(folder, MANIFEST), table)
     index: dict[str, Any] = {
         "name": name,
         "created_from": created_from,
-        "samples": len(manifest),
+        "samples": len(samples_of_all),
         "shards": shards,
         "manifest": MANIFEST,
         "candidates": CANDIDATES,
@@ -211,8 +214,10 @@ def rewrite_shards(
     return shards, rows
 
 
-def _columns(sample: Planned) -> dict[str, Any]:
-    return {"key": sample.key, "split": sample.split, **sample.columns}
+def _encode(sample: Planned) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Its manifest columns and members."""
+    columns, pair = sample.read()
+    return {"key": sample.key, "split": sample.split, **columns}, encode_pair(pair)
 
 
 def write_shard(samples: list[tuple[dict[str, Any], dict[str, bytes]]], shard: str) -> tuple[bytes, list[dict[str, Any]]]:
@@ -224,14 +229,17 @@ def write_shard(samples: list[tuple[dict[str, Any], dict[str, bytes]]], shard: s
     """
     buffer = io.BytesIO()
     rows = []
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for columns, members in samples:
-            row: dict[str, Any] = {**columns, "shard": shard}
-            for member in MEMBERS:
-                header = tarfile.TarInfo(f"{row['key']}.{member}")
-                header.size, header.mode, header.mtime = len(members[member]), 0o644, 0
-                row[f"{member}_offset"] = buffer.tell() + _BLOCK  # USTAR: one header block, then the content
-                row[f"{member}_length"] = header.size
-                archive.addfile(header, io.BytesIO(members[member]))
-            rows.append(row)
+    for columns, members in samples:
+        row: dict[str, Any] = {**columns, "shard": shard}
+        for member in MEMBERS:
+            content = members[member]
+            header = tarfile.TarInfo(f"{row['key']}.{member}")
+            header.size, header.mode, header.mtime = len(content), 0o644, 0
+            buffer.write(header.tobuf(tarfile.USTAR_FORMAT))  # one block; `addfile` copies it and the content first
+            row[f"{member}_offset"], row[f"{member}_length"] = buffer.tell(), len(content)
+            buffer.write(content)
+            buffer.write(bytes(-len(content) % _BLOCK))
+        rows.append(row)
+    buffer.write(bytes(2 * _BLOCK))
+    buffer.write(bytes(-buffer.tell() % tarfile.RECORDSIZE))
     return buffer.getvalue(), rows

@@ -15,11 +15,12 @@ from data_pipeline.divide import Division, divide
 from data_pipeline.judge import Judged, count_verdicts
 from data_pipeline.ledger import Ledger
 from data_pipeline.pack import pack, withdraw
+from data_pipeline.pair_columns import Pairs, read_pairs
 from data_pipeline.published import CANDIDATES
 from data_pipeline.render import render_crops
 from data_pipeline.rewrite import Rewriter
 from data_pipeline.rules import CODE, SETTINGS
-from data_pipeline.samples import crops_to_render, plan_samples
+from data_pipeline.samples import crops_to_render, name_crops, plan_samples
 from data_pipeline.tracks import NOT_SHARPEST
 from data_pipeline.versions import keep_empty
 from infra.addresses import join
@@ -66,22 +67,25 @@ def publish(plan: Plan, until: Literal["pair", "render"] | None) -> DatasetVersi
         plan.base.check_found([row["key"] for _, row in found.accepted])
     division = divide([row for _, row in fresh], plan.observed.items, found.tied, plan.base, plan.config.split)
     apart = {row["key"]: verdict for _, row in fresh if (verdict := division.verdict(row))}
-    rows = _render(plan, without(fresh, apart, found.judged), found.judged)
+    left = without(fresh, apart, found.judged)
+    pairs = read_pairs(found.tables, found.judged, [(number, row["number"]) for number, row in left], plan.work)
+    names = name_crops(pairs, plan.config.render.seeker)
+    kept = _render(plan, left, pairs, names, found.judged)
     if until == "render":
         raise Stopped(_funnel(plan, found, Counter()))
-    if not rows and not plan.base:
+    if not kept and not plan.base:
         funnel = _funnel(plan, found, Counter())
         print_funnel(funnel)
         keep_empty(plan.work, plan.config.name, funnel)
         raise UserError(_say_nothing(plan.observed.ledger))
-    return _write(plan, found, division, rows)
+    return _write(plan, found, division, pairs, names, kept)
 
 
-def _render(plan: Plan, fresh: list[Numbered], judged: list[Judged]) -> list[dict[str, Any]]:
-    """Cuts the crops of new accepted pairs, and returns those that have both; of the others it changes the verdict."""
+def _render(plan: Plan, fresh: list[Numbered], pairs: Pairs, names: list[list[str]], judged: list[Judged]) -> list[int]:
+    """Cuts the crops of new accepted pairs, and returns which have both; of the others it changes the verdict."""
     config = plan.config
     failed = render_crops(
-        crops_to_render([row for _, row in fresh], plan.work, config.render.seeker),
+        crops_to_render(pairs, names),
         {name: item.uri for name, item in plan.observed.items.items()},
         plan.work,
         config.analyze.workers,
@@ -90,20 +94,21 @@ def _render(plan: Plan, fresh: list[Numbered], judged: list[Judged]) -> list[dic
     for name in sorted(failed)[:10]:
         say(f"render failed: {name}: {failed[name]}")
     left = []
-    for number, row in fresh:
+    for n, (number, row) in enumerate(fresh):
         if row["source_id"] in failed or row["target_id"] in failed:
             judged[number].codes[row["number"]] = CODE["render failed"]
         else:
-            left.append(row)
+            left.append(n)
     return left
 
 
-def _write(plan: Plan, found: Found, division: Division, rows: list[dict[str, Any]]) -> DatasetVersion:
+def _write(plan: Plan, found: Found, division: Division, pairs: Pairs, names: list[list[str]], kept: list[int]) -> DatasetVersion:
     """Writes the version; its index, last, publishes it."""
     config, observed, base, folder = plan.config, plan.observed, plan.base, plan.folder
     published = [(row["split"], row["instruction"]) for row in base.rows] if base else []
     rewriter = Rewriter(config.instructions, plan.work, published)
-    planned, rendered = plan_samples(rows, division, observed.items, observed.models_of(), rewriter, plan.work, config.render.seeker)
+    planned = plan_samples(pairs, names, kept, division, observed.items, observed.models_of(), rewriter, plan.work)
+    rendered = {sample.key: names[n] for sample, n in zip(planned, kept, strict=True)}
     splits = {sample.key: sample.split for sample in planned} | (base.splits if base else {})
     funnel = _funnel(plan, found, Counter(splits.values())) + rewriter.counts()
     withdraw(folder)

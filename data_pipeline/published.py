@@ -35,19 +35,23 @@ MANIFEST_SCHEMA = pa.schema(
 """Columns of a manifest; one that an earlier LaTo wrote may have fewer."""
 
 
-def encode_table(rows: list[dict[str, Any]], schema: pa.Schema = MANIFEST_SCHEMA) -> bytes:
-    """Rows as the bytes of a Parquet file, with the columns of all of them; equal rows, equal bytes.
+def as_table(rows: list[dict[str, Any]], schema: pa.Schema = MANIFEST_SCHEMA) -> pa.Table:
+    """Rows as a table with the columns of all of them.
 
     Args:
         rows: Of any number; where there is none, the columns of the schema stay.
         schema: Types by name, of the table that they are taken from; of a column that it does not have, or of which it had no value, the type is seen.
     """
-    buffer = io.BytesIO()
     names = dict.fromkeys(name for row in rows for name in row) if rows else schema.names  # rows of an extended version may have fewer
     known = {field.name: field.type for field in schema if not pa.types.is_null(field.type)}
-    pq.write_table(
-        pa.table({name: pa.array([row.get(name) for row in rows], known.get(name)) for name in names}), buffer, compression="zstd"
-    )
+    return pa.table({name: pa.array([row.get(name) for row in rows], known.get(name)) for name in names})
+
+
+def encode_table(rows: list[dict[str, Any]] | pa.Table, schema: pa.Schema = MANIFEST_SCHEMA) -> bytes:
+    """Rows (`as_table`), or a table, as the bytes of a Parquet file; equal rows, equal bytes."""
+    buffer = io.BytesIO()
+    table = rows.combine_chunks() if isinstance(rows, pa.Table) else as_table(rows, schema)
+    pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
 
 

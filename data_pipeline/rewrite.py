@@ -25,6 +25,7 @@ from infra.state import read_json
 from infra.storage import commit, exists, read_bytes, sha256_bytes, sha256_json
 from lato.edits import Edit, Instruction, Rewriting, instruction_for, parse_instruction, plain_words, uses_template
 from lato.instruction_words import unread_words
+from lato.pairs import Split
 
 _PROMPT = (
     "Rewrite this instruction for a photo editor in your own words{seen}. Keep its meaning exactly: the same expression and intensity, the same directions and "
@@ -68,7 +69,7 @@ class Wanted(NamedTuple):
 
     edit: Edit
     key: str
-    split: str
+    split: Split
     picture: str
     """Where its source's crop lies; the name is a hash of what it shows."""
 

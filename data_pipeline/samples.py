@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.divide import Division
-from data_pipeline.observations import read_part
 from data_pipeline.pack import Planned
+from data_pipeline.pair_columns import EDIT, Ends, Pairs
 from data_pipeline.pairing import SCORES, crop_names, crops_of, edit_of
 from data_pipeline.render import Crop, crop_landmarks
 from data_pipeline.rewrite import Rewriter, Wanted
@@ -17,128 +19,131 @@ from data_pipeline.seek import Seeker
 from data_pipeline.worklist import WorkItem
 from infra.addresses import join
 from infra.storage import read_bytes
-from lato.edits import Expression, Instruction
+from lato.edits import Edit, Expression, Instruction
 from lato.pairs import FacePair, FaceState, PairMeta, Provenance
 
-Ends = tuple[dict[str, Any], dict[str, Any]]
-OBSERVED = (
-    "source_id",
-    "source_sha256",
-    "image_uri",
-    "frame",
-    "pts",
-    "landmarks",
-    "yaw",
-    "pitch",
-    "roll",
-)
-"""What is read of a pair's two ends."""
+
+def name_crops(pairs: Pairs, seeker: Seeker) -> list[list[str]]:
+    """File names of each pair's two crops."""
+    known: dict[str, str] = {}  # pairs share crops, so they share names
+    return [[known.setdefault(name, name) for name in crop_names(*pairs.read(n), seeker)] for n in range(len(pairs))]
 
 
-def read_ends(rows: list[dict[str, Any]], work: str) -> dict[str, Ends]:
-    """Key -> the observations of source and target, each part opened once."""
-    wanted: dict[str, set[int]] = defaultdict(set)
-    for row in rows:
-        for side in ("from", "to"):
-            wanted[row[f"{side}_part"]].add(row[f"{side}_row"])
-    seen: dict[tuple[str, int], dict[str, Any]] = {}
-    for part, numbers in wanted.items():
-        ordered = sorted(numbers)
-        table = read_part(work, part).select(list(OBSERVED)).take(ordered)
-        seen.update({(part, number): face for number, face in zip(ordered, table.to_pylist(), strict=True)})
-    return {row["key"]: (seen[row["from_part"], row["from_row"]], seen[row["to_part"], row["to_row"]]) for row in rows}
-
-
-def crops_to_render(rows: list[dict[str, Any]], work: str, seeker: Seeker) -> list[Crop]:
+def crops_to_render(pairs: Pairs, names: Sequence[Sequence[str]]) -> list[Crop]:
     """The crops of accepted pairs, each once a source: of two with equal content, one may be gone by now."""
-    ends = read_ends(rows, work)
-    crops = {}
-    for row in rows:
-        for name, end, crop in zip(crop_names(row, ends[row["key"]], seeker), ends[row["key"]], crops_of(row), strict=True):
-            crops[name, end["source_id"]] = Crop(end["source_id"], end["source_sha256"], name, end["image_uri"], end["pts"], crop)
+    crops, known = {}, dict[str, str]()
+    for n, names_of in enumerate(names):
+        row, ends = pairs.read(n)
+        for name, end, crop in zip(names_of, ends, crops_of(row), strict=True):
+            source, content = (known.setdefault(end[what], end[what]) for what in ("source_id", "source_sha256"))
+            if (name, source) not in crops:
+                crops[name, source] = Crop(source, content, name, end["image_uri"], end["pts"], crop)
     return list(crops.values())
 
 
+@dataclass(frozen=True)
+class _Samples:
+    """What samples are read from when they are packed."""
+
+    pairs: Pairs
+    names: Sequence[Sequence[str]]
+    division: Division
+    items: Mapping[str, WorkItem]
+    models: Mapping[str, dict[str, str]]
+    work: str
+
+    def read(self, number: int, instruction: Instruction) -> tuple[dict[str, Any], FacePair]:
+        """Manifest columns of a sample, and the pair."""
+        row, ends = self.pairs.read(number)
+        meta = self._meta(row, ends, instruction)
+        jpgs = [read_bytes(join(self.work, "renders", name)) for name in self.names[number]]
+        landmarks = np.stack([crop_landmarks(end, crop) for end, crop in zip(ends, crops_of(row), strict=True)])
+        pair = FacePair(row["key"], jpgs[0], jpgs[1], landmarks, meta)
+        return _columns(meta, self.items[row["source_id"]], self.items[row["target_id"]]), pair
+
+    def _meta(self, row: dict[str, Any], ends: Ends, instruction: Instruction) -> PairMeta:
+        item, target = self.items[row["source_id"]], self.items[row["target_id"]]
+        edit, crops = _edit(row), crops_of(row)
+        other: dict[str, Any] = {}
+        if target != item:
+            other = {"target_id": target.source_id, "target_sha256": ends[1]["source_sha256"]}
+            other |= {"target_licence": target.licence, "target_consent": target.consent, "target_url": target.url}
+        return PairMeta(
+            instruction=instruction.text,
+            template=instruction.template,
+            template_seed=row["key"],
+            rewriting=instruction.rewriting,
+            edit=edit,
+            source=_state(ends[0], row, "from"),
+            target=_state(ends[1], row, "to"),
+            identity_similarity=round(row["similarity"], 6),
+            quality={name: round(float(row[name]), 4) for name in SCORES if row[name] is not None},
+            crop=crops[0],
+            target_crop=crops[1] if crops[1] != crops[0] else None,
+            split=self.division.split_of[row["source_id"]],
+            provenance=Provenance(
+                source_id=item.source_id,
+                source_sha256=ends[0]["source_sha256"],
+                kind=item.kind,
+                identity=row["person"],
+                licence=item.licence,
+                consent=item.consent,
+                url=item.url,
+                scope=row["scope"],
+                models=self.models[item.source_id],
+                **other,
+            ),
+        )
+
+
 def plan_samples(
-    rows: list[dict[str, Any]],
+    pairs: Pairs,
+    names: Sequence[Sequence[str]],
+    kept: Sequence[int],
     division: Division,
-    items: dict[str, WorkItem],
-    models: dict[str, dict[str, str]],
+    items: Mapping[str, WorkItem],
+    models: Mapping[str, dict[str, str]],
     rewriter: Rewriter,
     work: str,
-    seeker: Seeker,
-) -> tuple[list[Planned], dict[str, list[str]]]:
-    """What is packed of each accepted pair, and the names of its crops by key."""
-    ends = read_ends(rows, work)
-    rendered = {row["key"]: crop_names(row, ends[row["key"]], seeker) for row in rows}
-    wanted = [
-        Wanted(edit, row["key"], division.split_of[row["source_id"]], join(work, "renders", rendered[row["key"]][0]))
-        for row in rows
-        if (edit := edit_of(row))
-    ]
+) -> list[Planned]:
+    """What is packed of each accepted pair.
+
+    Args:
+        pairs: Accepted pairs.
+        names: Of each pair's crops.
+        kept: Numbers of the pairs that become samples: their crops are there.
+        division: The splits.
+        items: All sources.
+        models: Source id -> what had a part in its pairs, with sha256.
+        rewriter: Writes the instructions.
+        work: The build's folder.
+    """
+    edits: dict[tuple[int, ...], Edit] = {}  # there are few
+    wanted = []
+    for n in kept:
+        row = pairs.rows.read(n, ("key", "source_id", *EDIT))
+        what = tuple(row[name] for name in EDIT)
+        edit = edits[what] if what in edits else edits.setdefault(what, _edit(row))
+        wanted.append(Wanted(edit, row["key"], division.split_of[row["source_id"]], join(work, "renders", names[n][0])))
     written = rewriter.write(wanted)
-    planned = []
-    for row in rows:
-        item, target = items[row["source_id"]], items[row["target_id"]]
-        names = rendered[row["key"]]
-        planned.append(_plan(row, ends[row["key"]], division, item, target, models[item.source_id], written[row["key"]], names, work))
-    return planned, rendered
+    read = _Samples(pairs, names, division, items, models, work).read
+    return [Planned(one.key, one.split, functools.partial(read, n, written[one.key])) for n, one in zip(kept, wanted, strict=True)]
 
 
-def _plan(
-    row: dict[str, Any],
-    ends: Ends,
-    division: Division,
-    item: WorkItem,
-    target: WorkItem,
-    models: dict[str, str],
-    instruction: Instruction,
-    names: list[str],
-    work: str,
-) -> Planned:
-    edit, split, crops = edit_of(row), division.split_of[row["source_id"]], crops_of(row)
+def _edit(row: dict[str, Any]) -> Edit:
+    edit = edit_of(row)
     assert edit is not None, "an accepted candidate has an edit"
-    other: dict[str, Any] = {}
-    if target != item:
-        other = {"target_id": target.source_id, "target_sha256": ends[1]["source_sha256"]}
-        other |= {"target_licence": target.licence, "target_consent": target.consent, "target_url": target.url}
-    meta = PairMeta(
-        instruction=instruction.text,
-        template=instruction.template,
-        template_seed=row["key"],
-        rewriting=instruction.rewriting,
-        edit=edit,
-        source=_state(ends[0], row, "from"),
-        target=_state(ends[1], row, "to"),
-        identity_similarity=round(row["similarity"], 6),
-        quality={name: round(float(row[name]), 4) for name in SCORES if row[name] is not None},
-        crop=crops[0],
-        target_crop=crops[1] if crops[1] != crops[0] else None,
-        split=split,
-        provenance=Provenance(
-            source_id=item.source_id,
-            source_sha256=ends[0]["source_sha256"],
-            kind=item.kind,
-            identity=row["person"],
-            licence=item.licence,
-            consent=item.consent,
-            url=item.url,
-            scope=row["scope"],
-            models=models,
-            **other,
-        ),
-    )
+    return edit
 
-    def load() -> FacePair:
-        jpgs = [read_bytes(join(work, "renders", name)) for name in names]
-        landmarks = np.stack([crop_landmarks(end, crop) for end, crop in zip(ends, crops, strict=True)])
-        return FacePair(row["key"], jpgs[0], jpgs[1], landmarks, meta)
 
-    columns = {
+def _columns(meta: PairMeta, item: WorkItem, target: WorkItem) -> dict[str, Any]:
+    """Of the manifest."""
+    edit = meta.edit
+    return {
         "kind": item.kind,
         "source_id": item.source_id,
-        "identity": row["person"],
-        "instruction": instruction.text,
+        "identity": meta.provenance.identity,
+        "instruction": meta.instruction,
         "edit_kind": edit.kind,
         "expression": edit.expression.value if edit.expression else None,
         "intensity": edit.intensity.value,
@@ -154,7 +159,6 @@ def _plan(
         "target_consent": target.consent,
         "target_url": target.url,
     }
-    return Planned(row["key"], split, columns, load)
 
 
 def _state(end: dict[str, Any], row: dict[str, Any], side: str) -> FaceState:

@@ -15,10 +15,10 @@ from data_pipeline.decoder import DecodeError, MachineError
 from data_pipeline.image_set import picture_uri
 from data_pipeline.ledger import read_ledger
 from data_pipeline.observations import read_chips
+from data_pipeline.pair_columns import Ends, read_ends
 from data_pipeline.pairing import AXES, crops_of
 from data_pipeline.published import read_pair
 from data_pipeline.render import crop_landmarks, cut
-from data_pipeline.samples import Ends, read_ends
 from data_pipeline.seek import read_frames_at
 from data_pipeline.sources import ContentHashes, UnreadableNowError
 from data_pipeline.staging import staged
@@ -98,7 +98,7 @@ class Sources:
 
     def _ends(self, row: dict[str, Any]) -> Ends:
         try:
-            ends = read_ends([row], self._work)[row["key"]]
+            ends = read_ends(row, self._work)
         except (FileNotFoundError, pa.ArrowIndexError) as error:
             raise Unreadable("what was seen of the source is gone") from error
         for side, end in zip(("from", "to"), ends, strict=True):

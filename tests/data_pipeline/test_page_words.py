@@ -2,6 +2,7 @@
 
 from data_pipeline.card import _card
 from data_pipeline.ledger import Ledger
+from data_pipeline.published import as_table
 from data_pipeline.report import _consents, _is_of_another
 from data_pipeline.worklist import WorkItem
 
@@ -10,7 +11,7 @@ SAMPLE = {"split": "train", "kind": "video", "edit_kind": "pose", "licence": "CC
 
 def card(shards, **changes):
     index = {"name": "v1", "digest": "0" * 64, "shards": [{"name": name} for name in shards], "models": []}
-    return _card(index, [SAMPLE | changes] if shards else [], None)
+    return _card(index, as_table([SAMPLE | changes] if shards else []), None)
 
 
 def test_consent_is_that_of_the_version_and_not_of_the_last_work_list():

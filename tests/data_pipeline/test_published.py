@@ -1,8 +1,10 @@
 """A published version: verify, views, exports, its card and Croissant file."""
 
+import io
 import json
 import re
 import shutil
+import tarfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,7 +17,7 @@ from data_pipeline.card import _card, write_card
 from data_pipeline.config import DataConfig
 from data_pipeline.diff import diff_versions
 from data_pipeline.pack import PackConfig, Planned, pack, write_shard
-from data_pipeline.published import read_index, read_manifest, read_members
+from data_pipeline.published import read_index, read_manifest, read_manifest_table, read_members
 from data_pipeline.rules import PairingConfig
 from data_pipeline.segments import AnalyzeConfig
 from data_pipeline.subset import export, make_view
@@ -23,6 +25,7 @@ from data_pipeline.verify import verify_samples, verify_version
 from data_pipeline.worklist import item_for
 from infra.errors import UserError
 from infra.storage import sha256_bytes, sha256_file
+from lato.pairs import MEMBERS
 from tests.data_pipeline.commands import put_manifest
 from tests.data_pipeline.many_candidates import write_version
 from tests.data_pipeline.small import build, read_candidates
@@ -98,7 +101,7 @@ def test_two_samples_under_one_key_are_no_version(built, tmp_path):
     """Readers of the shard fail, or give one sample the other's pictures: `pack` refuses them, and `verify` says it of a shard that others wrote."""
     _, version = built
     row = read_manifest(version.uri)[0]
-    twice = [Planned(row["key"], "train", {}, lambda: pytest.fail("no picture is read")) for _ in range(2)]
+    twice = [Planned(row["key"], "train", lambda: pytest.fail("no picture is read")) for _ in range(2)]
     with pytest.raises(AssertionError, match=f"1 keys are those of two samples each .{row['key']}"):
         pack(twice, PackConfig(), str(tmp_path / "v0"), "v0", "test")
     assert not (tmp_path / "v0").exists()
@@ -226,7 +229,7 @@ def test_a_version_whose_name_yaml_would_read_as_something_else_is_still_a_text(
     import yaml
 
     _, version = built
-    text = _card(read_index(version.uri) | {"name": name}, read_manifest(version.uri), None)
+    text = _card(read_index(version.uri) | {"name": name}, read_manifest_table(version.uri), None)
     assert yaml.safe_load(text.split("---")[1])["pretty_name"] == name
 
 
@@ -243,3 +246,20 @@ def test_the_reference_reader_of_croissant_takes_the_file_and_reads_the_samples_
         for record in dataset.records("samples")
     ]
     assert read == read_manifest(version.uri)
+
+
+def test_a_shard_has_the_bytes_that_tarfile_writes():
+    members = {name: bytes(range(length)) for name, length in zip(MEMBERS, (5, 0, 200, 255), strict=True)}
+    members["source.jpg"] *= 64  # whole blocks
+    samples = [({"key": key}, members) for key in ("a", "b" * 60)]
+    data, rows = write_shard(samples, "train-000000.tar")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for row, _ in samples:
+            for name in MEMBERS:
+                header = tarfile.TarInfo(f"{row['key']}.{name}")
+                header.size, header.mode, header.mtime = len(members[name]), 0o644, 0
+                archive.addfile(header, io.BytesIO(members[name]))
+    assert data == buffer.getvalue()
+    for row in rows:
+        assert all(data[row[f"{name}_offset"] :][: row[f"{name}_length"]] == members[name] for name in MEMBERS)

@@ -36,7 +36,7 @@ def extended(base, name, gone=frozenset()):
     columns["instruction"] = make_pair(number, "train").meta.instruction
     rows = [row for row in read_manifest(base) if row["key"] not in gone]
     state = Base("w", base, read_index(base), rows, {key: TakenOut("split conflict", "train", ()) for key in gone})
-    new = Planned(f"k00{number}", "train", columns, lambda: make_pair(number, "train"))
+    new = Planned(f"k00{number}", "train", lambda: (columns, make_pair(number, "train")))
     pack([new], PackConfig(), folder, name, "test", state)
     Path(folder, "candidates.parquet").write_bytes(Path(base, read_index(base)["candidates"]).read_bytes())
     write_card(folder)

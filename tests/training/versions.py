@@ -46,7 +46,7 @@ def publish(folder, counts, per_shard=8, first=0, side=64, name="k", far=()):
                 "edit_kind": "expression",
             }
             columns["instruction"] = make_pair(number, split, side, name).meta.instruction
-            load = lambda number=number, split=split: make_pair(number, split, side, name, far)  # noqa: E731
-            planned.append(Planned(f"{name}{number:04d}", split, columns, load))
+            read = lambda columns=columns, number=number, split=split: (columns, make_pair(number, split, side, name, far))  # noqa: E731
+            planned.append(Planned(f"{name}{number:04d}", split, read))
             number += 1
     return pack(planned, PackConfig(samples_per_shard=per_shard), str(folder), str(folder).rsplit("/", 1)[-1], "test")
