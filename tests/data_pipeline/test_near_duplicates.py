@@ -118,7 +118,12 @@ def test_two_files_give_samples_of_one(twice, models):
     assert kept == sum(version.samples.values()) > 0
     assert found["second"] == found["first"] - Counter(accepted=kept) + Counter({"near-duplicate": kept})
     refused = [row for row in read_candidates(version.uri) if row["source_id"] == "second" and row["verdict"] == "near-duplicate"]
-    assert why(refused[0]["key"], str(work), "v1")[0] == f"{refused[0]['key']}: near-duplicate"
+    accepted = {row["key"] for row in read_candidates(version.uri) if row["source_id"] == "first" and row["verdict"] == "accepted"}
+    for row in refused:
+        *lines, score, repeated = why(row["key"], str(work), "v1")
+        assert lines[0] == f"{row['key']}: near-duplicate"
+        assert score.split() == ["near-duplicate", "0", ">", "10", "bits", "failed"]  # the same pictures
+        assert repeated.startswith("repeats p_") and repeated.split()[1] in accepted
     total = sum(counts["near-duplicate"] for counts in found.values())
     assert {"step": "candidate pairs", "name": "rejected: near-duplicate", "count": total} in version.funnel
     assert verify_version(version.uri) == []
