@@ -53,19 +53,19 @@ def find_repeats(folder: str, work: str, rows: Sequence[Row], among: Sequence[st
     component = (read_components(home_of(folder)) or {}).get("components", {})
     others = _by_edit(_read_compared(folder, rows, component, among))
     pairs = [
-        (row["key"], one, other)
+        (row, one, other)
         for row, twins in zip(rows, find_twins(folder, rows), strict=True)
         for one in (row, *twins)
         for other in _compared(one, others, component)
     ]
     hashes = _read_hashes(work, {row["key"]: row for _, *both in pairs for row in both}.values())
-    found: dict[str, Repeat] = {}
-    for key, one, other in pairs:
+    found: dict[str, tuple[int, bool, Repeat]] = {}
+    for row, one, other in pairs:
         bits = _apart(one, other, hashes)
         if bits is not None:
-            near = Repeat(bits, other["key"], other["verdict"])
-            found[key] = min(near, found.get(key, near))
-    return found
+            near = (bits, one is not row, Repeat(bits, other["key"], other["verdict"]))  # of two equally near the one in its own direction
+            found[row["key"]] = min(near, found.get(row["key"], near))
+    return {key: near for key, (_, _, near) in found.items()}
 
 
 def faces_of(row: Row) -> tuple[Face, Face]:

@@ -79,7 +79,11 @@ def _explain_quota(row: Row, config: PairingConfig, folder: str) -> tuple[list[L
     named = row["person"] + (f" and {len(people) - 1} more tracks with that face" if len(people) > 1 else "")
     lines = [_quota(f"quota of the person {named}", _count(person), config.per_identity)]
     lines += [
-        _quota(f"quota of the source {name}", _count(other for other in theirs if name in (other["source_id"], other["target_id"])), config.per_source)
+        _quota(
+            f"quota of the source {name}",
+            _count(other for other in theirs if name in (other["source_id"], other["target_id"])),
+            config.per_source,
+        )
         for name in sorted(sources)
     ]
     lines += [

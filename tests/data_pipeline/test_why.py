@@ -1,6 +1,7 @@
 """Of what passed every filter and is no sample: what it repeats, and which quota was full; and what is told of a source. (The rest of `why`: test_manage.py.)"""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from data_pipeline.build import build_dataset
 from data_pipeline.config import DataConfig
 from data_pipeline.observations import read_columns
 from data_pipeline.published import read_manifest
+from data_pipeline.report import write_data_report
 from data_pipeline.rules import PairingConfig
 from data_pipeline.split import SplitConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
@@ -84,6 +86,26 @@ def test_of_what_was_refused_after_the_filters_why_says_against_what(tight):
     Path(folder, "components.json").unlink()  # as after something was forgotten
     assert "nobody can say any more" in explain_refusal(row | {"verdict": "bridge"}, TIGHT, folder, work)[1][0]
     assert explain_refusal(row, TIGHT, folder, work) == ([], [])
+
+
+def test_the_report_shows_near_duplicates_and_what_makes_an_edit(tight):
+    """Of the filters, those without a sheet or a distribution."""
+    work, _, rows = tight
+    page = Path(write_data_report(work, "tight")).read_text()
+    counts = Counter(row["verdict"] for row in rows)
+    sheet = page[page.index("<h3>near-duplicate") : page.index('<h2 id="coverage">')]
+    near = {row["key"]: row for row in rows if row["verdict"] == "near-duplicate"}
+    shown = re.findall(r"(\d+) of 256 bits from the pair below \((p_\w+)\), needs more than 70.*?<code>(p_\w+)</code>", sheet)
+    assert len(shown) == len(set(shown)) == 6 and max(int(bits) for bits, _, _ in shown) <= 70
+    reverse = {(row["to_part"], row["to_row"], row["from_row"]): row for row in rows}
+    for bits, repeated, key in shown:
+        mine, other = near[key], next(row for row in rows if row["key"] == repeated)
+        mine = mine if mine["edit"] == other["edit"] else reverse[mine["from_part"], mine["from_row"], mine["to_row"]]
+        assert int(bits) == apart(mine, other, work) and other["verdict"] == "accepted"
+    assert f"<b>near-duplicate: {counts['near-duplicate']} refused here</b>" in page
+    unlike = sum(row["verdict"] == "no edit of ours" and row["intensity_gap"] > 0.2 for row in rows)
+    assert f"<b>like intensity: {unlike} refused here</b>, {sum(row['intensity_gap'] > 0.2 for row in rows)} of {len(rows)} beyond" in page
+    assert unlike and f"<b>pose step: 0 refused here</b>, 0 of {len(rows)} beyond" in page
 
 
 def test_of_a_source_and_of_a_frame_why_tells_where_they_went_and_what_is_asked(tight):
