@@ -35,7 +35,7 @@ class Beside:
         pieces = read_candidate_pieces(folder, ["key", "verdict", "source_id", "person", "edit"])
         for row in (row for piece in pieces for row in piece.filter(pc.equal(piece["verdict"], "accepted")).to_pylist()):
             self._of_person[row["person"], row["edit"]].append(row["key"])
-            self._tied[self._component[row["source_id"]], row["edit"], _is_declared(row)].append((row["source_id"], row["key"]))
+            self._tied[self._component[row["source_id"]], row["edit"], is_declared(row)].append((row["source_id"], row["key"]))
 
     def of(self, row: dict[str, Any]) -> tuple[str, ...]:
         """Keys of those of one edit that a near-duplicate was compared with: of its person, and of other sources of its component, but not of two people who are
@@ -51,13 +51,13 @@ class Beside:
         if row["source_id"] not in self._component or {row["source_id"], row["target_id"]} & self._copies:
             return ()
         component, edit = self._component[row["source_id"]], row["edit"]
-        compared = (False,) if _is_declared(row) else (False, True)
+        compared = (False,) if is_declared(row) else (False, True)
         others = chain.from_iterable(self._tied.get((component, edit, declared), ()) for declared in compared)
         found = chain(self._of_person.get((row["person"], edit), ()), (key for source, key in others if source != row["source_id"]))
         keys = tuple(islice(found, _MOST + 1))
         return tuple(sorted(keys)) if len(keys) <= _MOST else ()
 
 
-def _is_declared(row: dict[str, Any]) -> bool:
+def is_declared(row: dict[str, Any]) -> bool:
     """Who is not has the name of a track."""
     return not row["person"].startswith(f"{row['source_id']}/")

@@ -24,8 +24,9 @@ from data_pipeline.pairing import SCORES
 from data_pipeline.published import consents_of, licence_text, read_index, read_manifest
 from data_pipeline.report_coverage import find_coverage
 from data_pipeline.report_pairs import accepted_pairs, rejected_pairs
-from data_pipeline.report_plots import plot_correlation, show_filter
-from data_pipeline.rules import LIMITS, PASSED, VERIFIERS
+from data_pipeline.report_plots import plot_correlation, show_filter, show_repeats
+from data_pipeline.report_repeats import Sampled
+from data_pipeline.rules import EDITS, LIMITS, PASSED, VERIFIERS
 from data_pipeline.second_opinion import NAMES, second_opinion
 from data_pipeline.sheet import Sources
 from data_pipeline.tables import end_numbers
@@ -78,7 +79,7 @@ def write_data_report(work: str, version: str = "v1") -> str:
     index = read_index(folder)
     candidates, manifest = read_candidates_table(folder, list(_NEEDED)), read_manifest(folder)
     judged = candidates.filter(pc.not_equal(candidates["verdict"], "no edit of ours"))
-    passed = np.asarray(pc.is_in(judged["verdict"], value_set=pa.array(PASSED)))
+    passed_all, passed = (np.asarray(pc.is_in(table["verdict"], value_set=pa.array(PASSED))) for table in (candidates, judged))
     ledger, copies = read_ledger(work), read_copies(folder)
     funnel = read_json(join(folder, "funnel.json"), mend=PUBLISHED)
     config = pairing_config(folder)
@@ -91,6 +92,9 @@ def write_data_report(work: str, version: str = "v1") -> str:
     people = Counter(str(row["identity"]) for row in manifest)
     failed = [row for row in ledger if row["status"] == "failed"]
     accepted, (rejected, undrawn) = accepted_pairs(folder, manifest), rejected_pairs(folder, drawn, config)
+    near, refused = Sampled(folder, work), int(pc.sum(pc.equal(judged["verdict"], "near-duplicate")).as_py() or 0)
+    if repeated := near.draw(drawn, config, undrawn):
+        rejected.append(("near-duplicate", repeated))
     shown = {name for row in manifest for name in (row["source_id"], row["target_id"])}
     page = template.render(
         name=version,
@@ -101,7 +105,13 @@ def write_data_report(work: str, version: str = "v1") -> str:
         sources=(len(shown), _looked_at(funnel)),
         most=_MOST,
         funnel=_funnel(funnel),
-        filters=[show_filter(judged, passed, verdict, config) for verdict in _SHOWN],
+        filters=[
+            *(show_filter(candidates, passed_all, name, config) for name in EDITS),
+            *(show_filter(judged, passed, verdict, config) for verdict in _SHOWN),
+            *([show_repeats(near.bits, near.accepted, refused, config)] if config.near_duplicate_bits >= 0 else []),
+        ],
+        candidates=len(candidates),
+        sampled=len(near.bits),
         judged=len(judged),
         correlation=plot_correlation(judged),
         coverage=coverage,

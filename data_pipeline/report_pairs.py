@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import cv2
@@ -72,23 +73,46 @@ def rejected_pairs(folder: str, sources: Sources, config: PairingConfig) -> tupl
     undrawn = Counter[str]()
     sheets = []
     for verdict, numbers in _nearest(folder).items():
-        shown: list[Shown] = []
-        for row in _by_source(_one_way(take_candidates(folder, numbers))):
-            instruction = instruction_of(row)
-            if instruction is None:
-                continue  # misread as another expression, and as the same one on both pictures
-            try:
-                picture = _encode(sources.draw(row, _SIDE))
-            except Unreadable as error:
-                undrawn[str(error)] += 1
-                continue
-            ends = f"{_sources(row)}, {row['from_pts']:.2f} s and {row['to_pts']:.2f} s" if row["kind"] == "video" else _sources(row)
-            shown.append(Shown(picture, instruction, [missed_by(row, verdict, config), ends], row["key"]))
-            if len(shown) == _REJECTED:
-                break
-        if shown:
+
+        def told(row: dict[str, Any], verdict: str = verdict) -> str:
+            return missed_by(row, verdict, config)
+
+        if shown := draw_rejected(take_candidates(folder, numbers), lambda row: [row], told, sources, undrawn):
             sheets.append((verdict, shown))
     return sheets, undrawn
+
+
+def draw_rejected(
+    rows: list[dict[str, Any]],
+    drawn: Callable[[dict[str, Any]], list[dict[str, Any]]],
+    told: Callable[[dict[str, Any]], str],
+    sources: Sources,
+    undrawn: Counter[str],
+) -> list[Shown]:
+    """The first refused pairs that can be drawn, of different sources as far as there are.
+
+    Args:
+        rows: Of the candidates, whole; the nearest to the limit first.
+        drawn: Of a pair, what is drawn, one above the other.
+        told: Of a pair, by what it was refused.
+        sources: Of the build.
+        undrawn: Why pairs cannot be drawn -> how many; it is added to.
+    """
+    shown: list[Shown] = []
+    for row in _by_source(_one_way(rows)):
+        instruction = instruction_of(row)
+        if instruction is None:
+            continue  # misread as another expression, and as the same one on both pictures
+        try:
+            picture = _encode(np.vstack([sources.draw(one, _SIDE) for one in drawn(row)]))
+        except Unreadable as error:
+            undrawn[str(error)] += 1
+            continue
+        ends = f"{_sources(row)}, {row['from_pts']:.2f} s and {row['to_pts']:.2f} s" if row["kind"] == "video" else _sources(row)
+        shown.append(Shown(picture, instruction, [told(row), ends], row["key"]))
+        if len(shown) == _REJECTED:
+            break
+    return shown
 
 
 def _nearest(folder: str) -> dict[str, npt.NDArray[np.int64]]:

@@ -111,6 +111,11 @@ VERIFIERS: dict[str, tuple[str, str, int]] = {
     "pose discriminator": ("declared_miss", "pose_tolerance", -1),
 }
 """Likewise, of the verdicts on what a maker declared. The first is no threshold on its score: what was read weakly comes nearest to being accepted."""
+EDITS: dict[str, tuple[str, str, int]] = {
+    "pose step": ("pose_miss", "pose_tolerance", -1),
+    "like intensity": ("intensity_gap", "max_intensity_gap", -1),
+}
+"""Likewise, of what an edit asks: who misses one has the verdict "no edit of ours"."""
 READ_FROM = {
     "occlusion": ("occluded",),
     "writing": ("writing",),

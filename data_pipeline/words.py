@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from data_pipeline.pairing import AXES, EXPRESSIONS
-from data_pipeline.rules import LIMITS, VERIFIERS, PairingConfig
+from data_pipeline.rules import EDITS, LIMITS, VERIFIERS, PairingConfig
 from lato.edits import MAX_TURN, Edit, instruction_for
 
 SCORES_SAID = {
@@ -59,13 +59,15 @@ VERDICTS_SAID = {
     "quota": "good, but the person, source or edit has its share",
     "cell quota": "good, but its cell of the whole dataset is full",
     "render failed": "its crop could not be cut",
+    "pose step": "the turn between the two faces is not near a multiple of 30 degrees (no edit of ours)",
+    "like intensity": "one expression shows more strongly on one face than on the other (no edit of ours)",
 }
-"""Verdict -> what it says of a pair."""
+"""Verdict, or what an edit asks -> what it says of a pair."""
 
 
 def limit_said(verdict: str, config: PairingConfig) -> str:
     """What a filter asks for: `at least 0.45`."""
-    _, name, sign = (LIMITS | VERIFIERS)[verdict]
+    _, name, sign = (LIMITS | VERIFIERS | EDITS)[verdict]
     return f"{'at least' if sign > 0 else 'at most'} {getattr(config, name):g}"
 
 

@@ -18,6 +18,7 @@ from data_pipeline.candidates import SCHEMA
 from data_pipeline.extend import read_base
 from data_pipeline.forget import forget
 from data_pipeline.report_pairs import rejected_pairs
+from data_pipeline.report_repeats import Sampled
 from data_pipeline.rules import LIMITS, PairingConfig
 from data_pipeline.sheet import Sources
 from data_pipeline.why import why
@@ -82,7 +83,7 @@ def main() -> None:
     work, rows = Path(sys.argv[1]), int(sys.argv[2])
     folder = write_version(work, rows)
     steps = {
-        "report": lambda: rejected_pairs(folder, Sources(str(work)), PairingConfig()),
+        "report": lambda: (rejected_pairs(folder, Sources(str(work)), PairingConfig()), Sampled(folder, str(work))),
         "why": lambda: (why(f"p_{rows - 1:020d}", str(work)), why("s1000", str(work))),
         "audit": lambda: _Page(str(work), "v1", {}, choose(str(work), "v1", 5, 0), 0),
         "extend": lambda: read_base(folder, str(work)),

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -118,7 +119,12 @@ def test_two_files_give_samples_of_one(twice, models):
     assert kept == sum(version.samples.values()) > 0
     assert found["second"] == found["first"] - Counter(accepted=kept) + Counter({"near-duplicate": kept})
     refused = [row for row in read_candidates(version.uri) if row["source_id"] == "second" and row["verdict"] == "near-duplicate"]
-    assert why(refused[0]["key"], str(work), "v1")[0] == f"{refused[0]['key']}: near-duplicate"
+    accepted = {row["key"] for row in read_candidates(version.uri) if row["source_id"] == "first" and row["verdict"] == "accepted"}
+    told = [why(row["key"], str(work), "v1") for row in refused]
+    assert [lines[0] for lines in told] == [f"{row['key']}: near-duplicate" for row in refused]
+    bits = [int(re.fullmatch(r"  near-duplicate +(\d+)  > 10 bits  failed", lines[-2])[1]) for lines in told]
+    assert bits.count(0) == kept and max(bits) <= 10  # the same pictures; the others show again what their own file shows
+    assert {re.fullmatch(r"repeats (p_\w+) \(accepted\)", lines[-1])[1] for lines in told} <= accepted
     total = sum(counts["near-duplicate"] for counts in found.values())
     assert {"step": "candidate pairs", "name": "rejected: near-duplicate", "count": total} in version.funnel
     assert verify_version(version.uri) == []
