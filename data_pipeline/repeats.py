@@ -14,6 +14,7 @@ from data_pipeline.beside import is_declared
 from data_pipeline.candidates import read_candidate_pieces
 from data_pipeline.extend import read_components
 from data_pipeline.observations import read_columns
+from data_pipeline.pairing import AXES
 from data_pipeline.published import home_of
 from lato.faces.quality import hash_distance
 
@@ -22,9 +23,11 @@ Face = tuple[str, int]
 """Its part, and its number in that."""
 Hashes = dict[Face, bytes]
 _ENDS = ("from_part", "from_row", "to_part", "to_row")
+_SEEN = ("frame", "pts", *AXES)
+"""What tells whether a face is the one that was judged: a part keeps its name when it is looked at anew. Not the track, which may be one over several pieces."""
 _NEEDED = [
     *("key", "verdict", "edit", "person", "source_id", *_ENDS),
-    *(f"{side}_{name}" for side in ("from", "to") for name in ("frame", "track")),
+    *(f"{side}_{name}" for side in ("from", "to") for name in _SEEN),
 ]
 
 
@@ -118,19 +121,19 @@ def _compared(row: Row, others: dict[str, list[Row]], component: dict[str, str])
 
 def _read_hashes(work: str, rows: Iterable[Row]) -> Hashes:
     """Of the faces of some pairs; of those that are not as they were judged any more none."""
-    wanted: dict[str, dict[int, tuple[int, int]]] = defaultdict(dict)
+    wanted: dict[str, dict[int, list[Any]]] = defaultdict(dict)
     for row in rows:
         for side in ("from", "to"):
-            wanted[row[f"{side}_part"]][row[f"{side}_row"]] = (row[f"{side}_frame"], row[f"{side}_track"])
+            wanted[row[f"{side}_part"]][row[f"{side}_row"]] = [row[f"{side}_{name}"] for name in _SEEN]
     found: Hashes = {}
     for part, faces in wanted.items():
         try:
-            table = read_columns(work, part, ["frame", "track", "phash"])
+            table = read_columns(work, part, [*_SEEN, "phash"])
         except FileNotFoundError:
             continue
         there = [number for number in faces if number < len(table)]
         for number, face in zip(there, table.take(there).to_pylist(), strict=True):
-            if faces[number] == (face["frame"], face["track"]) and face["phash"]:  # a part keeps its name when it is looked at anew
+            if faces[number] == [face[name] for name in _SEEN] and face["phash"]:
                 found[part, number] = face["phash"]
     return found
 
