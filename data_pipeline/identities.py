@@ -97,14 +97,19 @@ class AskedGroup:
 
 
 def same_person_threshold(models: Path, config: GroupsConfig) -> float:
-    """Cosine from which the build's recognizer takes two faces for one person.
+    """Cosine from which the build's recognizer takes two faces for one person: the one that is stated, else the one that is known.
 
     Raises:
-        UserError: None is known for it.
+        UserError: There is neither.
     """
+    if config.pack_threshold is not None:
+        return config.pack_threshold
     name = GROUPS[NAME].models(models, config)[-1].name
     if name not in SAME_PERSON_THRESHOLD:
-        raise UserError(f"no same-person threshold is known for the recognizer {name}; known: {', '.join(SAME_PERSON_THRESHOLD)}")
+        raise UserError(
+            f"analyze.groups.pack: no same-person threshold is known for the recognizer {name} (only for {', '.join(SAME_PERSON_THRESHOLD)}). "
+            "State the cosine from which two faces count as one person: analyze.groups.pack_threshold=..."
+        )
     return SAME_PERSON_THRESHOLD[name]
 
 

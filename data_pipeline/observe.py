@@ -51,7 +51,9 @@ class Observed:
         tied = [item.model_dump(include={"source_id", "group", "split", "licence", "consent", "url"}) for item in self.items.values()]
         parts = sorted(part for row in self.ledger.rows for part in row["parts"])
         outcomes = [[row["source_id"], row["status"], row["reason"]] for row in self.ledger.rows]  # another look may end otherwise
-        return sha256_json({"parts": parts, "outcomes": outcomes, "columns": self.columns, "items": tied, "holdout": self.holdout.digest})
+        made_of = {"parts": parts, "outcomes": outcomes, "columns": self.columns, "items": tied, "holdout": self.holdout.digest}
+        stated = self.identities.config.pack_threshold  # by which tracks are joined; a known one comes with its recognizer
+        return sha256_json(made_of | ({} if stated is None else {"pack_threshold": stated}))
 
     def models_of(self) -> dict[str, dict[str, str]]:
         """Source id -> every model that had a part in its pairs, with its sha256."""

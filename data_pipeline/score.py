@@ -70,7 +70,8 @@ def score_pairs(ledger: list[dict[str, Any]], given: ScoreInput, identities: dic
     """
     given.identities.compute(find_borders([row for row in ledger if len(row["parts"]) > 1], work, workers))
     bundles = _bundle(ledger, identities)
-    settings = [VERSION, given.columns, given.margin, given.same_person, given.holdout.digest]
+    stated = given.identities.config.pack_threshold  # by which tracks are joined; a known one comes with its recognizer
+    settings = [VERSION, given.columns, given.margin, given.same_person, given.holdout.digest, *([] if stated is None else [stated])]
     made_from = [[settings, [row["parts"] for row in bundle], given.published_in(bundle)] for bundle in bundles]
     tables = [join(work, "pairs", f"{sha256_json(one)}.parquet") for one in made_from]
     todo = [(bundle, table) for bundle, table in zip(bundles, tables, strict=True) if not exists(table)]

@@ -172,26 +172,46 @@ def _read_rows(uri: str) -> list[dict[str, Any]]:
 
 
 def check_items(items: list[WorkItem], where: str) -> list[WorkItem]:
-    """Merges rows that are equal but for the place of a file with the same content, and says so; refuses two different sources under one id.
+    """Merges equal rows, and those that are equal but for the place of a file with the same content, and says so of both; refuses what else shares an id.
 
     Raises:
-        UserError: All ids that name two sources, a line each.
+        UserError: All ids that stand for more than one source, or for one with other columns, a line each.
     """
     unique: dict[str, WorkItem] = {}
-    merged, mistakes = [], []
+    equal, merged, mistakes = [], [], []
     for item in items:
-        first = unique.setdefault(item.source_id, item)
-        if first == item:
+        if item.source_id not in unique:
+            unique[item.source_id] = item
             continue
-        if first == item.model_copy(update={"uri": first.uri}) and _same_content(first.uri, item.uri):
+        first = unique[item.source_id]
+        if first == item:
+            equal.append(item.source_id)
+        elif first.uri == item.uri:
+            mistakes.append(f"  {_describe_difference(first, item)}")
+        elif first == item.model_copy(update={"uri": first.uri}) and _same_content(first.uri, item.uri):
             merged.append(item.source_id)
         else:
-            mistakes.append(f"  source_id {item.source_id!r} names two sources: {first.uri} and {item.uri}")
+            mistakes.append(f"  source_id {item.source_id!r} names two sources: {first.uri} and {item.uri}. Rename one")
     if mistakes:
-        raise UserError(f"{where}: rename one of each:\n" + "\n".join(mistakes))
-    if merged:
-        say(f"  {where}: {len(merged)} files are there twice with the same content and count once ({', '.join(merged[:5])})")
+        raise UserError(f"{where}: an id stands for one source:\n" + "\n".join(mistakes))
+    for what, ids in (("rows are equal to earlier ones", equal), ("files are there twice with the same content", merged)):
+        if ids:
+            say(f"  {where}: {len(ids)} {what} and count once ({', '.join(ids[:5])})")
     return list(unique.values())
+
+
+def _describe_difference(first: WorkItem, other: WorkItem) -> str:
+    """What two rows of one file say differently, and what to do."""
+    one, two = _columns(first), _columns(other)
+    names = [name for name in sorted(one.keys() | two.keys()) if one.get(name) != two.get(name)]
+    apart = ", ".join(f"{name} ({one.get(name)!r} and {two.get(name)!r})" for name in names)
+    what = "Leave out the one that is wrong; where both are meant, rename one"
+    return f"source_id {first.source_id!r} has two rows of {first.uri} that differ in {apart}. {what}"
+
+
+def _columns(item: WorkItem) -> dict[str, Any]:
+    """A row as a table has it: an attribute is a column."""
+    return item.model_dump(exclude={"attributes"}) | {f"attributes.{name}": value for name, value in item.attributes.items()}
 
 
 def _same_content(first: str, second: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+import math
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -18,9 +20,16 @@ from lato.faces import FaceReader
 from lato.faces.detect import Box
 from lato.faces.mesh import MeshObservation
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95]
 _POSES = (Edit(yaw=30), Edit(yaw=-30), Edit(pitch=-30))
 _KNOWN = (*(Edit(expression=expression, intensity=intensity) for expression in list(Expression)[1:] for intensity in Intensity), *_POSES)
+_STEP = 16
+"""Sides of what is drawn are at least multiples of so many pixels."""
+_ASPECT = 0.03
+"""Share by which width over height of a picture may differ from what its pipeline was given: some round sides anew, to 32 pixels of a thousand."""
 
 
 class DiffusersConfig(Config):
@@ -34,10 +43,12 @@ class DiffusersConfig(Config):
     """Pictures of each photo, drawn from six expressions, each at three intensities, and three poses."""
     steps: int = Field(default=28, ge=1)
     """Of the sampler."""
-    size: int = Field(default=512, ge=32)
-    """The photo's longer side is brought to this many pixels, a multiple of 16."""
-    options: dict[str, float] = {}
-    """Further arguments of the pipeline's call, for example guidance_scale."""
+    size: int = Field(default=1024, ge=32)
+    """Pixels of the longer side of what is edited and, where the pipeline can be told, of what it draws; both sides are rounded to what it can draw.
+    FLUX.1-Kontext and Qwen-Image-Edit were trained at about 1024, InstructPix2Pix at 512."""
+    options: dict[str, bool | int | float | str] = {}
+    """Further arguments of the pipeline's call, passed on as they are written: guidance_scale, max_sequence_length, negative_prompt ... One that is
+    passed anyway, such as width, takes its place."""
     seed: int = 0
     """Another seed, other edits."""
     workers: int = Field(default=1, ge=0)
@@ -52,6 +63,10 @@ class DiffusersConfig(Config):
         if not self.workers and self.runtime_env:
             raise ValueError(NO_ACTORS)
         return self
+
+
+class WrongShapeError(ValueError):
+    """A pipeline drew a picture of another shape than the photo's."""
 
 
 class DiffusersEditor:
@@ -71,14 +86,18 @@ class DiffusersEditor:
         self._pipeline.set_progress_bar_config(disable=True)
 
     def edit(self, photo: npt.NDArray[np.uint8], seed: int, box: Box | None) -> list[tuple[bytes, Declared | None]]:
-        """Edits of one photo; empty where no face is found in it. Whether they show what was asked is for verifier and discriminator to say."""
+        """Edits of one photo; empty where no face is found in it. Whether they show what was asked is for verifier and discriminator to say.
+
+        Raises:
+            WrongShapeError: What is drawn of it has another shape, so that no place in it is a place of the photo.
+        """
         import torch
         from PIL import Image
 
         face = self._reader.read(photo, box)
         if face is None:
             return []
-        given = Image.fromarray(_fit(photo, self._config.size))
+        given = Image.fromarray(_fit(photo, self._config.size, self._step()))
         pictures: list[tuple[bytes, Declared | None]] = []
         for number, edit in enumerate(choose_edits(seed, self._config.edits)):
             made = self._pipeline(
@@ -86,13 +105,37 @@ class DiffusersEditor:
                 prompt=instruction_for(edit, f"{seed}_{number}", "train").text,
                 num_inference_steps=self._config.steps,
                 generator=torch.Generator(self._device).manual_seed(seed + number),
-                **self._config.options,
+                **self._arguments(given),
             ).images[0]
+            _check_shape(given, made)
             # back to the photo's own size, so that the two share a frame
             image = np.asarray(made.convert("RGB").resize((photo.shape[1], photo.shape[0]), Image.Resampling.LANCZOS))
             jpg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), _JPEG)[1].tobytes()
             pictures.append((jpg, declare(face.mesh, edit)))
         return pictures
+
+    def _step(self) -> int:
+        """Pixels of which both sides must be a multiple: some pipelines pack latents two by two."""
+        return max(_STEP, 2 * getattr(self._pipeline, "vae_scale_factor", 1))
+
+    def _arguments(self, given: Picture) -> dict[str, Any]:
+        """The options, and what has a picture drawn of the size of the one given, as far as the call knows it.
+
+        FLUX.1-Kontext draws a square unless it is told, brings width and height to an area of its own, and what it is given to the nearest of its own shapes.
+        """
+        options = self._config.options
+        wanted: dict[str, Any] = {"width": given.width, "height": given.height, "_auto_resize": False} | options
+        wanted = {"max_area": wanted["width"] * wanted["height"]} | wanted
+        known = inspect.signature(self._pipeline.__call__).parameters
+        return {name: value for name, value in wanted.items() if name in known or name in options}
+
+
+def _check_shape(given: Picture, made: Picture) -> None:
+    (width, height), (width_made, height_made) = given.size, made.size
+    if abs(math.log(width_made * height / (height_made * width))) > _ASPECT:
+        raise WrongShapeError(
+            f"given {width} x {height} pixels, the pipeline drew {width_made} x {height_made}, and stretched it would show another face"
+        )
 
 
 def declare(photo: MeshObservation, edit: Edit) -> Declared:
@@ -108,7 +151,8 @@ def choose_edits(seed: int, count: int) -> list[Edit]:
     return [_KNOWN[int(number)] for number in order[:count]]
 
 
-def _fit(photo: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+def _fit(photo: npt.NDArray[np.uint8], size: int, step: int) -> npt.NDArray[np.uint8]:
+    """An RGB photo `(H, W, 3)` with its longer side at about `size` pixels, both sides a multiple of `step`."""
     scale = size / max(photo.shape[:2])
-    width, height = (max(16, round(side * scale / 16) * 16) for side in (photo.shape[1], photo.shape[0]))
+    width, height = (max(step, round(side * scale / step) * step) for side in (photo.shape[1], photo.shape[0]))
     return cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]

@@ -18,13 +18,13 @@ from data_pipeline.image_set import Declared, commit_set
 from data_pipeline.places import diffusers, warps
 from data_pipeline.sources import ContentHashes, naming
 from data_pipeline.synthetic.anny_people import AnnyConfig, render_people
-from data_pipeline.synthetic.diffusers_edit import DiffusersConfig, DiffusersEditor
+from data_pipeline.synthetic.diffusers_edit import DiffusersConfig, DiffusersEditor, WrongShapeError
 from data_pipeline.synthetic.warp import WarpConfig, Warper
 from data_pipeline.synthetic.weights import keep_weights
 from data_pipeline.worklist import WorkItem
 from infra.addresses import join
 from infra.config import Config
-from infra.console import Progress
+from infra.console import Progress, say
 from infra.environment import describe_machine
 from infra.place import Place
 from infra.pool import run_all
@@ -34,8 +34,8 @@ from lato.faces import FaceReader
 from lato.faces.detect import Box
 from lato.pairs import decode_image
 
-EDITS_VERSION = 2
-"""Raise it when what is declared of edited photos changes: they are then made anew."""
+EDITS_VERSION = 3
+"""Raise it when photos are edited in another way, or something else is declared of them: they are then made anew."""
 
 
 _LIBRARIES = ("diffusers", "numpy", "opencv-contrib-python-headless", "torch", "transformers")
@@ -57,7 +57,11 @@ class PhotoEditor(Protocol):
     """Makes edited pictures of one photo."""
 
     def edit(self, photo: npt.NDArray[np.uint8], seed: int, box: Box | None) -> list[tuple[bytes, Declared | None]]:
-        """RGB photo, of its largest face (that the box allows) -> JPEGs and what each should show; empty where the photo has no face to edit."""
+        """RGB photo, of its largest face (that the box allows) -> JPEGs and what each should show; empty where the photo has no face to edit.
+
+        Raises:
+            WrongShapeError: The edits have another shape than the photo.
+        """
 
 
 def synthetic_sources(config: SyntheticConfig, given: list[WorkItem], models: Path, work: str) -> list[WorkItem]:
@@ -132,9 +136,12 @@ def edit_photos(
         progress.advance()
         if not done.result:
             records = {source: record for source, record in records.items() if record != done.job[1]}
-    items = []
+    items, refused = [], {}
     for photo in photos:
-        made = read_json(records[photo.source_id], ("set",))["set"] if photo.source_id in records else None
+        record = read_json(records[photo.source_id], ("set",)) if photo.source_id in records else {}
+        if "refused" in record:
+            refused[photo.source_id] = record["refused"]
+        made = record.get("set")
         if made:
             columns = {
                 "source_id": f"{photo.source_id}_{name}",
@@ -144,6 +151,11 @@ def edit_photos(
             items.append(
                 photo.model_copy(update={**columns, "attributes": {**photo.attributes, "made_from": photo.source_id, "made_by": name}})
             )
+    if refused:
+        source, reason = next(iter(refused.items()))
+        say(
+            f"  synthetic.{name}: {len(refused)} of {len(photos)} photos have no edits, as these came out in another shape ({source}: {reason})"
+        )
     return items
 
 
@@ -164,7 +176,11 @@ class _Worker:
         except ValueError:  # the analysis says so of the photo itself
             commit(record, json.dumps({"set": None}).encode(), exclusive=True)
             return True
-        edited = self._editor.edit(photo, int(sha256_json([self._seed, item.source_id])[:8], 16), item.box)
+        try:
+            edited = self._editor.edit(photo, int(sha256_json([self._seed, item.source_id])[:8], 16), item.box)
+        except WrongShapeError as error:
+            commit(record, json.dumps({"set": None, "refused": str(error), "with": describe_machine(_LIBRARIES)}).encode(), exclusive=True)
+            return True
         made = commit_set([(data, None), *edited], {"name": self._name, "of": item.source_id}, self._work) if edited else None
         commit(record, json.dumps({"set": made, "with": describe_machine(_LIBRARIES)}).encode(), exclusive=True)
         return True

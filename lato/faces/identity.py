@@ -22,9 +22,15 @@ SAME_PERSON_THRESHOLD = {
 
 
 class FaceEmbedder:
-    """Turns aligned faces into unit vectors."""
+    """Turns aligned faces into unit vectors.
 
-    def __init__(self, recognizer: object, threshold: float, batched: bool) -> None:
+    Args:
+        recognizer: insightface's.
+        threshold: Its `SAME_PERSON_THRESHOLD`; None where none is known.
+        batched: Whether its batch axis is open.
+    """
+
+    def __init__(self, recognizer: object, threshold: float | None, batched: bool) -> None:
         self._recognizer = recognizer
         self._batched = batched
         self.threshold = threshold
@@ -40,17 +46,14 @@ class FaceEmbedder:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: No same-person threshold is known for it, or there is no GPU for it.
+            ValueError: There is no GPU for it.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"face recognizer: no file at {path}")
-        if Path(path).name not in SAME_PERSON_THRESHOLD:
-            known = ", ".join(SAME_PERSON_THRESHOLD)
-            raise ValueError(f"face recognizer: no same-person threshold is known for {Path(path).name}; known: {known}")
         from insightface.model_zoo.arcface_onnx import ArcFaceONNX
 
         session = open_session(path, batched, gpu)
-        return cls(ArcFaceONNX(str(path), session), SAME_PERSON_THRESHOLD[Path(path).name], batched)
+        return cls(ArcFaceONNX(str(path), session), SAME_PERSON_THRESHOLD.get(Path(path).name), batched)
 
     def embed(self, image: npt.NDArray[np.uint8], points5: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """RGB image `(H, W, 3)` and the five points `(5, 2)` in its pixels -> unit vector `(D,)`."""

@@ -24,15 +24,16 @@ class FacePoints68:
         self._input = session.get_inputs()[0].name  # type: ignore[attr-defined]
 
     @classmethod
-    def from_file(cls, path: Path) -> FacePoints68:
-        """Loads an ONNX file.
+    def from_file(cls, path: Path, gpu: bool = False) -> FacePoints68:
+        """Loads an ONNX file, to run on the CPU or on a GPU.
 
         Raises:
             FileNotFoundError: There is no such file.
+            ValueError: There is no GPU for it.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"68-point network: no file at {path}")
-        return cls(open_session(path))
+        return cls(open_session(path, gpu=gpu))
 
     def find(self, image: npt.NDArray[np.uint8], around: npt.NDArray[np.floating]) -> Landmarks:
         """Points `(68, 2)` in the pixels of an RGB image, in the square around some landmarks `(68, 2)`."""

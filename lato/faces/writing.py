@@ -27,15 +27,16 @@ class TextDetector:
         self._input = session.get_inputs()[0].name  # type: ignore[attr-defined]
 
     @classmethod
-    def from_file(cls, path: Path) -> TextDetector:
-        """Loads an ONNX file.
+    def from_file(cls, path: Path, gpu: bool = False) -> TextDetector:
+        """Loads an ONNX file, to run on the CPU or on a GPU.
 
         Raises:
             FileNotFoundError: There is no such file.
+            ValueError: There is no GPU for it.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"text detector: no file at {path}")
-        return cls(open_session(path))
+        return cls(open_session(path, gpu=gpu))
 
     def share(self, image: npt.NDArray[np.uint8], landmarks: npt.NDArray[np.floating]) -> float:
         """Share of an RGB image `(H, W, 3)` that is the core of a line of text, the face itself with landmarks `(68, 2)` among it.

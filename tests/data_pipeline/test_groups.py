@@ -178,6 +178,23 @@ def test_a_gpu_is_used_only_where_it_is_asked_for(models, monkeypatch):
         GROUPS["identity"].make(models, GroupsConfig(gpus=0.25))
 
 
+@pytest.mark.parametrize("group", ["identity", "occlusion", "writing"])
+def test_every_network_of_chips_runs_where_its_share_is(chip, models, monkeypatch, group):
+    import onnxruntime
+
+    used, real = [], onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *a, providers: used.append(providers) or real(*a, providers=["CPUExecutionProvider"])
+    )
+    shared, alone = (GROUPS[group].make(models, GroupsConfig(gpus=gpus)) for gpus in (0.25, 0.0))
+    assert used == [["CUDAExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"]]
+    faces = [Face(*chip)] * 2
+    for one, other in zip(shared(faces), alone(faces), strict=True):
+        assert one.keys() == other.keys()
+        assert all(np.allclose(one[name], other[name], atol=1e-4) for name in one)
+
+
 def test_backfill_opens_no_source_and_does_only_what_is_missing(models, clip, tmp_path):
     video = tmp_path / "v.mp4"
     shutil.copyfile(clip("single_face"), video)

@@ -43,6 +43,28 @@ def test_one_id_names_one_source():
         check_items([a, a.model_copy(update={"uri": "b.mp4"})], "here")
 
 
+def test_what_is_merged_is_noted(tmp_path, capsys):
+    """Equal rows, also of a list and a folder, and equal files under two names."""
+    rows = [WorkItem(source_id=name, uri=f"{name}.mp4", kind="video") for name in ("a", "b", "a", "c", "b", "a")]
+    assert check_items(rows, "here") == [rows[0], rows[1], rows[3]]
+    assert capsys.readouterr().out == "  here: 3 rows are equal to earlier ones and count once (a, b, a)\n"
+    for name in ("a b.mp4", "a-b.mp4"):
+        (tmp_path / name).write_bytes(b"one")
+    assert len(items_from_folder(str(tmp_path))) == 1
+    assert capsys.readouterr().out == f"  {tmp_path}: 1 files are there twice with the same content and count once (a_b)\n"
+
+
+def test_two_rows_of_a_file_are_told_by_what_differs():
+    a = WorkItem(source_id="a", uri="a.mp4", kind="video", licence="CC0", attributes={"take": "1"})
+    b = a.model_copy(update={"licence": "unknown", "attributes": {"take": "1", "room": "x"}})
+    with pytest.raises(UserError) as told:
+        check_items([a, b], "here")
+    assert str(told.value) == (
+        "here: an id stands for one source:\n  source_id 'a' has two rows of a.mp4 that differ in attributes.room (None and 'x'), "
+        "licence ('CC0' and 'unknown'). Leave out the one that is wrong; where both are meant, rename one"
+    )
+
+
 def test_a_folder_is_read_with_what_lies_below_it(tmp_path):
     """Names of any alphabet give ids of their own; hidden files, other files and loops of links are passed over."""
     for name in (
