@@ -21,7 +21,7 @@ from data_pipeline.staging import staged
 from data_pipeline.worklist import IMAGE_SUFFIXES, VIDEO_SUFFIXES, WorkItem
 from infra.addresses import join
 from infra.config import Config
-from infra.console import say
+from infra.console import each, say
 from infra.errors import UserError
 from infra.storage import files_below, read_bytes, sha256_bytes, sha256_json
 from lato.faces import FaceReader
@@ -72,7 +72,8 @@ class Holdout:
                 raise UserError(f"holdout.folder: there is no folder {config.folder}")
             reader = FaceReader.from_folder(models)
             identify = GROUPS[NAME].make(models, groups or GroupsConfig())
-            for file in [name for name in files if name.lower().endswith(IMAGE_SUFFIXES + VIDEO_SUFFIXES)]:
+            shown = [name for name in files if name.lower().endswith(IMAGE_SUFFIXES + VIDEO_SUFFIXES)]
+            for file in each("holdout", shown, "files"):
                 most[file] = 0
                 for image in _pictures_of(join(config.folder, file)):
                     readings = reader.read_all(image)
@@ -101,7 +102,11 @@ class Holdout:
             work: The build's folder, where their hashes are kept.
         """
         known, wanted = ContentHashes(work), frozenset(self.config.sha256)
-        found = {item.source_id: wanted & _contents_of(item, known) for item in items if wanted and item.source_id in usable}
+        found = {
+            item.source_id: wanted & _contents_of(item, known)
+            for item in each("holdout", items, "sources")
+            if wanted and item.source_id in usable
+        }
         people = {item.identity for item in items}
         met = frozenset[str]().union(*found.values())
         for name, given, there in (("identities", self.config.identities, people), ("sha256", self.config.sha256, met)):
