@@ -8,7 +8,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import av
@@ -144,29 +144,23 @@ class ContentHashes:
         for item in items:
             files[item.uri].append(item)  # spans of one film: it is hashed once
         progress, found = Progress("hash", len(items), "sources", quiet=True), dict[str, str | None]()
-        with closing(in_threads(self._of_file, files.values(), min(_AT_ONCE, len(files)), _AHEAD)) as hashed:
-            for digests in hashed:
-                found |= digests
-                progress.advance(len(digests))
-                self._keep_if_due()
+        for digests in in_threads(lambda same: {item.source_id: self._of_one(item) for item in same}, files.values(), _AT_ONCE, _AHEAD):
+            found |= digests
+            progress.advance(len(digests))
+            self._keep_if_due()
         return found
 
-    def _of_file(self, items: list[WorkItem]) -> dict[str, str | None]:
-        """Of sources in one file. Called in threads: what they share are dicts, to which they add key by key."""
-        return {item.source_id: self._of_one(item) for item in items}
-
     def _of_one(self, item: WorkItem) -> str | None:
+        """Called in threads: what they share are dicts, to which they add key by key."""
         is_set = item.uri.endswith(".json")  # it names its images: small, and hashed with them
         try:
             with naming(item.uri):
-                digest = content_sha256(item.uri) if is_set else self._digest(item.uri)
+                return content_sha256(item.uri) if is_set else self._digest(item.uri)
         except ValueError as error:  # a set that is none
             self.unreadable[item.source_id] = "decode", str(error)
         except OSError as error:
             what = f"{item.uri}, or a picture that it names," if is_set else item.uri
             self.unreadable[item.source_id] = "missing", f"{what} is missing or unreadable ({error})"
-        else:
-            return digest
         return None
 
     def _digest(self, uri: str) -> str:
