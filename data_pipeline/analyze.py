@@ -25,7 +25,7 @@ from data_pipeline.sources import ContentHashes, Pieces
 from data_pipeline.worker import Worker
 from data_pipeline.worklist import WorkItem
 from infra.backoff import wait
-from infra.console import Progress
+from infra.console import Progress, each
 from infra.pool import Died, run_jobs
 from infra.storage import commit_changed, sha256_file
 from lato.faces import MODEL_FILES
@@ -77,7 +77,7 @@ def analyze(items: list[WorkItem], config: AnalyzeConfig, models: Path, work: st
         else unread_row(item.source_id, *unreadable[item.source_id])
         if item.source_id in unreadable
         else _ledger_row(item, planned[item.source_id], done, work)
-        for item in items
+        for item in each("ledger", items, "sources")
     ]
     return Ledger(sorted(rows, key=lambda row: row["source_id"]))
 
@@ -88,11 +88,11 @@ def plan(
     """Source id -> its segments with their fingerprints; duplicates -> the sources used in their place; sources that cannot be read at all, which have no
     segments -> reason and message."""
     hashes, cuts = ContentHashes(work), Pieces(work)
-    contents = {item.source_id: hashes.of(item) for item in items}
+    contents = hashes.of_all(items)
     hashes.save()
     duplicates = find_duplicates(items, contents, published)
     planned: dict[str, list[Segment]] = {}
-    for item in items:
+    for item in each("pieces", items, "sources"):
         content = contents[item.source_id]
         pieces = cuts.of(item, content) if content and item.source_id not in duplicates else []
         planned[item.source_id] = [

@@ -17,6 +17,7 @@ from data_pipeline.observations import read_columns
 from data_pipeline.removals import Removals
 from data_pipeline.worklist import WorkItem
 from infra.addresses import join
+from infra.console import each
 from infra.scratch import scratch_for
 from infra.state import PUBLISHED, read_json, reading
 from infra.storage import commit_changed, delete, exists, sha256_bytes
@@ -70,11 +71,12 @@ def find_copies(
         if name in components and items[name].kind == "video":
             tied[components[name]].append(name)
     found: dict[str, Copy] = {}
-    for _, names in sorted(tied.items()):
-        if len(names) > 1 and not any(known.issuperset(names) for known in compared):
-            compared.append(set(names))
-            names.sort(key=lambda name: (name not in published, name))
-            found |= _find_in_one(names, items, parts, published, Clock(fps), work)
+    several = [names for _, names in sorted(tied.items()) if len(names) > 1]
+    fresh = [names for names in several if not any(known.issuperset(names) for known in compared)]
+    for names in each("copies", fresh, "components"):
+        compared.append(set(names))
+        names.sort(key=lambda name: (name not in published, name))
+        found |= _find_in_one(names, items, parts, published, Clock(fps), work)
     return found
 
 
@@ -92,7 +94,7 @@ def _find_in_one(
         tracks = keep_on_disk(
             (
                 track
-                for number, name in enumerate(names)
+                for number, name in enumerate(each("copies", names, "videos of a component read"))
                 for part in parts[name]
                 for track in tracks_of(read_columns(work, part, list(READ)), number, clock)
             ),

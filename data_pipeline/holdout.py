@@ -25,7 +25,7 @@ from data_pipeline.staging import staged
 from data_pipeline.worklist import IMAGE_SUFFIXES, VIDEO_SUFFIXES, WorkItem
 from infra.addresses import join
 from infra.config import Config
-from infra.console import say
+from infra.console import each, say
 from infra.errors import UserError
 from infra.storage import files_below, read_bytes, sha256_bytes, sha256_json
 from lato.edits import POSE_STEP
@@ -79,7 +79,7 @@ class Holdout:
         if files := _files_of(config):
             reader = FaceReader.from_folder(models)
             identify = GROUPS[NAME].make(models, groups or GroupsConfig())
-            for file in files:
+            for file in each("holdout", files, "files"):
                 most[file.name] = 0
                 for image in _pictures_of(file):
                     readings = reader.read_all(image)
@@ -108,7 +108,11 @@ class Holdout:
             work: The build's folder, where their hashes are kept.
         """
         known, wanted = ContentHashes(work), frozenset(self.config.sha256)
-        found = {item.source_id: wanted & _contents_of(item, known) for item in items if wanted and item.source_id in usable}
+        found = {
+            item.source_id: wanted & _contents_of(item, known)
+            for item in each("holdout", items, "sources")
+            if wanted and item.source_id in usable
+        }
         people = {item.identity for item in items if item.source_id in usable}
         met = frozenset[str]().union(*found.values())
         for name, given, there in (("identities", self.config.identities, people), ("sha256", self.config.sha256, met)):

@@ -70,7 +70,7 @@ def judge(uris: list[str], rules: Rules, vectors: Vectors, workers: int = 0, wri
     while todo:
         wanted: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
         for uri, (found, lacking) in zip(
-            todo, on_each(functools.partial(_judge_table, rules, vectors, writing), todo, workers), strict=True
+            todo, on_each("judge", functools.partial(_judge_table, rules, vectors, writing), todo, workers), strict=True
         ):
             judged[uri] = replace(found, codes=found.codes.copy())  # of Ray's memory nothing may be changed, and verdicts are added to
             for name, faces in lacking.items():

@@ -22,6 +22,8 @@ import pyarrow as pa
 import scipy.fft
 from threadpoolctl import threadpool_limits
 
+from infra.console import each
+
 LIKENESS = 0.7
 """Least r. Of copies of 8 s one in twenty has less than 0.79."""
 EVIDENCE = 6.0
@@ -155,11 +157,11 @@ def compare_tracks(tracks: Sequence[Track]) -> Iterator[tuple[int, int, Agreemen
     """
     order = sorted(range(len(tracks)), key=lambda n: (len(tracks[n].changes[0]), n))
     blocks = list(_blocks(order, tracks))
-    for number, mine in enumerate(blocks):
-        for others in blocks[number:]:
-            with threadpool_limits(1):  # of many small products threads would wait for each other
-                found = _compare(mine, others, tracks)
-            yield from found
+    pairs = [(mine, others) for number, mine in enumerate(blocks) for others in blocks[number:]]
+    for mine, others in each("copies", pairs, "pairs of blocks of a component's tracks"):
+        with threadpool_limits(1):  # of many small products threads would wait for each other
+            found = _compare(mine, others, tracks)
+        yield from found
 
 
 def _compare(mine: Sequence[int], others: Sequence[int], tracks: Sequence[Track]) -> list[tuple[int, int, Agreement]]:

@@ -19,7 +19,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from threadpoolctl import threadpool_limits
 
+from infra.console import Progress, each
+
 _ROWS, _COLUMNS = 1024, 8192
+_UNIT = "blocks of likenesses"
 _HITS = 8_000_000
 """Pairs gathered before each row is cut to its best again: 128 MB."""
 Hits = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]
@@ -83,7 +86,8 @@ def join(labels: Labels, first: Labels, second: Labels) -> Labels:
 def most_alike(vectors: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> tuple[Labels, npt.NDArray[np.float32]]:
     """Of each vector: the number of the one of `others` (at least one) that is most like it, and how much."""
     place, likeness = np.zeros(len(vectors), np.int64), np.full(len(vectors), -np.inf, np.float32)
-    for top, left in itertools.product(range(0, len(vectors), _ROWS), range(0, len(others), _COLUMNS)):
+    corners = list(itertools.product(range(0, len(vectors), _ROWS), range(0, len(others), _COLUMNS)))
+    for top, left in each("identity", corners, _UNIT):
         similar = vectors[top : top + _ROWS] @ others[left : left + _COLUMNS].T
         found = similar.argmax(axis=1)
         value = similar[np.arange(len(found)), found]
@@ -97,7 +101,8 @@ def most_alike(vectors: npt.NDArray[np.float32], others: npt.NDArray[np.float32]
 def _on_blocks(look: Callable[[tuple[int, int]], T], count: int, rows: int | None) -> Iterator[T]:
     """What is found in the blocks of a product of `count` vectors with themselves, as it is asked for, a few blocks ahead."""
     top_end = count if rows is None else rows
-    waiting = iter([(top, left) for top in range(0, top_end, _ROWS) for left in range(top - top % _COLUMNS, count, _COLUMNS)])
+    corners = [(top, left) for top in range(0, top_end, _ROWS) for left in range(top - top % _COLUMNS, count, _COLUMNS)]
+    waiting, progress = iter(corners), Progress("identity", len(corners), _UNIT, quiet=True)
     ahead: list[Future[T]] = []
     # threads of a product's own would wait for each other
     with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -106,6 +111,7 @@ def _on_blocks(look: Callable[[tuple[int, int]], T], count: int, rows: int | Non
             if not ahead:
                 return
             yield ahead.pop(0).result()
+            progress.advance()
 
 
 def _look(corner: tuple[int, int], vectors: npt.NDArray[np.float32], owners: npt.NDArray[np.int64], floor: npt.NDArray[np.float32]) -> Hits:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 from infra.addresses import join
 from infra.backoff import passes, wait
 from infra.config import Config
-from infra.console import say
+from infra.console import each, say
 from infra.errors import UserError
 from infra.state import read_json
 from infra.storage import commit, exists, read_bytes, sha256_bytes, sha256_json
@@ -118,10 +118,10 @@ class Rewriter:
     def _ask_all(self, wanted: Sequence[Wanted], written: dict[str, Instruction]) -> dict[str, str]:
         """Key -> answer, some asked at a time."""
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            asked = {one.key: pool.submit(self._ask, written[one.key].text, one.key, one.picture) for one in wanted}
             try:
-                return {key: done.result() for key, done in asked.items()}
-            except UserError:
+                asked = {one.key: pool.submit(self._ask, written[one.key].text, one.key, one.picture) for one in wanted}
+                return {key: done.result() for key, done in each("rewrite", list(asked.items()), "samples")}
+            except BaseException:  # Ctrl-C too: what waits is not asked, what is being asked is waited for and kept
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
 

@@ -6,7 +6,8 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -18,9 +19,11 @@ from data_pipeline.image_set import content_sha256, with_reason
 from data_pipeline.worklist import WorkItem
 from infra.addresses import filesystem_of, is_local, join
 from infra.backoff import passes, retried
+from infra.console import Progress
 from infra.errors import UserError
 from infra.state import DERIVED, read_json, reading
 from infra.storage import commit, exists, open_read, sha256_bytes, sha256_json
+from infra.threads import in_threads
 
 V = TypeVar("V")
 SEGMENT_SECONDS = 300.0
@@ -37,6 +40,8 @@ _NOT_GIVEN_BY_GOOGLE = "storage.objects.get"
 PIECES = "pieces.json"
 _CUTS = 1
 """Raise it when a video is cut into other pieces."""
+_AT_ONCE, _AHEAD = 4, 256
+"""Files that are hashed at a time: s3fs alone holds some 100 MB of each; and beside one that takes long, before it is waited for."""
 _KEEP_SECONDS = 60.0
 """Hashes and pieces that are computed for longer than this are kept before the last: a run that is killed costs no more of them."""
 
@@ -129,24 +134,42 @@ class ContentHashes:
         Raises:
             UnreadableNowError: The machine's fault (I/O error, no answer), not the file's.
         """
+        found = self._of_one(item)
+        self._keep_if_due()
+        return found
+
+    def of_all(self, items: Sequence[WorkItem]) -> dict[str, str | None]:
+        """Source id -> what `of` says of it. Several files are hashed at a time; what `of` raises of the first of them is raised."""
+        files: dict[str, list[WorkItem]] = defaultdict(list)
+        for item in items:
+            files[item.uri].append(item)  # spans of one film: it is hashed once
+        progress, found = Progress("hash", len(items), "sources", quiet=True), dict[str, str | None]()
+        for digests in in_threads(lambda same: {item.source_id: self._of_one(item) for item in same}, files.values(), _AT_ONCE, _AHEAD):
+            found |= digests
+            progress.advance(len(digests))
+            self._keep_if_due()
+        return found
+
+    def _of_one(self, item: WorkItem) -> str | None:
+        """Called in threads: what they share are dicts, to which they add key by key."""
         is_set = item.uri.endswith(".json")  # it names its images: small, and hashed with them
         try:
             with naming(item.uri):
-                digest = content_sha256(item.uri) if is_set else self._digest(item.uri)
+                return content_sha256(item.uri) if is_set else self._digest(item.uri)
         except ValueError as error:  # a set that is none
             self.unreadable[item.source_id] = "decode", str(error)
         except OSError as error:
             what = f"{item.uri}, or a picture that it names," if is_set else item.uri
             self.unreadable[item.source_id] = "missing", f"{what} is missing or unreadable ({error})"
-        else:
-            if self._kept.is_due():
-                self.keep()
-            return digest
         return None
 
     def _digest(self, uri: str) -> str:
         key = sha256_bytes(state_of(uri).encode())
         return self._kept.get(key) or self._kept.put(key, content_sha256(uri))
+
+    def _keep_if_due(self) -> None:
+        if self._kept.is_due():
+            self.keep()
 
     def keep(self) -> None:
         """Writes all that is known: there are sources that were not asked for yet."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.places import scores
+from infra.console import Progress
 from infra.pool import run_all
 from infra.state import DERIVED, reading
 from infra.storage import open_read
@@ -24,10 +25,11 @@ _JOB = 1_000_000
 R = TypeVar("R")
 
 
-def on_each(work: Callable[[str], R], uris: Sequence[str], workers: int) -> list[R]:
+def on_each(name: str, work: Callable[[str], R], uris: Sequence[str], workers: int) -> list[R]:
     """`work(uri)` of every table.
 
     Args:
+        name: Of what is done, as its progress is told.
         work: What to do; can be pickled.
         uris: Score tables.
         workers: Ray actors, used above `MANY` pairs; 0 works here.
@@ -35,22 +37,20 @@ def on_each(work: Callable[[str], R], uris: Sequence[str], workers: int) -> list
     Returns:
         The results in the tables' order, the same wherever they were computed.
     """
-    sizes = [_count(uri) for uri in uris]
-    if not workers or sum(sizes) <= MANY:
-        return [work(uri) for uri in uris]
+    sizes = {uri: _count(uri) for uri in uris}
+    total = sum(sizes.values())
     jobs: list[list[str]] = []
     room = 0
-    for uri, size in zip(uris, sizes, strict=True):
+    for uri, size in sizes.items():
         if room <= 0:
             jobs.append([])
             room = _JOB
         jobs[-1].append(uri)
         room -= size
-    found = {
-        uri: result
-        for done in run_all(lambda: _Worker(work), jobs, workers, scores())
-        for uri, result in zip(done.job, done.result, strict=True)
-    }
+    progress, found = Progress(name, total, "pairs", quiet=True), dict[str, R]()
+    for done in run_all(lambda: _Worker(work), jobs, workers if total > MANY else 0, scores()):
+        found.update(zip(done.job, done.result, strict=True))
+        progress.advance(sum(sizes[uri] for uri in done.job))
     return [found[uri] for uri in uris]
 
 

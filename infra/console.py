@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
+T = TypeVar("T")
 console = Console(highlight=False, soft_wrap=True)
 _EVERY = 5.0
 """Seconds between two progress lines of one task."""
@@ -44,10 +46,13 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts work done and now and then prints a line: how much, how much waits, how fast, how long still. Set `done` to what stood before."""
+    """Counts work done and now and then prints a line: how much, how much waits, how fast, how long still. Set `done` to what stood before.
 
-    def __init__(self, name: str, total: int, unit: str) -> None:
-        self.name, self.total, self.unit = name, total, unit
+    One that is `quiet` says nothing of work that ends before a line is due: of stages that have next to nothing to do in most runs.
+    """
+
+    def __init__(self, name: str, total: int, unit: str, quiet: bool = False) -> None:
+        self.name, self.total, self.unit, self._quiet = name, total, unit, quiet
         self.done = self._here = 0
         self._start = self._last = time.monotonic()
 
@@ -56,10 +61,18 @@ class Progress:
         self.done += count
         self._here += count
         now = time.monotonic()
-        if now - self._last >= _EVERY or self.done == self.total:
-            self._last = now
+        if now - self._last >= _EVERY or (self.done == self.total and not self._quiet):
+            self._last, self._quiet = now, False
             rate = self._here / max(now - self._start, 1e-6)
             speed = f"{rate:.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min"
             waiting = self.total - self.done
             left = f", {waiting} waiting, {duration(waiting / rate)} left" if waiting > 0 and rate else ""
             say(f"  {self.name}: {self.done}/{self.total} {self.unit}, {speed}{left}")
+
+
+def each(name: str, items: Sequence[T], unit: str) -> Iterator[T]:
+    """The items one after another, with the progress of what is done with them where that takes long."""
+    progress = Progress(name, len(items), unit, quiet=True)
+    for item in items:
+        yield item
+        progress.advance()

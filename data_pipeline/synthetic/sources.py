@@ -119,8 +119,9 @@ def edit_photos(
     """
     settings = config.model_dump(mode="json", exclude={"workers", "gpus", "runtime_env", "licence"})
     records, hashes = {}, ContentHashes(work)
+    contents = hashes.of_all(photos)
     for photo in photos:
-        content = hashes.of(photo)
+        content = contents[photo.source_id]
         if content is None:
             continue  # the analysis says so of the photo itself
         made_of = [EDITS_VERSION, settings, content, *([photo.box] if photo.box else [])]

@@ -2,7 +2,9 @@
 
 import base64
 import json
+import signal
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -90,6 +92,22 @@ def test_a_refusal_for_good_is_not_asked_again(endpoint, tmp_path):
     with pytest.raises(UserError, match=r"in 1 tries.*picture=false"):
         Rewriter(RewriteConfig(endpoint=address), str(tmp_path)).write([Wanted(HAPPY, "p", "train", str(tmp_path / "a.jpg"))])
     assert len(asked) == 1
+
+
+def test_who_stops_a_build_does_not_wait_for_all_samples(endpoint, tmp_path, monkeypatch):
+    address, asked, _, _ = endpoint
+    real, told = Rewriter._post, threading.Lock()
+
+    def post(self, request):
+        if len(asked) > 20 and told.acquire(blocking=False):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.02)
+        return real(self, request)
+
+    monkeypatch.setattr(Rewriter, "_post", post)
+    with pytest.raises(KeyboardInterrupt):
+        write(Rewriter(blind(address), str(tmp_path)), *((f"p_{number}", "train") for number in range(200)))
+    assert len(asked) < 200 and len(list((tmp_path / "rewrites").iterdir())) == len(asked)  # what was answered is kept
 
 
 @pytest.mark.parametrize("status", [302, 307])
