@@ -295,14 +295,6 @@ def test_a_set_that_names_a_pipe_is_missing_too(tmp_path):
     assert ContentHashes(str(tmp_path)).of(item_for(str(tmp_path / "a.json"))) is None
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission(tmp_path):
-    path = tmp_path / "a.jpg"
-    path.write_bytes(b"x")
-    path.chmod(0)
-    assert ContentHashes(str(tmp_path)).of(item_for(str(path))) is None
-
-
 COPIES = {
     "a photo": ("jpg", lambda f: encoded(f, "JPEG"), {}, ["ok", "rejected: duplicate"]),
     "text for a photo": ("jpg", lambda f: b"403 forbidden", {}, ["failed: decode", "rejected: duplicate"]),

@@ -12,7 +12,7 @@ from data_pipeline.near_duplicates import over_quota_of_people
 from data_pipeline.nearest import most_alike, mutual_nearest, touching
 from data_pipeline.people import find_people, source_of
 from data_pipeline.rules import PairingConfig
-from data_pipeline.split import SplitConfig, assign, find_components
+from data_pipeline.split import SplitConfig, assign, check_sizes, find_components
 from infra.errors import UserError
 from tests.data_pipeline.links import base_of, components_of, divided, face, pair, source
 
@@ -203,3 +203,22 @@ def test_no_two_groups_are_alike_in_the_end():
         groups.setdefault(person, []).append(faces[track])
     means = np.stack([np.mean(group, axis=0) for group in groups.values()])
     assert (means @ means.T - 9 * np.eye(len(means))).max() < 0.45
+
+
+def test_a_component_that_is_too_large_is_told_with_its_five_weakest_likenesses():
+    """The weakest first; no other component's are among them, which are weaker. Seven sources in a ring, so that none is a bridge, and two apart."""
+    likenesses = [0.48, 0.41, 0.46, 0.40, 0.44, 0.39, 0.43]
+    alike = np.eye(9)
+    for n, value in [*enumerate(likenesses), (7, 0.37)]:
+        ends = (n, (n + 1) % 7) if n < 7 else (7, 8)
+        alike[ends] = alike[ends[::-1]] = value
+    faces = {f"{name}/0": row.astype(np.float32) for name, row in zip("abcdefgxy", np.linalg.cholesky(alike), strict=True)}
+    config = SplitConfig(small_dataset=1, max_component=0.5, link_similarity=0.36)
+    samples = Counter({source_of(track): 4 for track in faces})
+    components = find_components(samples, {}, faces, config, samples)
+    assert not components.bridges and len(components.links) == 8
+    with pytest.raises(UserError, match="one component of the split, source:a, has 28 of 36 samples, over the limit of 50%") as error:
+        check_sizes(Counter({"source:a": 28, "source:x": 8}), components, config)
+    weakest = "f/0 = g/0 (0.39), d/0 = e/0 (0.40), b/0 = c/0 (0.41), a/0 = g/0 (0.43), e/0 = f/0 (0.44)"
+    assert f"likeness; the weakest likenesses: {weakest}. Raise" in str(error.value)
+    check_sizes(Counter({"source:a": 28, "source:x": 8}), components, config.model_copy(update={"max_component": 0.8}))

@@ -118,7 +118,7 @@ _ORPHANED = """
 import os, signal, sys, time
 from pathlib import Path
 import ray
-from infra.errors import RayLost
+from infra import cli
 from infra.place import Place
 from infra.pool import run_jobs
 from infra.runtime import RuntimeConfig, start_ray
@@ -126,29 +126,31 @@ class Worker:
     def run(self, job):
         Path(job).touch()
         time.sleep(600)
-start_ray(RuntimeConfig(num_cpus=1))
-raylet = ray._private.worker._global_node.all_processes["raylet"][0].process.pid
-real = ray.wait
-def wait(*args, **kwargs):
-    if os.path.exists(sys.argv[1]) and not killed:
-        killed.append(os.kill(raylet, signal.SIGKILL))
-    return real(*args, **kwargs)
-killed, ray.wait = [], wait
-try:
-    for done in run_jobs(Worker, [sys.argv[1]] * 4, 1, Place("orphaned")):
+def orphaned(begun: str):
+    start_ray(RuntimeConfig(num_cpus=1))
+    raylet = ray._private.worker._global_node.all_processes["raylet"][0].process.pid
+    real, killed = ray.wait, []
+    def wait(*args, **kwargs):
+        if os.path.exists(begun) and not killed:
+            killed.append(os.kill(raylet, signal.SIGKILL))
+        return real(*args, **kwargs)
+    ray.wait = wait
+    for done in run_jobs(Worker, [begun] * 4, 1, Place("orphaned")):
         print(done.result.why)
-except RayLost as error:
-    print("lost:", error)
-sys.stdout.flush()
-os._exit(0)
+cli.app.command()(orphaned)
+sys.argv[0] = "lato"
+cli.run()
 """
 
 
 @pytest.mark.slow
-def test_without_the_own_node_no_worker_is_blamed_and_no_other_is_asked_for(tmp_path):
+def test_without_the_own_node_no_worker_is_blamed_no_other_is_asked_for_and_the_command_ends_with_one_message(tmp_path):
     soon = {"period_ms": "500", "timeout_ms": "500", "initial_delay_ms": "500", "failure_threshold": "2"}
     environment = os.environ | {f"RAY_health_check_{name}": value for name, value in soon.items()}
-    command = [sys.executable, "-c", _ORPHANED, str(tmp_path / "begun")]
+    command = [sys.executable, "-c", _ORPHANED, "orphaned", str(tmp_path / "begun")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    told = [line for line in done.stdout.splitlines() if "Error: " in line or line.startswith("lost:")]
-    assert len(told) == 1 and told[0].startswith("lost: the Ray node that this job was started on has died"), done.stdout
+    assert done.returncode == 2, done
+    assert "Error: " not in done.stdout
+    assert done.stderr.strip().splitlines() == [
+        "error: the Ray node that this job was started on has died. What was done stands; start Ray again and run the same command again."
+    ]
