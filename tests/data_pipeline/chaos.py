@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import psutil
 
@@ -31,8 +31,6 @@ _NO_RAY, _STARTS = 3, 4
 """Exit status where Ray itself did not start, which a busy machine does: no run of the build; and how often that may be."""
 _MISSES = 6
 """So often a build may be faster than its killer: each time another begins, and the killer comes sooner."""
-
-
 SURVIVED = ("worker", "decoder")
 """Their builds go on, so that one driver and one Ray serve all seeds."""
 
@@ -88,6 +86,8 @@ def run_builds(works: Iterable[Path], models: Path, items: Path, nodes: int, peo
         os._exit(_NO_RAY)
     for work in works:
         commit(str(work.parent / f"{work.name}.pids"), json.dumps(pids).encode())  # whole or not there: it is read at once
+        if nodes > 1:
+            _type_build(config, sources, work)
         try:
             with lease(str(work), "chaos"):
                 build_dataset(config, str(work), models, sources)
@@ -96,6 +96,18 @@ def run_builds(works: Iterable[Path], models: Path, items: Path, nodes: int, peo
             os._exit(2)  # as `lato` does
         (work.parent / f"{work.name}.end").touch()
     ray.shutdown()
+
+
+def _type_build(config: Any, sources: list[Any], work: Path) -> NoReturn:
+    """The command as a user types it, on the Ray that this process has joined; it ends the process."""
+    from data_pipeline.worklist import write_worklist
+    from infra import cli
+    from infra.config import dump_config
+
+    write_worklist(sources, listed := f"{work}.parquet")
+    Path(f"{work}.yaml").write_text(dump_config(config.model_copy(update={"worklist": listed})))
+    sys.argv = ["lato", "data", "build", f"{work}.yaml", "--work-dir", str(work)]
+    cli.run()
 
 
 def _raylet(node: object) -> int:
@@ -146,6 +158,9 @@ def _disturb_once(
             end(child, work)
         if status == 0:
             return run, struck
+        if victim == "head" and struck and run == 1:
+            said = [line for line in Path(f"{work}.log").read_text().splitlines() if line.startswith(("error:", "Traceback"))]
+            assert status == 2 and len(said) == 1 and "Ray" in said[0], (status, said)  # the other node may have done what was left: 0
         if status == _NO_RAY:
             starts += 1
             assert starts < _STARTS, f"{work.name}: Ray did not start, {starts} times"
