@@ -2,11 +2,17 @@
 
 import os
 import shutil
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if threading.current_thread() is threading.main_thread():
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell has what it starts in the background ignore Ctrl-C, and tests send it
 
 
 @pytest.fixture(scope="session")
