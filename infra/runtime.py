@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from typing import Any
 
 from infra.config import Config
 from infra.errors import UserError
@@ -79,10 +80,11 @@ def start_ray(config: RuntimeConfig | None = None) -> None:
     if ray.is_initialized():
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
-    runtime_env = {"env_vars": {name: os.environ[name] for name in _QUIET}}
     logging.getLogger("ray").setLevel(logging.ERROR)
-    common = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": runtime_env}
-    if not address:
+    common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
+        common["runtime_env"] = {"env_vars": {name: os.environ[name] for name in _QUIET}}
+    else:  # its workers have this process' environment; a `runtime_env` of the same makes each start twice as dear, and idle ones begin in vain
         common |= {"num_cpus": config.num_cpus, "include_dashboard": False, "object_store_memory": config.object_store_mb * 1024 * 1024}
     try:
         _beside(lambda: ray.init(address=address or "local", **common))
