@@ -93,13 +93,9 @@ def ray_session():
 
 
 @pytest.fixture(scope="session")
-def synthetic_version(ray_session, models, tmp_path_factory):
+def synthetic_version(models, tmp_path_factory):
     """A small dataset of synthetic people, built and published."""
     from data_pipeline.build import build_dataset
-    from data_pipeline.config import DataConfig
-    from data_pipeline.split import SplitConfig
-    from data_pipeline.synthetic.anny_people import AnnyConfig
-    from data_pipeline.synthetic.sources import SyntheticConfig
+    from tests.data_pipeline.small import config
 
-    config = DataConfig(synthetic=SyntheticConfig(anny=AnnyConfig(people=12, images=4)), split=SplitConfig(val=0.2, test=0.2))
-    return build_dataset(config, str(tmp_path_factory.mktemp("synthetic")), models, [])
+    return build_dataset(config(12), str(tmp_path_factory.mktemp("synthetic")), models, [])

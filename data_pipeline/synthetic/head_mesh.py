@@ -140,10 +140,10 @@ def _read_obj(path: Path) -> tuple[Array, Array, npt.NDArray[np.int32], npt.NDAr
 
 def _read_target(path: Path, count: int) -> Array:
     offsets = np.zeros((count, 3), np.float32)
-    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
-    rows = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
-    table = np.array([[float(word) for word in row[:4]] for row in rows if len(row) >= 4])
-    if len(table):
+    data = path.read_bytes()
+    rows = [line for line in (gzip.decompress(data) if path.suffix == ".gz" else data).splitlines() if line[:1].isdigit()]
+    if rows:
+        table = np.loadtxt(rows, usecols=range(4), ndmin=2)
         offsets[table[:, 0].astype(int)] = table[:, 1:]
     return offsets
 

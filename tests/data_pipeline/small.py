@@ -8,12 +8,6 @@ from data_pipeline.split import SplitConfig
 from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig
 
-CONFIG = DataConfig(synthetic=SyntheticConfig(anny=AnnyConfig(people=8, images=4)), split=SplitConfig(val=0.2, test=0.2))
-
-
-def build(work, models, **changes):
-    return build_dataset(CONFIG.model_copy(update=changes), str(work), models, [])
-
 
 def config(people, **changes):
     """Of so many people, in this process."""
@@ -23,6 +17,13 @@ def config(people, **changes):
         split=SplitConfig(val=0.2, test=0.2),
     )
     return base.model_copy(update=changes)
+
+
+CONFIG = config(8)
+
+
+def build(work, models, **changes):
+    return build_dataset(CONFIG.model_copy(update=changes), str(work), models, [])
 
 
 def read_candidates(folder):

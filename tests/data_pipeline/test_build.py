@@ -1,13 +1,8 @@
 """The build on real clips, photos, synthetic people and bad files: everything is accounted for, and bytes depend on nothing but input and config."""
 
 import io
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +23,6 @@ from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.sources import SyntheticConfig
 from data_pipeline.verify import verify_version
 from data_pipeline.worklist import WorkItem, item_for
-from infra.config import dump_config
 from infra.errors import UserError
 from lato.edits import parse_instruction
 from lato.pairs import decode_pair
@@ -173,42 +167,6 @@ def test_verify_finds_a_flipped_byte_and_a_cut_shard(built, tmp_path):
     assert any("sha256 differs" in line for line in verify_version(str(copy)))
     shard.unlink()
     assert any("missing" in line for line in verify_version(str(copy)))
-
-
-@pytest.mark.slow
-def test_killed_and_run_again_the_shards_are_the_same(built, models, clip, tmp_path):
-    """kill -9 of the whole build in the middle of analysis, then a rerun with another number of workers."""
-    _, version = built
-    config = CONFIG.model_copy(update={"analyze": CONFIG.analyze.model_copy(update={"workers": 1})})
-    (tmp_path / "sources").mkdir()
-    script = (
-        "import sys, json\n"
-        "from pathlib import Path\n"
-        "from infra.runtime import RuntimeConfig, start_ray\n"
-        "from infra.config import load_config\n"
-        "from data_pipeline.build import build_dataset\n"
-        "from data_pipeline.config import DataConfig\n"
-        "from data_pipeline.worklist import WorkItem\n"
-        "start_ray(RuntimeConfig(num_cpus=2))\n"
-        "items = [WorkItem(**row) for row in json.loads(Path(sys.argv[1], 'items.json').read_text())]\n"
-        "build_dataset(load_config(DataConfig, sys.argv[1] + '/c.yaml'), sys.argv[1] + '/work', Path(sys.argv[2]), items)\n"
-    )
-    import json
-
-    items = sources(clip, tmp_path / "sources")
-    (tmp_path / "items.json").write_text(json.dumps([item.model_dump() for item in items]))
-    (tmp_path / "c.yaml").write_text(dump_config(config))
-    command = [sys.executable, "-c", script, str(tmp_path), str(models)]
-    child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    parts = tmp_path / "work" / "parts"
-    while child.poll() is None and (not parts.is_dir() or len(list(parts.glob("*.parquet"))) < 3):
-        time.sleep(0.05)
-    os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-    assert not (tmp_path / "work" / "versions" / "v1" / "index.json").exists()
-    again = build_dataset(config, str(tmp_path / "work"), models, items)
-    assert again.digest == version.digest
-    assert shard_hashes(again.uri) == shard_hashes(version.uri)
 
 
 def test_nothing_to_pair_is_said(models, clip, tmp_path, ray_session):

@@ -135,7 +135,7 @@ def test_a_person_is_forgotten_even_if_killed_at_any_step(models, clip, tmp_path
     assert [row.name for row in (calm / "attempts").iterdir()] == [] and not (calm / PENDING).exists()
 
 
-def test_what_is_published_without_a_person_is_another_version(ray_session, models, tmp_path):
+def test_what_is_published_without_a_person_is_another_version(models, tmp_path):
     """Its digest and its views' are others, the old ones are tombstones, shards without the person stay; and a later build does not bring them back."""
     work = tmp_path / "w"
     version = build(work, models)

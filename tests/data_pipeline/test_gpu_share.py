@@ -101,7 +101,7 @@ def test_four_workers_share_a_gpu_and_sources_are_looked_at_beside_them(built, m
 
 def test_a_build_that_asks_for_a_gpu_that_is_not_there_does_not_begin(ray_session, models, tmp_path):
     """The scores come hours after the sources: what they ask for is held against the cluster before any of them is looked at."""
-    config = CONFIG.model_copy(update={"analyze": AnalyzeConfig.model_validate({"groups": {"gpus": 0.25}})})
+    config = CONFIG.model_copy(update={"analyze": AnalyzeConfig.model_validate({"workers": 1, "groups": {"gpus": 0.25}})})
     with pytest.raises(UserError, match=r"scores of face chips: .* 0\.25 GPU, and no node .* set analyze\.groups\.gpus=0"):
         build_dataset(config, str(tmp_path), models)
     assert not (tmp_path / "parts").exists()

@@ -82,11 +82,13 @@ def test_another_number_of_frames_than_stated_is_a_warning_and_no_verdict(models
     assert not [line for line in why("honest", work) if "warning" in line]
 
 
-def test_failures_are_reopened_by_reason(ray_session, models, tmp_path):
+def test_failures_are_reopened_by_reason(models, tmp_path):
     (tmp_path / "src").mkdir()
     (tmp_path / "src/broken.mp4").write_bytes(b"no video")
     work = tmp_path / "w"
-    config = CONFIG.model_copy(update={"folder": str(tmp_path / "src"), "synthetic": SyntheticConfig(anny=AnnyConfig(people=3, images=3))})
+    config = CONFIG.model_copy(
+        update={"folder": str(tmp_path / "src"), "synthetic": SyntheticConfig(anny=AnnyConfig(people=3, images=3, workers=0))}
+    )
     build_dataset(config, str(work), models, [])
     with pytest.raises(UserError, match=r"no source failed with 'crash'; reasons in this build: decode"):
         reopen(str(work), "crash")
@@ -160,7 +162,7 @@ def test_failed_renders_are_reopened(models, clip, tmp_path):
         reopen(work, "render")
 
 
-def test_evaluation_sets_are_kept_out(ray_session, models, clip, tmp_path):
+def test_evaluation_sets_are_kept_out(models, clip, tmp_path):
     """By declared name, by content, and a real person by looks: other photos of them are barred."""
     evaluation = tmp_path / "evaluation"
     evaluation.mkdir()

@@ -8,18 +8,14 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.build import build_dataset
-from data_pipeline.config import DataConfig
 from data_pipeline.observations import read_columns
 from data_pipeline.published import read_manifest
 from data_pipeline.report import write_data_report
 from data_pipeline.rules import PairingConfig
-from data_pipeline.split import SplitConfig
-from data_pipeline.synthetic.anny_people import AnnyConfig
-from data_pipeline.synthetic.sources import SyntheticConfig
 from data_pipeline.why import why
 from data_pipeline.why_refused import explain_refusal
 from lato.faces.quality import hash_distance
-from tests.data_pipeline.small import read_candidates
+from tests.data_pipeline.small import config, read_candidates
 
 TIGHT = PairingConfig(near_duplicate_bits=70, per_identity=2, cell_quota=2, min_sharpness=50.0)
 
@@ -27,9 +23,7 @@ TIGHT = PairingConfig(near_duplicate_bits=70, per_identity=2, cell_quota=2, min_
 @pytest.fixture
 def tight(work, models):
     """`(work folder, version's folder, its candidates)` of the small build's people, of whom more is refused after the filters."""
-    people = SyntheticConfig(anny=AnnyConfig(people=12, images=4))
-    config = DataConfig(name="tight", synthetic=people, split=SplitConfig(val=0.2, test=0.2), pairing=TIGHT)
-    uri = build_dataset(config, str(work), models, []).uri
+    uri = build_dataset(config(12, name="tight", pairing=TIGHT), str(work), models, []).uri
     return str(work), uri, read_candidates(uri)
 
 

@@ -99,8 +99,8 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_takes_memory():
 
 @pytest.mark.slow
 def test_a_build_that_is_told_to_end_says_so_and_goes_on_later(tmp_path):
-    command = [sys.executable, "-m", "infra.cli", "data", "build", "synthetic.anny.people=10", "split.val=0.2", "split.test=0.2"]
-    command += ["--work-dir", str(tmp_path / "w")]
+    command = [sys.executable, "-m", "infra.cli", "data", "build", "synthetic.anny.people=6", "split.val=0.2", "split.test=0.2"]
+    command += ["synthetic.anny.workers=0", "analyze.workers=1", "--work-dir", str(tmp_path / "w")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout
     for line in process.stdout:  # Ray is there by then, with a handler of its own for SIGTERM

@@ -1,13 +1,11 @@
 """The quantizer can be trained: state is whole, ranks agree, revived codes stay."""
 
-import os
-
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file, save_file
 
 from lato.tokenizer import LandmarkTokenizer
+from tests.training import ranks
 
 
 def small(**changes):
@@ -82,12 +80,10 @@ def test_micro_batches_add_up():
     assert torch.allclose(whole.vq.codebook, parts.vq.codebook, atol=1e-6)
 
 
-def _rank(rank, folder, world, accumulation, steps, port):
+def _rank(rank, world, folder, accumulation, steps):
     """`steps` codebook updates on global batches of 64, cut into ranks and micro-batches."""
     if world > 1:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world))
         torch.distributed.init_process_group("gloo")
-    torch.set_num_threads(1)
     tokenizer = small(num_codes=256, reset_every=10)
     tokenizer.initialise_codebook(faces(2))
     revived = 0
@@ -99,19 +95,19 @@ def _rank(rank, folder, world, accumulation, steps, port):
     codes, _ = tokenizer.encode(faces(8, 999))
     save_file({**tokenizer.vq.state_dict(), "codes": codes}, f"{folder}/{world}x{accumulation}-{rank}.safetensors")
     if world > 1:
-        torch.distributed.destroy_process_group()
+        ranks.leave()
 
 
 def test_two_ranks_have_one_codebook_after_100_steps(tmp_path):
-    multiprocessing.spawn(_rank, (str(tmp_path), 2, 1, 100, 29611), nprocs=2)
+    ranks.run(_rank, 2, str(tmp_path), 1, 100)
     first, second = (load_file(tmp_path / f"2x1-{rank}.safetensors") for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_ranks_and_accumulation_do_not_change_the_codebook(tmp_path):
     """1 x 64, 2 x 32 and 2 x 16 x 2, three resets among thirty steps."""
-    for world, accumulation, port in ((1, 1, 0), (2, 1, 29612), (2, 2, 29613)):
-        multiprocessing.spawn(_rank, (str(tmp_path), world, accumulation, 30, port), nprocs=world)
+    for world, accumulation in ((1, 1), (2, 1), (2, 2)):
+        ranks.run(_rank, world, str(tmp_path), accumulation, 30)
     whole, *others = (load_file(tmp_path / f"{name}-0.safetensors") for name in ("1x1", "2x1", "2x2"))
     for other in others:
         assert torch.equal(whole["codes"], other["codes"])
