@@ -27,7 +27,7 @@ from data_pipeline.worklist import WorkItem
 from infra.backoff import wait
 from infra.console import Progress, each
 from infra.pool import Died, run_jobs
-from infra.storage import commit_changed, sha256_file
+from infra.storage import commit_changed, sha256_model
 from lato.faces import MODEL_FILES
 
 
@@ -47,7 +47,7 @@ def analyze(items: list[WorkItem], config: AnalyzeConfig, models: Path, work: st
     Raises:
         UserError: Of sources with equal content different things are declared.
     """
-    model_hashes = {role: sha256_file(str(models / name)) for role, name in MODEL_FILES.items() if role != "embedder"}
+    model_hashes = {role: sha256_model(models / name) for role, name in MODEL_FILES.items() if role != "embedder"}
     refused = {item.source_id: why for item in items if (why := refusal(item, config))}
     allowed = [item for item in items if item.source_id not in refused]
     planned, duplicates, unreadable = plan(allowed, config, model_hashes, work, published)

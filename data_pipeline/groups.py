@@ -42,7 +42,7 @@ from infra.console import Progress
 from infra.errors import UserError
 from infra.pool import run_all
 from infra.state import DERIVED, read_schema, read_table, reading
-from infra.storage import commit, delete, list_files, list_folders, sha256_file, sha256_json
+from infra.storage import commit, delete, list_files, list_folders, sha256_json, sha256_model
 
 _FLOATS = pa.list_(pa.float32())
 _BUNDLE = 64
@@ -90,14 +90,14 @@ def group_digests(models: Path, config: GroupsConfig) -> dict[str, str]:
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise UserError(f"group {name} needs {', '.join(missing)} in {files[0].parent}. Fetch them: lato assets fetch")
-        digests[name] = sha256_json({"version": GROUPS[name].version, "models": [sha256_file(str(file)) for file in files]})
+        digests[name] = sha256_json({"version": GROUPS[name].version, "models": [sha256_model(file) for file in files]})
     return digests
 
 
 def group_models(models: Path, config: GroupsConfig) -> dict[str, str]:
     """`group/file` -> sha256 of every model that the groups read."""
     files = {f"{name}/{file.name}": file for name in config.names for file in GROUPS[name].models(models, config)}
-    return {name: sha256_file(str(file)) for name, file in files.items()}
+    return {name: sha256_model(file) for name, file in files.items()}
 
 
 def licence_of(name: str, digest: str, config: GroupsConfig) -> str:
@@ -108,7 +108,7 @@ def licence_of(name: str, digest: str, config: GroupsConfig) -> str:
 
 def _describe_models(name: str, models: Path, config: GroupsConfig) -> bytes:
     """A group's models, as its column files name them: file -> sha256 and licence, as JSON."""
-    hashes = {file.name: sha256_file(str(file)) for file in GROUPS[name].models(models, config)}
+    hashes = {file.name: sha256_model(file) for file in GROUPS[name].models(models, config)}
     described = {file: {"sha256": digest, "licence": licence_of(f"{name}/{file}", digest, config)} for file, digest in hashes.items()}
     return json.dumps(described, sort_keys=True).encode()
 

@@ -11,6 +11,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -257,6 +258,17 @@ def sha256_file(uri: str) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def sha256_model(file: Path) -> str:
+    """Hex digest of a local file that many builds read and few change: hashed once a process, and again where its inode, size or time of change is another."""
+    state = file.stat()
+    return _sha256_of(file, (state.st_ino, state.st_size, state.st_mtime_ns))
+
+
+@lru_cache
+def _sha256_of(file: Path, state: tuple[int, int, int]) -> str:
+    return sha256_file(str(file))
 
 
 def sha256_json(value: Any) -> str:

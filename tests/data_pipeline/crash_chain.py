@@ -1,7 +1,7 @@
 """Builds a small dataset without Ray, killed at every step: `python -m tests.data_pipeline.crash_chain WORK MODELS ITEMS.json`.
 
-What a build imports and the head that it draws are read once; each build is a fork. Run n dies at the first or second step that it takes anew (before and
-after a commit), so that the chain visits every commit of the build from both sides. Prints how often it was killed.
+What a build imports, the head that it draws and the models' hashes are read once; each build is a fork. Run n dies at the first or second step that it
+takes anew (before and after a commit), so that the chain visits every commit of the build from both sides. Prints how often it was killed.
 """
 
 import json
@@ -24,6 +24,7 @@ from data_pipeline.synthetic.anny_people import AnnyConfig
 from data_pipeline.synthetic.head_mesh import load_head
 from data_pipeline.synthetic.sources import SyntheticConfig
 from data_pipeline.worklist import WorkItem
+from infra.storage import sha256_model
 
 CONFIG = DataConfig(
     synthetic=SyntheticConfig(anny=AnnyConfig(people=4, images=3, workers=0)),
@@ -59,6 +60,8 @@ def main() -> None:
     work, models = sys.argv[1], Path(sys.argv[2])
     items = [WorkItem(**row) for row in json.loads(Path(sys.argv[3]).read_text())]
     load_head()
+    for file in filter(Path.is_file, models.iterdir()):
+        sha256_model(file)
     kills = 0
     while True:
         status = forked(work, models, items, 1 + kills % 2)

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
 from data_pipeline.attempts import take_marked
+from infra import storage
 from infra.addresses import filesystem_of, join
 from infra.errors import UserError
 from infra.scratch import scratch_for, sweep_scratch
@@ -151,3 +153,14 @@ def test_two_colons_in_a_name_are_a_part_of_it(uri):
 def test_a_chain_of_file_systems_is_one(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"inside")
     assert filesystem_of(f"simplecache::file://{tmp_path}/a.txt")[0].protocol == "simplecache"
+
+
+def test_a_model_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch):
+    file, read = tmp_path / "model.onnx", []
+    monkeypatch.setattr(storage, "sha256_file", lambda uri: read.append(uri) or storage.sha256_bytes(Path(uri).read_bytes()))
+    file.write_bytes(b"one")
+    assert storage.sha256_model(file) == storage.sha256_model(file) == storage.sha256_bytes(b"one")
+    assert len(read) == 1
+    (tmp_path / "new").write_bytes(b"two")
+    (tmp_path / "new").replace(file)
+    assert storage.sha256_model(file) == storage.sha256_bytes(b"two")
