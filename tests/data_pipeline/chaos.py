@@ -63,8 +63,8 @@ def run_builds(works: Iterable[Path], models: Path, items: Path, nodes: int, peo
     from infra.storage import commit
     from tests.data_pipeline.crash_chain import CONFIG
 
-    drawn = CONFIG.synthetic.model_copy(update={"anny": AnnyConfig(people=people, images=5 if people > 4 else 3)})
-    changes = {"analyze": CONFIG.analyze.model_copy(update={"workers": 2}), "synthetic": drawn}
+    anny = AnnyConfig(people=people, images=5) if people > 4 else AnnyConfig(people=people, images=3, workers=1)
+    changes = {"analyze": CONFIG.analyze.model_copy(update={"workers": 2}), "synthetic": CONFIG.synthetic.model_copy(update={"anny": anny})}
     if people > 4:  # the soak's windows are of six clips, each a group and few people
         changes["split"] = CONFIG.split.model_copy(update={"max_component": 1.0})
         changes["pairing"] = CONFIG.pairing.model_copy(update={"per_identity": 1000, "per_cell": 100})

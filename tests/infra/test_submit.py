@@ -50,7 +50,8 @@ def test_a_build_runs_on_the_cluster_and_its_status_comes_back(head, tmp_path):
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     work = tmp_path / "w"
-    done = submit("data", "build", "synthetic.anny.people=8", "split.val=0.2", "split.test=0.2", "--work-dir", str(work))
+    people = ("synthetic.anny.people=6", "split.val=0.2", "split.test=0.2")
+    done = submit("data", "build", *people, "synthetic.anny.workers=0", "analyze.workers=1", "--work-dir", str(work))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Funnel" in done.stdout
     assert (work / "versions" / "v1" / "index.json").is_file()
