@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import data_pipeline.accept as accept_module
+import data_pipeline.divide as divide_module
+import data_pipeline.split as split_module
 from data_pipeline.analyze import analyze
 from data_pipeline.build import build_dataset
 from data_pipeline.config import DataConfig
@@ -285,16 +287,26 @@ def test_a_component_that_is_too_large_is_told_before_its_many_videos_are_compar
     """Hours would go by; what the quotas of an undeclared person take away is not counted."""
     monkeypatch.setattr(accept_module, "_MANY", 2)
     nobody = [item.model_copy(update={"identity": None}) for item in twice[1]]
-    allowed = CONFIG.model_copy(
-        update={"split": SplitConfig(small_dataset=1, max_component=0.7)}
-    )  # of 16 pairs 12 are first's and second's, of 12 then 8
-    assert {name: copy.of for name, copy in read_copies(build_dataset(allowed, str(tmp_path / "w"), models, nobody).uri).items()} == {
-        "second": "first"
-    }
+    work, counted = str(tmp_path / "w"), []
+
+    def check_sizes(samples, components, config):
+        counted.append(max(samples.values()) / samples.total())
+        split_module.check_sizes(samples, components, config)
+
+    def build(name, limit, items=nobody):
+        limited = CONFIG.model_copy(update={"name": name, "split": SplitConfig(small_dataset=1, max_component=limit)})
+        return build_dataset(limited, work, models, items)
+
+    monkeypatch.setattr(divide_module, "check_sizes", check_sizes)
+    build("measured", 1.0)
+    before_comparing = counted[0]  # not written here: how many pairs pass depends on the processor's last digits
+    assert {name: copy.of for name, copy in read_copies(build("allowed", before_comparing).uri).items()} == {"second": "first"}
     monkeypatch.setattr(accept_module, "find_copies", lambda *given: pytest.fail("they were compared"))
-    grouped = [item.model_copy(update={"group": "all"}) for item in nobody]
     with pytest.raises(UserError, match=r"one component of the split, source:first, has (\d+) of \1 samples"):
-        build_dataset(allowed.model_copy(update={"name": "large"}), str(tmp_path / "w"), models, grouped)
+        build("large", before_comparing, [item.model_copy(update={"group": "all"}) for item in nobody])
+    monkeypatch.setattr(accept_module, "_over_quotas", lambda *given: {})
+    with pytest.raises(UserError, match="one component of the split, source:first, has"):
+        build("without-quotas", before_comparing)
 
 
 def test_other_moments_of_one_man_and_his_mirror_image_are_no_copies(models, clip, tmp_path):
