@@ -122,7 +122,7 @@ def write_reasoning(
         f"the expression is {expression.value}. The landmarks agree: eyes {float(interocular_distance(source)):.0f} px apart around "
         f"({eyes[0]:.0f}, {eyes[1]:.0f}), nose tip {_way(nose, 'right', 'left', ' px', 'straight below')}.\n"
         f"2. Movements: {'; '.join(_movements(expression, edit))}.\n"
-        f"3. Kinematics: rigid, the skull moves {_both(movement.shift)}, turns {movement.turn:+.0f} degrees in the picture and scales by "
+        f"3. Kinematics: rigid, the skull moves {_both(movement.shift)}, turns {round(movement.turn):+d} degrees in the picture and scales by "
         f"{movement.scale:.2f}. Non-rigid, beyond that: brows {_way(movement.brows, 'down', 'up')}, lids {_way(movement.lids, 'open', 'close')}, "
         f"lip corners {_way(movement.corners, 'down', 'up')}, mouth {_way(movement.width, 'wider', 'narrower')}, "
         f"lips {_way(movement.lips, 'part', 'close')}, chin {_way(movement.chin, 'down', 'up')}.\n"
