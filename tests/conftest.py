@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves its workers beside other tests, which then wait for minutes
 if threading.current_thread() is threading.main_thread():
     # a shell has what it starts in the background ignore Ctrl-C, and tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)

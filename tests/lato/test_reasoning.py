@@ -56,7 +56,6 @@ def test_four_steps_say_state_movements_kinematics_and_coordinates(points, synta
         assert len(text) < 400 and coordinate_token(256) in text
 
 
-@settings(max_examples=100, deadline=None)
 def test_a_face_that_only_shifts_turns_by_zero_without_the_sign_of_its_last_digits(points):
     """Which of +1e-15 and -1e-15 degrees is measured depends on the processor, and what is trained on these texts would."""
     rest = points()
@@ -65,6 +64,7 @@ def test_a_face_that_only_shifts_turns_by_zero_without_the_sign_of_its_last_digi
         assert "turns +0 degrees" in text
 
 
+@settings(max_examples=100, deadline=None)
 @given(
     expression=st.sampled_from([None, *Expression]), yaw=st.sampled_from([-30, 0, 60]), roll=st.sampled_from([-30, 0, 30]),
     key=st.text(min_size=1, max_size=4), split=st.sampled_from(["train", "test"]),
