@@ -21,7 +21,7 @@ test: lint
 lint: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy
+	@$(BIN)/mypy -n auto
 	@$(BIN)/lint-imports
 
 # Time and memory of the models; writes docs/benchmarks.md (about ten minutes).
@@ -76,7 +76,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@echo "installing into $(VENV) (a few minutes, once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -qq "setuptools==80.9.0" "wheel==0.45.1"
-	@$(BIN)/pip install -qq --no-compile --no-deps -r constraints.txt
+	@grep -v '^#' constraints.txt | xargs -P 2 -n 63 $(BIN)/pip install -qq --no-compile --no-deps  # in four lots, two at a time: most of it is unpacking, on one core
 	@$(BIN)/python -m compileall -q -j 0 -x '/tests?/|py312_' $(VENV)/lib  # on all cores, but for what is of another Python: where none may be written later, every process would compile it
 	@$(BIN)/pip install -qq --no-deps --no-build-isolation -e .
 	@ldconfig -p | grep -q libEGL.so.1 && ldconfig -p | grep -q libGLESv2.so.2 || \

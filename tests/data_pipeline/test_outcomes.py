@@ -199,7 +199,8 @@ def test_the_plan_counts_what_will_be_looked_at(models, clip, tmp_path):
     assert plan.asked == max(place.memory for place in places_of(config)) >= places.LOOKING
     assert plan_build(items, config.model_copy(update={"analyze": AnalyzeConfig(workers=0)}), models).asked == 0
     work = tmp_path / "w"
-    build_dataset(config.model_copy(update={"pairing": PairingConfig(max_upscale=9.0)}), str(work), models, items)
+    here = config.analyze.model_copy(update={"workers": 0})  # what is compared does not depend on where it is made
+    build_dataset(config.model_copy(update={"analyze": here, "pairing": PairingConfig(max_upscale=9.0)}), str(work), models, items)
     written = sum(path.stat().st_size for path in (work / "parts").iterdir()) / 1e6
     assert written / 4 < plan.observation_megabytes < written * 4
     sizes = [path.stat().st_size for path in (work / "renders").iterdir()]

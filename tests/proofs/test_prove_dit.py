@@ -21,7 +21,7 @@ def kit(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_loss_falls_far_and_a_run_goes_on_where_it_stopped(kit, tmp_path):
-    model, curve = train("mapped", 0, 80, kit, every=20, part=tmp_path / "whole", pairs=0)
+    model, curve = train("mapped", 0, 48, kit, every=12, part=tmp_path / "whole", pairs=0)
     assert curve[-1]["loss"] < 0.75 * curve[0]["loss"]
     part = tmp_path / "part"
 
@@ -34,8 +34,8 @@ def test_the_loss_falls_far_and_a_run_goes_on_where_it_stopped(kit, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.print", stop)  # said once the state is kept
         with pytest.raises(Stopped):
-            train("mapped", 0, 80, kit, every=20, part=part, pairs=0)
-    again, _ = train("mapped", 0, 80, kit, every=20, part=part, pairs=0)
+            train("mapped", 0, 48, kit, every=12, part=part, pairs=0)
+    again, _ = train("mapped", 0, 48, kit, every=12, part=part, pairs=0)
     assert all(torch.equal(one, other) for one, other in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
 
