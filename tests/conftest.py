@@ -15,6 +15,14 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def signals_are_left_as_they_were():
+    """What a test's code does with Ctrl-C or SIGTERM it undoes: else a process cannot be stopped after it, nor a later test's."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
 @pytest.fixture(scope="session")
 def models() -> Path:
     """The folder of the perception models."""

@@ -122,11 +122,14 @@ def made_of(job: Job, inputs: dict[str, str]) -> dict[str, Any]:
 
 @contextmanager
 def _passing_on_stops(folder: Path) -> Iterator[None]:
-    """SIGTERM to the driver asks the ranks to save and end; where this is not the main thread, nothing is passed on."""
+    """SIGTERM to the driver asks the ranks to save and end; where this is not the main thread, nothing is passed on. Ray Train takes Ctrl-C for itself and
+    would keep it: it is given back, too.
+    """
 
     def ask(*_: Any) -> None:
         (folder / STOP).touch()
 
+    interrupted = signal.getsignal(signal.SIGINT)
     try:
         before = signal.signal(signal.SIGTERM, ask)
     except ValueError:
@@ -136,6 +139,7 @@ def _passing_on_stops(folder: Path) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupted)
 
 
 def _fit_ray(job: Job, folder: Path) -> None:
@@ -155,6 +159,8 @@ def _fit_ray(job: Job, folder: Path) -> None:
     )
     try:
         trainer.fit()
+    except SystemExit as ended:  # with 0 or 1: what Ray Train makes of Ctrl-C, when it has ended the ranks
+        raise KeyboardInterrupt from ended
     except Exception as error:  # Ray wraps what a rank raised in errors of its own, with several tracebacks
         raise _told(job, folder, f"Ray Train: {str(error).splitlines()[0]}") from error
 

@@ -50,7 +50,9 @@ def test_who_stops_waits_for_nothing_and_nothing_more_is_begun(why):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         if job == 0 and why == "an error":
             raise ValueError("job 0")
-        return job if job == 0 and why == "enough" else end.wait(LONG)
+        if job != 0 or why != "enough":
+            assert end.wait(LONG), "nobody stopped"
+        return job
 
     found = in_threads(work, range(100), 2, 100)
     if why == "enough":

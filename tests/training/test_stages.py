@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -165,7 +166,7 @@ def test_a_rank_that_hangs_is_named_when_the_others_have_waited_long_enough(home
 LOADS = {"tokenizer": LandmarkTokenizer, "predictor": LandmarkPredictor, "dit": LaToTransformer}
 
 
-@pytest.mark.parametrize(("stage", "launcher"), [("tokenizer", "plain"), ("tokenizer", "ray"), ("predictor", "ray"), ("dit", "ray")])
+@pytest.mark.parametrize(("stage", "launcher"), [("tokenizer", "plain"), ("predictor", "ray"), ("dit", "ray")])
 def test_a_launched_training_is_exported_registered_and_recognised(stage, launcher, home, small, tmp_path, ray_session):
     from mlflow import MlflowClient
 
@@ -191,6 +192,28 @@ def test_a_launched_training_is_exported_registered_and_recognised(stage, launch
     assert LOADS[stage].from_pretrained(tmp_path / "run" / "export-4") is not None
     with pytest.raises(UserError, match="no checkpoint 5; there are those of steps 2, 4, 6"):
         export_one(tmp_path / "run", "5")
+
+
+def test_ctrl_c_ends_a_training_and_is_not_kept_by_it(home, small, tmp_path, ray_session):
+    from training.launch import train
+
+    given = job("tokenizer", tmp_path / "run", home, small, steps=10**6, checkpoint_every=10**6, eval_every=10**6)
+    ended = threading.Event()
+
+    def stop_at_step_3():
+        while not ((tmp_path / "run" / "metrics.jsonl").exists() and len(lines(tmp_path / "run")) >= 3):
+            if ended.wait(0.05):
+                return
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=stop_at_step_3, daemon=True).start()
+    usual = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(given, inputs_of(given), default_uri(str(tmp_path)), "tests")
+    ended.set()
+    assert signal.getsignal(signal.SIGINT) is usual
+    pids = [json.loads(path.read_text())["pid"] for path in (tmp_path / "run" / "ranks").glob("*.json")]
+    assert len(pids) == 2 and not any(psutil.pid_exists(pid) for pid in pids)
 
 
 def test_a_rank_ends_with_a_driver_that_is_killed():
