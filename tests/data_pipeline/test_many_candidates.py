@@ -17,6 +17,7 @@ from data_pipeline.forget_versions import lost_keys
 from data_pipeline.removals import Removals, hash_name
 from data_pipeline.tables import read_pieces, take_rows
 from infra.errors import UserError
+from tests.alone import alone
 from tests.data_pipeline.many_candidates import write_version
 
 ROWS, MOST = 80_000, 30
@@ -33,12 +34,15 @@ def test_no_command_holds_all_candidates_at_once(tmp_path):
     assert {name: most for name, most in took.items() if most > MOST} == {}
 
 
+def reasons_and_memory(folder, keys):
+    _reasons(folder, keys)  # loads libraries, which are not counted
+    tracemalloc.start()
+    return _reasons(folder, keys), tracemalloc.get_traced_memory()[1]
+
+
 def test_the_reasons_of_a_diff_are_looked_up_a_piece_at_a_time(tmp_path):
     folder = write_version(tmp_path, 10_000)
-    tracemalloc.start()
-    found = _reasons(folder, ["k0000", f"p_{6:020d}", f"p_{9_999:020d}", "unknown"])
-    most = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    found, most = alone(reasons_and_memory, folder, ["k0000", f"p_{6:020d}", f"p_{9_999:020d}", "unknown"])
     rows = find_candidates(folder, ["key"], lambda piece: np.isin(piece["key"], [f"p_{6:020d}", f"p_{9_999:020d}"]))
     assert found == Counter(["accepted", *(row["verdict"] for row in rows), "no longer a candidate"]) and len(rows) == 2
     assert most < 1_000_000  # all keys and verdicts as Python values take 3.6 MB

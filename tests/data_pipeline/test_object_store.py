@@ -62,7 +62,8 @@ def store(monkeypatch_module):
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch_module.setenv(name, value)
-    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
+    for name in ("bucket", "commits"):
+        fsspec.filesystem("s3", skip_instance_cache=True).mkdir(name)
     yield application
     server.shutdown()
 
@@ -74,14 +75,14 @@ def monkeypatch_module():
 
 
 def test_commits_are_created_once(store):
-    uri = "s3://bucket/commits/a"
+    uri = "s3://commits/first/a"
     assert commit(uri, b"first", exclusive=True)
     assert not commit(uri, b"second", exclusive=True)
     assert read_bytes(uri) == b"first"
     commit(uri, b"third")
     assert read_bytes(uri) == b"third"
-    assert list_files("s3://bucket/commits") == [uri]
-    assert list_folders("s3://bucket") == ["s3://bucket/commits"]
+    assert list_files("s3://commits/first") == [uri]
+    assert list_folders("s3://commits") == ["s3://commits/first"]
     delete(uri)
     assert not exists(uri)
 
