@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from training.data import Dataset
 from training.mixture import Mixture, Sample
 
 Batch = dict[str, Any]
@@ -38,7 +39,7 @@ class Stage(Protocol):
     data: Mixture
     """Training samples."""
     sources: list[str]
-    """A short name of each of the mixture's sources, for the log."""
+    """A short name of each of the mixture's sources, no two alike, for the log."""
     notes: list[str]
     """What a person should know before the first step."""
     floors: dict[str, tuple[float, str]]
@@ -101,3 +102,23 @@ def to_device(value: T, device: torch.device) -> T:
 def device_of(module: nn.Module) -> torch.device:
     """Where a module computes."""
     return next(module.parameters()).device
+
+
+def source_names(datasets: Sequence[Dataset]) -> list[str]:
+    """The datasets' names, no two alike: of two builds each version may be called v1, and a loss is logged under its source's name. Before one that
+    several have goes the part of their addresses in which all of these differ; what is still the same (one address twice) is numbered.
+    """
+    names: list[str] = []
+    for dataset in datasets:
+        alike = [other.uri.split("/") for other in datasets if other.name == dataset.name]
+        telling = [parts for parts in zip(*map(reversed, alike), strict=False) if len(set(parts)) == len(alike) > 1]
+        place = alike.index(dataset.uri.split("/"))
+        names.append(f"{telling[0][place]}-{dataset.name}" if telling else dataset.name)
+    unique: list[str] = []
+    for name in names:
+        number, new = 1, name
+        while new in unique:
+            number += 1
+            new = f"{name}-{number}"
+        unique.append(new)
+    return unique

@@ -3,6 +3,7 @@
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,8 @@ from training import ranges
 from training.config import DataSource
 from training.data import Dataset, mixture, open_sources
 from training.mixture import sample_generator
+from training.stage import source_names
+from training.stages.tokenizer import TokenizerConfig, TokenizerStage
 
 
 @pytest.fixture
@@ -169,6 +172,26 @@ def test_views_count_by_samples_and_weight_and_given_weights_are_shares(version,
         mixture(datasets, [given[0], sources[1]], 0)
     with pytest.raises(UserError, match=r"other: its share of the mixture is 1\.00e-04, less than one sample in 1024"):
         mixture(datasets, [DataSource(uri=few, weight=1), DataSource(uri=str(tmp_path / "other"), weight=1e-4)], 0)
+
+
+def test_sources_of_one_name_are_told_apart_in_the_log(tmp_path):
+    """Each build calls its first version v1: under one name the loss of one source would take the place of the other's."""
+    uris = [str(tmp_path / build / "versions" / "v1") for build in ("new", "old")]
+    for first, uri in zip((0, 500), uris, strict=True):
+        publish(uri, {"train": 8, "val": 2, "test": 1}, first=first)
+    sources = [DataSource(uri=uri) for uri in uris]
+    datasets = open_sources(sources)
+    settings = TokenizerConfig(widths=(32, 32), code_dim=16, num_codes=32)
+    assert TokenizerStage(settings, datasets, mixture(datasets, sources, 0)).sources == ["new-v1", "old-v1"]
+    one, other = datasets
+    assert source_names([one]) == ["v1"]
+    assert source_names([one, replace(one, name="v2", uri="s3://bucket/v2"), other]) == ["new-v1", "v2", "old-v1"]
+    assert source_names([one, one, replace(one, name="v1-2")]) == ["v1", "v1-2", "v1-2-2"]
+    assert source_names([one, replace(one, name="mine", uri="s3://bucket/mine"), replace(one, uri="s3://bucket/v1")]) == [
+        "versions-v1",
+        "mine",
+        "bucket-v1",
+    ]
 
 
 def test_draws_depend_on_source_epoch_and_purpose(small):

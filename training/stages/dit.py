@@ -27,7 +27,7 @@ from training.data import Dataset
 from training.encode_worker import load_codec
 from training.encoded import EncodedCache
 from training.mixture import Mixture, Sample, sample_generator
-from training.stage import Batch, StepLoss, device_of, to_device
+from training.stage import Batch, StepLoss, device_of, source_names, to_device
 from training.stages.base_weights import BaseWeights
 from training.stages.dit_config import DitConfig, forms_of, new_transformer, null_start
 from training.stages.flow import draw_tokens, velocity_error
@@ -57,7 +57,7 @@ class DitStage:
 
     def __init__(self, config: DitConfig, datasets: list[Dataset], mixture: Mixture, tokenizer: Path, encoded: str | Path) -> None:
         self._config, self._datasets, self.data = config, datasets, mixture
-        self.sources = [dataset.name for dataset in datasets]
+        self.sources = source_names(datasets)
         self.notes: list[str] = []
         self.floors: dict[str, tuple[float, str]] = {}
         self._weights: BaseWeights | None = None

@@ -28,7 +28,7 @@ from lato.tiny_vlm import build_tiny_processor, build_tiny_vlm
 from training.config import EngineConfig
 from training.data import Dataset
 from training.mixture import Mixture, Sample, sample_generator
-from training.stage import Batch, StepLoss, device_of
+from training.stage import Batch, StepLoss, device_of, source_names
 
 _ADAPTED = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 _BATCH = 8
@@ -94,7 +94,7 @@ class PredictorStage:
     def __init__(self, config: PredictorConfig, datasets: list[Dataset], mixture: Mixture) -> None:
         self._config, self._datasets = config, datasets
         self.floors: dict[str, tuple[float, str]] = {}
-        self.sources = [dataset.name for dataset in datasets]
+        self.sources = source_names(datasets)
         self._rows = [{row["key"]: row for row in dataset.rows} for dataset in datasets]
         self._processor = self._load_processor()
         # enough for the reasoning that `lato.reasoning` writes; an answer that has not begun by then never would

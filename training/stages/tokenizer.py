@@ -20,7 +20,7 @@ from lato.tokenizer import CodeStatistics, LandmarkTokenizer
 from training.config import EngineConfig
 from training.data import Dataset
 from training.mixture import Mixture, Sample, sample_generator
-from training.stage import Batch, StepLoss, device_of
+from training.stage import Batch, StepLoss, device_of, source_names
 
 Width = Annotated[int, Field(gt=0, multiple_of=32)]  # channels are normed in 32 groups
 
@@ -53,7 +53,7 @@ class TokenizerStage:
 
     def __init__(self, config: TokenizerConfig, datasets: list[Dataset], mixture: Mixture) -> None:
         self._config, self.data = config, mixture
-        self.sources = [dataset.name for dataset in datasets]
+        self.sources = source_names(datasets)
         self.notes: list[str] = []
         self.floors = {"codebook/perplexity": (0.02 * config.num_codes, "the codebook collapses; a lower rate or larger beta helps")}
         self._train = []
