@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from data_pipeline.cells import over_quota_of_cells
@@ -19,7 +19,7 @@ from data_pipeline.near_duplicates import find_across_sources, over_quota_of_peo
 from data_pipeline.observe import Observed
 from data_pipeline.rules import CODE, Rules
 from data_pipeline.score import ScoreInput, count_left_out, score_pairs
-from data_pipeline.taken_out import MERGED
+from data_pipeline.taken_out import MERGED, sources_in
 
 _MANY = 500
 """Videos of one component, from which on it is asked whether that is too large before they are compared with each other: the time of that
@@ -46,6 +46,8 @@ class Plan:
     work: str
     folder: str
     created_from: str
+    labelled_edits: Mapping[str, str] = field(default_factory=dict)
+    """Key -> the edit that was shown to whoever labelled it."""
 
     @property
     def preferred(self) -> set[str]:
@@ -95,7 +97,9 @@ def judge_pairs(plan: Plan) -> tuple[Plan, Found]:
     compared: list[set[str]] = []
     while True:
         base = plan.base
-        rules = Rules(pairing, plan.labels, plan.published, bars=holdout.bars, distinct=plan.distinct, copies=frozenset(copies))
+        rules = Rules(
+            pairing, plan.labels, plan.labelled_edits, plan.published, bars=holdout.bars, distinct=plan.distinct, copies=frozenset(copies)
+        )
         if base:
             taken_out = {key: one.verdict for key, one in base.taken_out.items()}
             rules = replace(rules, usage=base.usage, trained=base.trained, taken_out=taken_out)
@@ -142,7 +146,10 @@ def _find_copies(
         return {}
     if max(sizes.values()) >= _MANY:
         _check_large(plan, [row for _, row in accepted], tied)
-    passed = {name for uri, found in zip(tables, judged, strict=True) for name in passed_sources(uri, found)} - known.keys()
+    passed = {name for uri, found in zip(tables, judged, strict=True) for name in passed_sources(uri, found)}
+    if plan.base:  # what it took out passed all filters once, and is not to come back in another's clip
+        passed |= sources_in((), plan.base.taken_out)
+    passed -= known.keys()
     least = Clock(plan.config.analyze.fps).least
     seen = [row for row in plan.observed.ledger.usable() if row["source_id"] in passed and row["frames"] >= least]
     parts = {row["source_id"]: row["parts"] for row in seen}

@@ -133,6 +133,11 @@ def read_labels(work: str) -> dict[str, bool]:
     return {key: row["good"] for key, row in last.items() if row["stratum"] not in _WHOLE}
 
 
+def read_labelled_edits(work: str) -> dict[str, str]:
+    """Key -> the edit that was shown, of those labels that say it: another look at a source may read another edit on the same two faces."""
+    return {row["key"]: row["edit"] for row in _read_rows(work) if row.get("edit")}
+
+
 def read_distinct(work: str) -> frozenset[str]:
     """Keys of near-duplicates that were called good: such a pair stays, and the other goes, unless it is published or called good too. All else decides on it
     as on any pair: nobody was asked whether it is good in itself."""
@@ -144,10 +149,10 @@ def _read_rows(work: str) -> list[dict[str, Any]]:
     return read_rows(join(work, LABELS), ("key", "good", "stratum"), INPUT)
 
 
-def add_label(work: str, key: str, good: bool, stratum: str, seed: int) -> None:
-    """Records what a person saw."""
+def add_label(work: str, key: str, good: bool, stratum: str, seed: int, edit: str | None = None) -> None:
+    """Records what a person said of a pair, and of which edit."""
     uri = join(work, LABELS)
-    rows = [*_read_rows(work), {"key": key, "good": good, "stratum": stratum, "seed": seed}]
+    rows = [*_read_rows(work), {"key": key, "good": good, "stratum": stratum, "seed": seed, "edit": edit}]
     commit(uri, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
 
 
@@ -224,7 +229,7 @@ class _Page:
         if entry is None:
             raise ValueError(f"no pair of this page is {given.get('key')!r}")
         with self._lock, showing(self._folder, self._index, "lato data audit"):
-            add_label(self._work, entry.key, given["good"], entry.stratum, self._seed)
+            add_label(self._work, entry.key, given["good"], entry.stratum, self._seed, self._rows[entry.key]["edit"])
 
     def handler(self) -> type[BaseHTTPRequestHandler]:
         page = self

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from data_pipeline.accept import Plan
-from data_pipeline.audit import read_distinct, read_labels
+from data_pipeline.audit import read_distinct, read_labelled_edits, read_labels
 from data_pipeline.card import write_card
 from data_pipeline.config import DataConfig, with_own_thresholds
-from data_pipeline.extend import read_base
+from data_pipeline.extend import Base, read_base
 from data_pipeline.models_used import list_models
 from data_pipeline.observe import observe
 from data_pipeline.pack import sweep
@@ -25,7 +25,7 @@ from infra.errors import UserError
 from infra.state import PUBLISHED, read_json
 from infra.storage import list_files, sha256_json
 
-VERSION = 15
+VERSION = 16
 """Raise it when the same plan would give other samples."""
 
 
@@ -48,13 +48,13 @@ def build_dataset(
     config = with_own_thresholds(config, models)
     folder = join(work, "versions", config.name)
     _check_name(config, folder)
-    observed = observe(config, work, models, extra)
-    labels, distinct, merges = read_labels(work), read_distinct(work), read_merges(work)
-    base = read_base(join(work, "versions", config.extends), work, labels) if config.extends else None
+    base = extended_by(config, work)
+    observed = observe(config, work, models, extra, base)
+    labels, edits, distinct, merges = read_labels(work), read_labelled_edits(work), read_distinct(work), read_merges(work)
     chosen = config.model_dump(mode="json", include={"pairing", "render", "split", "instructions", "pack"})
     earlier = base.index.get("models", []) if base else []
     used = list_models(observed.all_models(), config.analyze.groups, config.synthetic, config.instructions, work, earlier)
-    said = {"labels": labels, "distinct": sorted(distinct), "merges": merges}
+    said = {"labels": labels, "edits": edits, "distinct": sorted(distinct), "merges": merges}
     made_from = said | {"version": VERSION, "observed": observed.digest(), "config": chosen, "models": used}
     created_from = sha256_json(made_from | {"base": base and base.digest})
     published = _read_published(folder, created_from)
@@ -63,7 +63,12 @@ def build_dataset(
         write_card(folder)
         say(f"  version {config.name} stands already ({sum(published.samples.values())} samples)")
         return published
-    return publish(Plan(config, observed, base, labels, distinct, merges, used, work, folder, created_from), until)
+    return publish(Plan(config, observed, base, labels, distinct, merges, used, work, folder, created_from, edits), until)
+
+
+def extended_by(config: DataConfig, work: str) -> Base | None:
+    """The version that a build extends, without what labels and merges take out of it; None where it extends none."""
+    return read_base(join(work, "versions", config.extends), work, read_labels(work)) if config.extends else None
 
 
 def _check_name(config: DataConfig, folder: str) -> None:

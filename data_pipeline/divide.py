@@ -145,12 +145,7 @@ def tie(
         copies: Sources that are not used: what is declared of them still counts.
         contents: Source id -> digest of its content, of sources that may be used.
         merges: Pairs of sources that a person said show one person.
-
-    Raises:
-        UserError: Sources of the extended version are not listed.
     """
-    if base:
-        base.check_listed(items)
     ties = _find_ties(items, base, copies, contents, merges)
     known = base.sides(items, merges) if base else {}
     counts = Counter(row["source_id"] for row in [*accepted, *(base.rows if base else ())])
@@ -192,6 +187,8 @@ def divide(accepted: list[dict[str, Any]], items: dict[str, WorkItem], tied: Tie
     pin_of = {name: items[name].split if name in items else None for name in of}
     for name in sorted(of, key=lambda name: _RANK.index(pin_of[name]) if of[name] in merged else 0):
         pin = pin_of[name]
+        if pin and known.get(name, pin) != pin:
+            say(f"  source {name} is pinned to {pin}, but the version that is extended has it in {known[name]}, where it stays")
         if not pin or pins.setdefault(of[name], pin) == pin or name in known:
             continue
         told = f"source {name} is pinned to {pin}, but it is tied to a source that is in {pins[of[name]]} ({of[name]})"

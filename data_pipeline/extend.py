@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,6 @@ from data_pipeline.rules import Usage
 from data_pipeline.tables import read_pieces
 from data_pipeline.taken_out import (
     MERGED,
-    MERGES,
     RANK,
     TAKEN_OUT,
     TakenOut,
@@ -31,12 +29,13 @@ from data_pipeline.taken_out import (
     read_taken_out,
     sources_in,
     splits_of,
+    write_merges,
 )
 from data_pipeline.versions import check_judged, whole_version
 from infra.addresses import join
 from infra.errors import UserError
 from infra.state import PUBLISHED, read_json
-from infra.storage import commit, exists, sha256_json
+from infra.storage import exists, sha256_json
 from lato.pairs import Split
 
 COMPONENTS = "components.json"
@@ -150,45 +149,6 @@ class Base:
         before = self.index.get(TAKEN_OUT, {})
         return Counter(one.verdict for key, one in self.taken_out.items() if key not in before)
 
-    def check_listed(self, listed: Collection[str]) -> None:
-        """A new source is tied to people of the version through its sources: those with samples, and those that tie others.
-
-        Args:
-            listed: Source ids of the work list.
-
-        Raises:
-            UserError: One of them is not listed.
-        """
-        sizes = Counter(self.components.values())
-        tying = {name for name, component in self.components.items() if sizes[component] > 1}
-        lacking = sorted((set(self.split_of_source) | tying) - set(listed))
-        if lacking:
-            raise UserError(
-                f"version {self.index['name']}, which is extended, has {len(lacking)} sources that are not in the work list ({_some(lacking)}): "
-                "a person of theirs in a new source could get into another split. Add them to the work list (or to what `folder` and "
-                "`synthetic` give); they are not looked at again. What is not to be used any more goes with lato data forget."
-            )
-
-    def check_found(self, keys: Collection[str]) -> None:
-        """The faces of a published person are compared with new ones where a sample of theirs is among this build's pairs.
-
-        Args:
-            keys: Of the pairs of this build that were accepted.
-
-        Raises:
-            UserError: Somebody has none.
-        """
-        there = set(keys)
-        found = {(row["source_id"], row["identity"]) for row in self.rows if row["key"] in there}
-        lost = sorted({(row["source_id"], row["identity"]) for row in self.rows} - found)
-        if lost:
-            names = [person if person.startswith(source) else f"{person} in {source}" for source, person in lost]
-            raise UserError(
-                f"{len(lost)} people of version {self.index['name']}, which is extended, are not found any more ({_some(names)}): a new source "
-                "with one of them could get into another split. Their sources are missing or have changed (see ledger.jsonl), or they are "
-                "looked at otherwise: give them back, and keep `analyze` and `pairing.same_person` as they were."
-            )
-
 
 def _count(rows: list[dict[str, Any]]) -> Usage:
     """What candidates that are samples use of the quotas; a pair and its reverse count once."""
@@ -237,10 +197,6 @@ def read_components(folder: str) -> dict[str, Any] | None:
     return read_json(uri, ("components", "links", "bridges"), PUBLISHED) if exists(uri) else None
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
 def merge(work: str, version: str, first: str, second: str) -> dict[str, Any]:
     """Records that two sources show one person: builds put them on one side, and one that extends this version drops the samples in the lower of their splits.
 
@@ -261,7 +217,6 @@ def merge(work: str, version: str, first: str, second: str) -> dict[str, Any]:
     known = read_merges(work)
     if (first, second) not in known and (second, first) not in known:
         known.append((first, second))
-        lines = [json.dumps({"first": a, "second": b}, sort_keys=True) for a, b in known]
-        commit(join(work, MERGES), "".join(f"{line}\n" for line in lines).encode())
+        write_merges(work, known)
     gone = merged_away(rows, known, (read_components(folder) or {}).get("components", {}), read_taken_out(read_index(folder)))
     return {"splits": (splits[first], splits[second]), "dropped": len(gone)}

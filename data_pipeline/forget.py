@@ -9,7 +9,7 @@ in the work folder (text states, edits, pages, pictures of runs) is deleted firs
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from data_pipeline.identities import NAME, AskedGroup
 from data_pipeline.published import is_published
 from data_pipeline.removals import FILE, Removals, find_removed, hash_name, read_parts
 from data_pipeline.replay import drop_replays
-from data_pipeline.taken_out import MERGES
+from data_pipeline.taken_out import merges_without, read_merges, write_merges
 from data_pipeline.versions import drop_empty
 from data_pipeline.worklist import read_worklist, write_worklist
 from infra.addresses import join
@@ -175,17 +175,19 @@ def _clean_inputs(work: str, removals: Removals, removed: bool) -> None:
     """Takes the removed people out of labels and merges, while the versions still say which keys are theirs, and, where there was anything of them in the
     build (`removed`), what was made of samples."""
     if removed:
-        stay = keys_that_stay(work, removals)
-        _drop_rows(join(work, LABELS), ("key",), lambda key: key not in stay)
+        _keep_labels(join(work, LABELS), keys_that_stay(work, removals))
         _clean_derived(work)
-    _drop_rows(join(work, MERGES), ("first", "second"), lambda source: removals.covers(source, None, None))
+    merges = read_merges(work)
+    left = merges_without(merges, lambda source: removals.covers(source, None, None))
+    if left != merges:
+        write_merges(work, left)
 
 
-def _drop_rows(uri: str, names: tuple[str, ...], gone: Callable[[str], bool]) -> None:
-    """Takes the rows out of a file of which one of these columns names what goes; what the others say is no name, whatever it reads like."""
+def _keep_labels(uri: str, stay: Collection[str]) -> None:
+    """Takes the labels of all but some keys out of their file."""
     lines = read_bytes(uri).decode().splitlines() if exists(uri) else []
-    rows = read_rows(uri, names, INPUT)
-    kept = [line for line, row in zip(lines, rows, strict=True) if not any(gone(row[name]) for name in names)]
+    rows = read_rows(uri, ("key",), INPUT)
+    kept = [line for line, row in zip(lines, rows, strict=True) if row["key"] in stay]
     if kept != lines:
         commit(uri, "".join(f"{line}\n" for line in kept).encode())
 

@@ -33,7 +33,7 @@ from data_pipeline.succession import LABELLED, WITHDRAWN, entomb, read_withdrawn
 from data_pipeline.taken_out import TAKEN_OUT
 from data_pipeline.versions import published_in
 from infra.addresses import join
-from infra.storage import commit, commit_changed, delete, delete_folder, exists, list_files, list_folders, sha256_bytes
+from infra.storage import commit, commit_changed, delete, delete_folder, exists, list_files, list_folders, sha256_bytes, sha256_json
 
 _PAGES = ("report.html", CONFLICTS, SHEET, COMPONENTS)
 """Beside a version's shards; they may name whom it showed."""
@@ -81,8 +81,19 @@ def shrink(folder: str, removals: Removals, removed: bool) -> int:
 
 
 def _keep_taken_out(index: dict[str, Any], removals: Removals) -> dict[str, Any]:
-    """What an index remembers of samples that an extension took out, without those of whom was removed."""
-    return {key: one for key, one in index[TAKEN_OUT].items() if not any(removals.covers(name, None, None) for name in one[-1])}
+    """What an index remembers of samples that an extension took out, without whom was removed: where another source stays of one, that it lost samples."""
+    left: dict[str, Any] = {}
+    for key, (verdict, split, names) in index[TAKEN_OUT].items():
+        stay = [name for name in names if not removals.covers(name, None, None)]
+        if stay == list(names):
+            left[key] = [verdict, split, names]
+        elif stay:
+            left[f"rest_{sha256_json([verdict, split, stay])[:20]}"] = [
+                verdict,
+                split,
+                stay,
+            ]  # the pair's own key would tell of whom was removed
+    return left
 
 
 def _next_revision(index: dict[str, Any]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from data_pipeline.choose import Chosen, Said
 from data_pipeline.identities import NAME, WRITING, Asked, Face, Vector, Vectors
-from data_pipeline.pairing import AXES, STORED_SCORES, VERIFIABLE
+from data_pipeline.pairing import AXES, STORED_SCORES, VERIFIABLE, edit_texts
 from data_pipeline.rules import ACCEPTED, ASKED, CODE, FIRST, LIMITS, PASSED, VERDICTS, PairingConfig, Rules, Usage, passes
 from data_pipeline.tables import on_each, read_pieces
 from lato.edits import MAX_TURN
@@ -116,6 +116,7 @@ def _judge_piece(
         for keys in (rules.frozen, rules.trained, rules.distinct, {key for key, label in rules.labels.items() if label})
     )
     if rules.labels:
+        good &= ~_read_otherwise(table, good, rules.labelled_edits)
         code[good & (code != CODE["no edit of ours"]) & ~_without_edit(table)] = ACCEPTED
         code[_among(table["key"], {key for key, label in rules.labels.items() if not label})] = CODE["labelled bad"]
     held_out = np.asarray(table["held_out"])
@@ -127,7 +128,27 @@ def _judge_piece(
     code[trained & held_out] = CODE["held out"]
     for verdict in set(rules.taken_out.values()):
         code[_among(table["key"], {key for key, why in rules.taken_out.items() if why == verdict})] = CODE[verdict]
+    if rules.taken_out:
+        _ask_of(table.filter(pa.array(_among(table["key"], rules.taken_out))), asked)
     return code, *_choose(table, code, Said(frozen, trained, distinct, good), rules.config, used, asked)
+
+
+def _read_otherwise(table: pa.Table, good: npt.NDArray[np.bool_], labelled: Mapping[str, str]) -> npt.NDArray[np.bool_]:
+    """Of pairs that were called good, those that have another edit now than the one that was shown: nobody called that good."""
+    rows = np.flatnonzero(good)
+    edits, texts = edit_texts(table.take(rows))
+    found = np.zeros_like(good)
+    found[rows] = [
+        texts[edit] != labelled.get(key, texts[edit]) for edit, key in zip(edits.tolist(), table["key"].take(rows).to_pylist(), strict=True)
+    ]
+    return found
+
+
+def _ask_of(taken_out: pa.Table, asked: Asked) -> None:
+    """Whom samples showed that are none any more: what shows them, too, is tied to their sources as before."""
+    asked.open(taken_out)
+    for n in range(len(taken_out)):
+        asked.similarity(n)
 
 
 def _without_edit(table: pa.Table) -> npt.NDArray[np.bool_]:

@@ -9,6 +9,8 @@ from data_pipeline.analyze import analyze, write_ledger
 from data_pipeline.config import DataConfig
 from data_pipeline.contract import check_contract
 from data_pipeline.duplicates import refuse_renamed
+from data_pipeline.extend import Base
+from data_pipeline.extension_checks import check_worklist
 from data_pipeline.folders import items_from_folder
 from data_pipeline.groups import backfill, group_digests, group_models
 from data_pipeline.holdout import Holdout
@@ -19,7 +21,7 @@ from data_pipeline.removals import FILE, Removals
 from data_pipeline.rules import READ_FROM
 from data_pipeline.segments import refusal
 from data_pipeline.synthetic.sources import synthetic_sources
-from data_pipeline.taken_out import published_sources
+from data_pipeline.taken_out import read_merges
 from data_pipeline.worklist import WorkItem, check_items, read_worklist, write_worklist
 from infra.addresses import join
 from infra.console import say
@@ -64,8 +66,16 @@ class Observed:
         return {name: digest for of in self.models_of().values() for name, digest in of.items()}
 
 
-def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] | None = None) -> Observed:
-    """Looks at all sources: work list, ledger, columns. What stands is not done again."""
+def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] | None = None, base: Base | None = None) -> Observed:
+    """Looks at all sources: work list, ledger, columns. What stands is not done again.
+
+    Args:
+        config: The build.
+        work: Its folder.
+        models: Folder of the perception models.
+        extra: Sources beside those the config names.
+        base: The version that is extended.
+    """
     check_contract()
     sweep_temporaries(work)
     sweep_scratch()
@@ -76,9 +86,9 @@ def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] |
     digests = group_digests(models, groups)
     identities = AskedGroup.open(NAME, work, digests, groups, models, workers)
     writing = AskedGroup.open(WRITING, work, digests, groups, models, workers) if WRITING in digests else None
-    items = _sources(config, work, models, extra or [])
+    items = _sources(config, work, models, extra or [], base)
     holdout = Holdout.read(config.holdout, models, config.analyze.groups)
-    published = published_sources(join(work, "versions", config.extends)) if config.extends else set[str]()
+    published = base.sources if base else set[str]()
     ledger = refuse_renamed(analyze(items, config.analyze, models, work, published), items, published, work)
     write_ledger(ledger, join(work, "ledger.jsonl"))
     _stop_if_pending(ledger)
@@ -103,7 +113,7 @@ def _named_sources(config: DataConfig, extra: list[WorkItem], work: str) -> list
     return check_items(items, "the sources")
 
 
-def _sources(config: DataConfig, work: str, models: Path, extra: list[WorkItem]) -> list[WorkItem]:
+def _sources(config: DataConfig, work: str, models: Path, extra: list[WorkItem], base: Base | None) -> list[WorkItem]:
     """All sources, generated ones too, without what was removed; written as the build's work list."""
     removals = Removals.read(work)
     named = _named_sources(config, extra, work)
@@ -115,6 +125,8 @@ def _sources(config: DataConfig, work: str, models: Path, extra: list[WorkItem])
     items = check_items(kept, "the sources and those generated of them")
     if not items:
         raise UserError(NO_SOURCES)
+    if base:
+        check_worklist(base, {item.source_id: item for item in items}, read_merges(work))  # what is refused replaces no work list
     write_worklist(items, join(work, "worklist.parquet"))
     return items
 

@@ -12,6 +12,7 @@ from data_pipeline.candidates import write_candidates
 from data_pipeline.card import write_card
 from data_pipeline.copies import hash_copies, write_copies
 from data_pipeline.divide import Division, divide
+from data_pipeline.extension_checks import check_found
 from data_pipeline.judge import Judged, count_verdicts
 from data_pipeline.ledger import Ledger
 from data_pipeline.pack import pack, withdraw
@@ -64,7 +65,7 @@ def publish(plan: Plan, until: Literal["pair", "render"] | None) -> DatasetVersi
     if until == "pair":
         raise Stopped(_funnel(plan, found, Counter()))
     if plan.base:
-        plan.base.check_found([row["key"] for _, row in found.accepted])
+        check_found(plan.base, [row["key"] for _, row in found.accepted])
     division = divide([row for _, row in fresh], plan.observed.items, found.tied, plan.base, plan.config.split)
     apart = {row["key"]: verdict for _, row in fresh if (verdict := division.verdict(row))}
     left = without(fresh, apart, found.judged)

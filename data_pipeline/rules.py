@@ -181,6 +181,8 @@ class Rules:
     config: PairingConfig
     labels: dict[str, bool] = field(default_factory=dict)
     """Key -> good or bad, by a person's eye: beats the filters."""
+    labelled_edits: Mapping[str, str] = field(default_factory=dict)
+    """Key -> the edit that a person saw, of those labelled: "good" holds for no other. An earlier LaTo did not keep it."""
     frozen: frozenset[str] = frozenset()
     """Keys of an extended version's samples: accepted as they are, beyond quotas; no pair that was called bad is among them."""
     usage: Usage = field(default_factory=Usage)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import networkx
 
-from data_pipeline.published import read_index, read_manifest, sources_of
+from data_pipeline.published import sources_of
 from infra.addresses import join
 from infra.state import INPUT, read_rows
+from infra.storage import commit
 from lato.pairs import Split
 
 MERGES = "merges.jsonl"
@@ -35,11 +37,6 @@ def read_taken_out(index: dict[str, Any]) -> dict[str, TakenOut]:
     return {key: TakenOut(verdict, split, tuple(sources)) for key, (verdict, split, sources) in index.get(TAKEN_OUT, {}).items()}
 
 
-def published_sources(folder: str) -> set[str]:
-    """Sources of which a version has samples, or of which it, or what it extends, took samples out."""
-    return sources_in(read_manifest(folder), read_taken_out(read_index(folder)))
-
-
 def sources_in(rows: Iterable[dict[str, Any]], taken_out: Mapping[str, TakenOut]) -> set[str]:
     """Both ends of manifest rows and of samples that were taken out."""
     return {name for row in rows for name in sources_of(row)} | {name for one in taken_out.values() for name in one.sources}
@@ -57,9 +54,27 @@ def emptied(rows: Iterable[dict[str, Any]], taken_out: Mapping[str, TakenOut]) -
     return {name: one.split for one in taken_out.values() for name in one.sources if name not in stay}
 
 
+def write_merges(work: str, merges: Sequence[tuple[str, str]]) -> None:
+    """Keeps what was said."""
+    lines = [json.dumps({"first": a, "second": b}, sort_keys=True) for a, b in merges]
+    commit(join(work, MERGES), "".join(f"{line}\n" for line in lines).encode())
+
+
 def read_merges(work: str) -> list[tuple[str, str]]:
     """Pairs of sources that a person said show one person."""
     return [(row["first"], row["second"]) for row in read_rows(join(work, MERGES), ("first", "second"), INPUT)]
+
+
+def merges_without(merges: Sequence[tuple[str, str]], gone: Callable[[str], bool]) -> list[tuple[str, str]]:
+    """Merges of the sources that stay. Who was one person through one that goes stays one: pairs of theirs take its place."""
+    kept = [pair for pair in merges if not any(map(gone, pair))]
+    graph = networkx.Graph(kept)
+    for person in networkx.connected_components(networkx.Graph(list(merges))):
+        stays = [name for name in person if not gone(name)]
+        graph.add_nodes_from(stays)
+        first, *others = sorted(map(min, networkx.connected_components(graph.subgraph(stays)))) or [""]
+        kept += [(first, other) for other in others]
+    return kept
 
 
 def merged_away(

@@ -34,6 +34,7 @@ def build(
 
 def observe(settings: Settings = None, work_dir: WorkDir = BUILD) -> None:
     """A build's first stage alone: look at all sources, pair nothing."""
+    from data_pipeline.build import extended_by
     from data_pipeline.config import DataConfig
     from data_pipeline.observe import observe as look
     from infra.console import say
@@ -42,7 +43,7 @@ def observe(settings: Settings = None, work_dir: WorkDir = BUILD) -> None:
 
     yaml, overrides = _split(settings)
     with open_work(DataConfig, yaml, overrides, work_dir, "lato data observe") as (build_config, work):
-        ledger = look(build_config, work, perception_models()).ledger
+        ledger = look(build_config, work, perception_models(), base=extended_by(build_config, work)).ledger
         for name, count in ledger.counts().items():
             say(f"{count:>8}  {name}")
         stop_ray()

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipeline.audit import _Page, add_label, choose, read_distinct, read_labels, serve_audit, summarize
+from data_pipeline.audit import _Page, add_label, choose, read_distinct, read_labelled_edits, read_labels, serve_audit, summarize
 from data_pipeline.beside import Beside
 from data_pipeline.build import build_dataset
 from data_pipeline.config import DataConfig
@@ -63,6 +63,8 @@ def test_labels_are_taken_in_a_page_and_beat_the_filters(first, models):
     finally:
         server.shutdown()
     assert read_labels(str(work)) == {accepted.key: False, refused.key: True}
+    edits = {row["key"]: row["edit"] for row in read_candidates(first[1].uri)}
+    assert read_labelled_edits(str(work)) == {key: edits[key] for key in (accepted.key, refused.key)}
     assert summarize(str(work))[0][:3] == ("accepted", 1, 0)
     labelled = build_dataset(config(8, name="labelled", pairing=strict), str(work), models)
     verdicts = {row["key"]: row["verdict"] for row in read_candidates(labelled.uri)}

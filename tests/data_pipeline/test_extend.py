@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from data_pipeline import observe
 from data_pipeline.audit import add_label
 from data_pipeline.build import build_dataset
 from data_pipeline.diff import diff_versions
 from data_pipeline.extend import merge, read_base, read_components
+from data_pipeline.extension_checks import check_found, check_worklist
 from data_pipeline.forget import forget
 from data_pipeline.holdout import HoldoutConfig
 from data_pipeline.ledger import read_ledger
@@ -18,7 +20,7 @@ from data_pipeline.split import SplitConfig
 from data_pipeline.taken_out import merged_away
 from data_pipeline.verify import verify_version
 from data_pipeline.why import why
-from data_pipeline.worklist import read_worklist
+from data_pipeline.worklist import item_for, read_worklist
 from infra.errors import UserError
 from tests.data_pipeline.links import base_of, divided, pair, source
 from tests.data_pipeline.small import config
@@ -87,20 +89,69 @@ def test_an_extension_lists_what_it_extends(first, models):
         build_dataset(config(4, name="less", extends="v1"), str(work), models)
     base = base_of({"old": "test"})
     with pytest.raises(UserError, match=r"not in the work list \(old\)"):
-        divided([pair("new")], {"new": source("new", identity="alice")}, {}, base, SplitConfig())
+        check_worklist(base, {"new": source("new", identity="alice")}, [])
     linked = replace(base, components={"old": "mid", "mid": "mid", "broken": "broken"})
     with pytest.raises(
         UserError, match=r"not in the work list \(mid\)"
     ):  # gave no sample, but it may be what ties a new source to the old one
-        divided([pair("new")], {name: source(name) for name in ("old", "new")}, {}, linked, SplitConfig())
+        check_worklist(linked, {name: source(name) for name in ("old", "new")}, [])
 
 
-def test_an_extension_finds_the_people_it_extends():
+@pytest.mark.parametrize("kind", ["identity", "group"])
+def test_who_is_declared_on_two_sides_since_is_told_before_anything_is_looked_at(kind):
+    """New samples of theirs went to both. All mistakes are told at once; a merge, and a person of one side, are none."""
+    base = base_of({"a": "train", "b": "test", "c": "train"})
+    items = {name: source(name, **{kind: "alice"}) for name in ("a", "b")} | {"c": source("c"), "new": source("new", **{kind: "alice"})}
+    with pytest.raises(UserError, match=rf"^{kind} alice .*\(a in train, b in test\).* lato data merge v1 a b "):
+        check_worklist(base, items, [])
+    with pytest.raises(UserError, match=rf"not in the work list \(c\)[^\n]*\n{kind} alice"):
+        check_worklist(base, {name: item for name, item in items.items() if name != "c"}, [])
+    check_worklist(base.without({"p_a": "split conflict"}), items, [("a", "b")])
+    check_worklist(base, items | {"b": source("b"), "c": source("c", **{kind: "alice"})}, [])
+
+
+def test_rights_that_were_corrected_since_are_told_before_anything_is_looked_at():
+    """Samples went on under what was said before, and an export for sale handed them out."""
+    rows = [
+        {"key": "p_a", "source_id": "a", "split": "train", "identity": "bob", "licence": "CC0-1.0", "consent": "given",
+         "target_id": "b", "target_licence": "MIT", "target_consent": "given"},
+        {"key": "p_old", "source_id": "old", "split": "train", "identity": "old/0"},  # of an earlier LaTo
+    ]  # fmt: skip
+    base = replace(base_of({}), rows=rows)
+    rights = {"a": ("CC0-1.0", "given"), "b": ("MIT", "given"), "old": ("unknown", "unknown")}
+    check_worklist(base, {name: source(name, licence=licence, consent=consent) for name, (licence, consent) in rights.items()}, [])
+    rights |= {"a": ("CC-BY-NC-4.0", "withdrawn"), "b": ("MIT", "withdrawn")}
+    told = r"2 sources .* v1, .*\(a: CC0-1.0 -> CC-BY-NC-4.0; given -> withdrawn, b: given -> withdrawn\).* lato data forget"
+    with pytest.raises(UserError, match=told):
+        check_worklist(base, {name: source(name, licence=licence, consent=consent) for name, (licence, consent) in rights.items()}, [])
+
+
+def test_a_build_does_not_begin_with_a_work_list_that_its_base_contradicts(first, models, tmp_path, monkeypatch):
+    work = str(shutil.copytree(first[0], tmp_path / "w"))
+    (tmp_path / "more.jpg").write_bytes(b"never looked at")
+    listed = read_worklist(f"{work}/worklist.parquet")
+    monkeypatch.setattr(observe, "analyze", None)
+    with pytest.raises(UserError, match="not in the work list"):
+        build_dataset(config(4, name="less", extends="v1"), work, models, [item_for(str(tmp_path / "more.jpg"))])
+    assert read_worklist(f"{work}/worklist.parquet") == listed
+    withdrawn = [item.model_copy(update={"consent": "withdrawn"}) for item in listed]
+    with pytest.raises(UserError, match="8 sources have another licence or consent"):
+        build_dataset(config(0, name="withdrawn", extends="v1"), work, models, withdrawn)
+
+
+def test_a_pin_moves_nothing_that_is_published_and_says_so(capsys):
+    found = divided([pair("a")], {"a": source("a", split="test")}, {}, base_of({"a": "train"}), SplitConfig())
+    assert found.split_of["a"] == "train"
+    assert "source a is pinned to test, but the version that is extended has it in train, where it stays" in capsys.readouterr().out
+
+
+def test_an_extension_finds_all_that_it_extends():
+    """Also every sample of a person of whom some are found: what is not counts in no quota, and is no near-duplicate's other."""
     rows = [{"key": f"p_{n}", "source_id": "old", "split": "test", "identity": f"old/{n // 2}"} for n in range(4)]
     base = replace(base_of({}), rows=rows)
-    base.check_found({"p_0", "p_3"})
-    with pytest.raises(UserError, match=r"1 people of version v1, .* \(old/1\)"):
-        base.check_found({"p_0", "p_1"})
+    check_found(base, {f"p_{n}" for n in range(4)})
+    with pytest.raises(UserError, match=r"3 samples of 2 people of version v1, .* \(old/0, old/1\)"):
+        check_found(base, {"p_1"})
 
 
 def test_what_is_held_out_or_called_bad_leaves_an_extension(first, models, tmp_path, capsys):

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipeline import accept
 from data_pipeline.accept import Found, Plan, refuse
 from data_pipeline.config import DataConfig
 from data_pipeline.conflicts import Conflicts
@@ -208,6 +209,34 @@ def test_what_else_a_source_shows_of_which_a_merge_took_all_goes_too(tmp_path):
     base = replace(base_of({}), taken_out=gone)
     told = left_of([pair("a1", (0, 1), person="a/0"), pair("b1", (2, 3), person="b/0")], tmp_path, PairingConfig(), base)
     assert told == {"a1": "split conflict", "b1": "accepted"}
+
+
+def test_whom_samples_showed_that_were_taken_out_is_known_still(tmp_path, monkeypatch):
+    """What shows them too came back on the other side: nobody was asked who they are, and no clip was compared with theirs."""
+    uri = str(tmp_path / "scores.parquet")
+    pq.write_table(pa.Table.from_pylist([pair("p_a", (0, 1), person="a/0")], schema=SCORE_SCHEMA), uri)
+    (judged,) = judge([uri], Rules(PairingConfig(), taken_out={"p_a": "split conflict"}), Alike())
+    assert VERDICTS[judged.codes[0]] == "split conflict" and judged.people.keys() == {"a/0"}
+    compared = []
+    monkeypatch.setattr(accept, "find_copies", lambda of, items, parts, *_: compared.append(parts) or {})
+    rows = [{"source_id": name, "frames": 100, "parts": [name]} for name in "ab"]
+    observed = SimpleNamespace(items={name: source(name) for name in "ab"}, ledger=SimpleNamespace(usable=lambda: rows))
+    base = replace(base_of({}), taken_out={"p_a": TakenOut("split conflict", "train", ("a",))})
+    tied = Tied(Components(dict.fromkeys("ab", "a"), [], frozenset(), {}), Conflicts({}, {}), [])
+    accept._find_copies(Plan(DataConfig(), observed, base, {}, frozenset(), [], [], "", "", ""), [uri], [judged], [], tied, {}, [])
+    assert compared == [{"a": ["a"]}]
+
+
+def test_a_label_is_for_the_edit_that_was_shown(verdicts):
+    """Another look at a source may read another edit on the same two faces."""
+    rows = [pair("good", (0, 1)) | {"agreement": 0.1}]
+    assert (
+        verdicts(rows, labels={"good": True})
+        == verdicts(rows, labels={"good": True}, labelled_edits={"good": "happy"})
+        == {"good": "accepted"}
+    )
+    assert verdicts(rows, labels={"good": True}, labelled_edits={"good": "happy strongly"}) == {"good": "expression not confirmed"}
+    assert verdicts(rows, labels={"good": False}, labelled_edits={"good": "happy strongly"}) == {"good": "labelled bad"}
 
 
 def test_a_cell_is_filled_with_what_all_other_quotas_left(tmp_path):

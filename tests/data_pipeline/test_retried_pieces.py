@@ -7,6 +7,7 @@ import pytest
 from data_pipeline import score
 from data_pipeline.candidates import write_candidates
 from data_pipeline.extend import NEEDED, Base
+from data_pipeline.extension_checks import check_found
 from data_pipeline.judge import accepted_rows, judge
 from data_pipeline.observations import commit_part
 from data_pipeline.pairing import group_people
@@ -80,7 +81,7 @@ def test_what_was_published_is_found_again_with_its_persons_quotas(film):
     room = CONFIG.model_copy(update={"per_identity": 2 + len(published) // 2, "per_cell": 999, "per_source": 999})
     rules = Rules(room, frozen=base.keys, usage=base.usage, trained=base.trained)
     rows = accepted_rows(now, *judge([now], rules, Alike()))
-    base.check_found([row["key"] for row in rows])
+    check_found(base, [row["key"] for row in rows])
     ends = {row["key"]: (row["from_part"], row["from_row"], row["to_part"], row["to_row"]) for row in rows}
     assert len(set(ends.values())) == len(ends) and base.keys <= ends.keys()
     assert len(ends.keys() - base.keys) == 4  # two and their reverses: the quotas of both tracks are one person's now

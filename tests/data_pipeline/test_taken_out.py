@@ -6,10 +6,12 @@ import pytest
 
 from data_pipeline.duplicates import duplicate_row, duplicates_of, refuse_renamed
 from data_pipeline.extend import Base
+from data_pipeline.forget_versions import _keep_taken_out
 from data_pipeline.ledger import Ledger
 from data_pipeline.observations import commit_part
+from data_pipeline.removals import Removals, hash_name
 from data_pipeline.split import SplitConfig
-from data_pipeline.taken_out import TakenOut, merged_away
+from data_pipeline.taken_out import TakenOut, merged_away, merges_without, read_taken_out
 from tests.data_pipeline.links import base_of, divided, pair, source
 
 INDEX = {"digest": "x", "name": "v2", "shards": []}
@@ -85,6 +87,30 @@ def test_a_merge_with_a_source_that_has_no_samples_left_puts_nobody_on_two_sides
     items = {"a": source("a"), "b": source("b", identity="bob"), "c": source("c", identity="bob")}
     found = divided([pair("c")], items, {}, base, SplitConfig(), merges)
     assert found.split_of["c"] == there and found.verdict(pair("c")) is None
+
+
+def test_who_was_one_person_through_a_source_that_is_forgotten_stays_one():
+    """Else a removal of somebody's clip put those on two sides who were merged over it."""
+    merges = [("a", "x"), ("x", "c"), ("c", "d"), ("x", "e"), ("p", "q")]
+    assert merges_without(merges, lambda name: name == "x") == [("c", "d"), ("p", "q"), ("a", "c"), ("a", "e")]
+    assert merges_without(merges, lambda name: name in ("a", "c", "d", "e", "p")) == []
+    assert merges_without(merges, lambda name: False) == merges
+
+
+def test_a_source_that_lost_its_samples_gives_nothing_more_also_after_the_other_end_was_forgotten():
+    """The pair's key, which tells of both, goes."""
+    index = {
+        "taken_out": {
+            "p_ab": ["split conflict", "train", ["a", "b"]],
+            "p_bb": ["labelled bad", "train", ["b"]],
+            "p_aa": ["held out", "val", ["a"]],
+        }
+    }
+    left = _keep_taken_out(index, Removals(frozenset({hash_name("a")}), frozenset(), frozenset()))
+    assert sorted(left.values()) == [["labelled bad", "train", ["b"]], ["split conflict", "train", ["b"]]]
+    assert "p_bb" in left and not left.keys() & {"p_ab", "p_aa"}
+    base = Base("/n", "/n", INDEX, [row_of("c", "test")], read_taken_out({"taken_out": left}))
+    assert base.given_up([]) == {"b"}
 
 
 def test_a_source_without_samples_still_ties_those_that_were_one_with_it():
