@@ -15,10 +15,10 @@ def test_every_module_of_the_builder_is_named_where_a_datum_is_followed():
 
 
 def test_files_that_are_states_of_a_build_are_named():
-    from data_pipeline import copies, divide, extend, forget, published, removals, rules, succession, versions
+    from data_pipeline import copies, divide, forget, published, removals, rules, succession, taken_out, versions
 
     page = (ROOT / "docs" / "architecture.md").read_text()
-    files = (copies.FILE, divide.CONFLICTS, extend.MERGES, forget.PENDING, published.MANIFEST, published.CANDIDATES)
+    files = (copies.FILE, divide.CONFLICTS, taken_out.MERGES, forget.PENDING, published.MANIFEST, published.CANDIDATES)
     files += (removals.FILE, rules.SETTINGS, succession.WITHDRAWN, versions._EMPTY)
     assert [file for file in files if file not in page] == []
     assert "attempts/<run>-<hex>.json" in page
