@@ -118,7 +118,7 @@ def run_quickstart(config: QuickstartConfig, work: str) -> None:
         heading("4-5  Edits and scores")
         pipeline = Path(work) / "pipeline"
         _assemble(tokenizer.export, predictor.export, dit.export, pipeline, config)
-        stop_ray()  # the rest runs here, with both cores
+        stop_ray()  # the rest runs in this process, torch in one thread of it (`quieten`): what Ray's processes hold is given back first
         settings = EvalConfig(**config.evaluation.model_dump())
         result = evaluate(settings, version.uri, pipeline, models, work)
         print_summary(result.summary)
