@@ -280,8 +280,9 @@ class LandmarkTokenizer(ModelMixin, ConfigMixin):
         flat = vectors.flatten(0, 1)
         codes = self.vq.nearest(flat.detach())
         quantized = self.vq.codebook[codes].unflatten(0, vectors.shape[:2])
-        passed = vectors + (quantized - vectors).detach()  # straight-through
-        decoded = self.decoder(passed.transpose(1, 2)).transpose(1, 2)
+        # straight-through; in bf16 only weights are narrow: the codebook keeps its width, and so do canvas pixels, of which bf16 knows every other one
+        passed = (vectors + (quantized - vectors).detach()).to(vectors.dtype)
+        decoded = self.decoder(passed.transpose(1, 2)).transpose(1, 2).to(landmarks.dtype)
         statistics = self.vq.statistics(flat, codes)
         share = statistics.count / statistics.count.sum()
         return TokenizerOutput(
