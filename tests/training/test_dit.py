@@ -198,6 +198,21 @@ def test_latents_from_the_cache_are_those_of_the_pictures(home):
             make(home, "whole", sizes=sizes)
 
 
+def test_latents_of_another_codec_are_refused(home):
+    """Also where it makes latents of the same shape: pictures would be drawn, and the model exported, with the wrong one."""
+    SpaceToDepthCodec(2, scaling_factor=0.36, shift_factor=0.12).save_pretrained(home / "scaled_codec")
+    own, other = str(home / "codec"), str(home / "scaled_codec")
+    encode(Dataset.open(str(home / "v2")), home / "vlm", home / "scaled", EncodeConfig(workers=0, image_size=16), other)
+    versions = ("v2",)
+    make(home, "whole", versions, codec=own)
+    make(home, "scaled", versions, codec=other)
+    make(home, "plain", versions, codec=other)  # no latents: pictures are encoded as they are read
+    with pytest.raises(UserError, match=rf"{other} \(.*\): weights or settings differ. Give the one that made them \(codec=FOLDER\), or"):
+        make(home, "whole", versions, codec=other)
+    with pytest.raises(UserError, match=r"scaled are not of the lossless codec \(codec_factor=2\)"):
+        make(home, "scaled", versions)
+
+
 @pytest.mark.parametrize("size", [(24, 16), (16, 24), (16, 16)])
 def test_landmarks_stay_on_what_they_mark_when_a_picture_is_cut(size):
     """Each axis by its own scale: a dot painted at a landmark is found at the landmark's new place."""

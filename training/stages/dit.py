@@ -31,6 +31,7 @@ from training.stage import Batch, StepLoss, device_of, source_names, to_device
 from training.stages.base_weights import BaseWeights
 from training.stages.dit_config import DitConfig, forms_of, new_transformer, null_start
 from training.stages.flow import draw_tokens, velocity_error
+from training.stages.latents import check_latents
 from training.stages.views import disturb, face_window
 
 SIGMAS = tuple(k / 10 for k in range(1, 10))
@@ -177,6 +178,7 @@ class DitStage:
                     f"sizes: the encoded latents are {shape}, these sizes need {expected}; encode at the one size that is trained, without "
                     "latents for several, or name the codec that made them (codec)"
                 )
+            check_latents(self._config, self._codec, self._datasets, self._caches)
         expected_base = {"in_channels": self._channels, "text_dim": cache.text_dim, "landmark_dim": self._tokenizer.vq.codebook.shape[1]}
         for name, value in expected_base.items():
             if self._config.base is not None and self._forms[name] != value:
