@@ -117,7 +117,9 @@ def made_of(job: Job, inputs: dict[str, str]) -> dict[str, Any]:
     """What a training's result depends on."""
     data = [{"digest": inputs[source.uri], "weight": source.weight} for source in job.data]
     others = {name: digest for name, digest in inputs.items() if name not in {source.uri for source in job.data}}
-    return {"version": VERSION, "config": job.config.model_dump(mode="json"), "data": data, "inputs": others}
+    # what lies in these folders counts, and not where they are
+    config = job.config.model_dump(mode="json", exclude=others.keys() & {"base", "codec"})
+    return {"version": VERSION, "config": config, "data": data, "inputs": others}
 
 
 @contextmanager

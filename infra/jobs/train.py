@@ -9,7 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from infra.jobs.options import Checkpoints, ConfigFile, Data, Fork, Launcher, Overrides, Preset, RunsDir
-from infra.jobs.train_checks import Mistakes, check_known, check_model, check_parts, check_sources, load_settings, open_datasets
+from infra.jobs.train_checks import (
+    Mistakes,
+    check_known,
+    check_model,
+    check_parts,
+    check_sources,
+    digests_of_starts,
+    load_settings,
+    open_datasets,
+    with_whole_paths,
+)
 
 app = typer.Typer(help="Train the tokenizer, the predictor and the DiT with DeepSpeed on Ray Train.", no_args_is_help=True)
 
@@ -172,11 +182,13 @@ def start_stage(
     if not is_local(work_dir):
         mistakes.add(f"--work-dir {work_dir}: expected a folder that every machine sees, not an object store")
     mistakes.stop()
+    settings = with_whole_paths(settings)
     run = Path(folder_uri(work_dir)) / "runs" / stage
     kept = folder_uri(checkpoints) if checkpoints else None
     job = Job(stage=stage, config=settings, data=tuple(sources), folder=str(run), checkpoints=kept and join(kept, run.name), **paths)
     if stage != "tokenizer":  # which fits every dataset, and reads all of it when it is made
         job.make()  # what a stage refuses is told here, not by ranks
+    digests |= digests_of_starts(settings)
     if fork:
         new = resume_rules.fork(run, fork, made_of(job, digests), job.checkpoints)
         job = job.model_copy(update={"folder": str(new), "checkpoints": kept and join(kept, new.name)})

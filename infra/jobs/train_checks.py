@@ -88,7 +88,10 @@ def load_settings(stage: str, preset: str, config: str | None, overrides: list[s
     mistakes.catch(lambda: check_known("--preset", preset, list(presets.NAMES)))
     mistakes.stop()
     start: Any = presets.preset(stage, preset)  # type: ignore[arg-type]
-    return load_config(type(start), config, overrides, preset=start)
+    settings = load_config(type(start), config, overrides, preset=start)
+    if stage == "tokenizer" and settings.engine.checkpoint_activations:
+        raise UserError("engine.checkpoint_activations: the tokenizer, which is small, keeps its activations; set it to false")
+    return settings
 
 
 def _unfit(settings: Any) -> list[str]:
@@ -101,11 +104,34 @@ def _unfit(settings: Any) -> list[str]:
         )
     if (engine.offload == "all" and engine.zero_stage != 3) or (engine.offload == "optimizer" and engine.zero_stage == 0):
         said.append(f"engine.offload: {engine.offload} needs ZeRO {'3' if engine.offload == 'all' else '1, 2 or 3'} (engine.zero_stage)")
-    for name in ("base", "codec"):
-        folder = getattr(settings, name, None)
-        if folder and not (Path(folder) / "config.json").is_file():
+    for name, folder in _starts(settings).items():
+        if not (Path(folder) / "config.json").is_file():
             said.append(f"{name}: there is no model in {folder}; give the folder of a pretrained one: {name}=FOLDER")
     return said
+
+
+def with_whole_paths(settings: Any) -> Any:
+    """Settings whose folders are known from everywhere: Ray Train gives each rank a directory of its own, and an export may be asked for in another one."""
+    from infra.addresses import folder_uri
+
+    return settings.model_copy(update={name: folder_uri(folder) for name, folder in _starts(settings).items()})
+
+
+def digests_of_starts(settings: Any) -> dict[str, str]:
+    """What identifies the pretrained parts that a stage starts from, by name: settings beside weights, as a codec's scale is no weight of it.
+
+    Raises:
+        UserError: There are no weights in a folder.
+    """
+    from training.encode import revision_of
+
+    return {name: revision_of(folder) for name, folder in _starts(settings).items()}
+
+
+def _starts(settings: Any) -> dict[str, str]:
+    """Folders of pretrained parts that settings name."""
+    folders = {name: getattr(settings, name, None) for name in ("base", "codec")}
+    return {name: folder for name, folder in folders.items() if folder}
 
 
 def open_datasets(mistakes: Mistakes, uris: list[str]) -> list[Any]:

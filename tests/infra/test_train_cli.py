@@ -1,17 +1,23 @@
 """`lato train`: every mistake in one message before anything starts, what a run may change when it goes on, forks, and places for ranks."""
 
 import json
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from infra.errors import UserError
 from infra.jobs.train import start_stage
-from infra.jobs.train_checks import load_settings, parse_source
+from infra.jobs.train_checks import digests_of_starts, load_settings, parse_source
+from lato.codec import SpaceToDepthCodec
+from lato.tiny_vlm import build_tiny_vlm
 from tests.training.versions import publish
 from training import presets, resume_rules
 from training.config import MAY_CHANGE, EngineConfig
+from training.encode import revision_of
 from training.launch import made_of
 from training.stage_factory import Job
+from training.stages.dit_config import DitConfig
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +109,7 @@ def test_what_a_stage_refuses_is_told_before_the_start(version, tmp_path):
         ("tokenizer", "val_samples=0", "val_samples: given 0"),
         ("tokenizer", "widths=[32,40]", "widths.1: given 40"),
         ("tokenizer", "engine.decay_from=-1", "engine.decay_from: given -1"),
+        ("tokenizer", "engine.checkpoint_activations=true", "^engine.checkpoint_activations: the tokenizer, .* set it to false"),
         ("predictor", "val_samples=0", "val_samples: given 0"),
         ("predictor", "hidden_size=31", "hidden_size: given 31"),
         ("dit", "hidden_size=100", "hidden_size: 100 channels do not divide over 3 heads"),
@@ -137,6 +144,50 @@ def test_a_run_that_stopped_before_its_first_number_takes_other_settings(tmp_pat
     begun(tmp_path)
     with pytest.raises(UserError, match=r"engine\.lr: 0\.5 there, 0\.7 now"):
         resume_rules.prepare(tmp_path, made(tmp_path, lr=0.7))
+
+
+def test_a_pretrained_part_is_found_from_everywhere_and_known_by_what_is_in_it(version, tmp_path, monkeypatch):
+    """Ranks of Ray Train work in a folder of their own; a run that goes on, maybe elsewhere, is told of another base under the same name."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    seen = []
+
+    def ranks(job, inputs, *_, **__):
+        seen.append((job, inputs))
+        resume_rules.prepare(Path(job.folder), made_of(job, inputs), job.checkpoints)
+        begun(Path(job.folder))
+
+    def save(folder, seed):
+        model, processor = build_tiny_vlm(hidden_size=32, num_layers=1, image_size=28, seed=seed)
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+    monkeypatch.setattr("training.launch.train", ranks)
+    start = partial(train, version, tmp_path / "w", "base=models/vlm", "image_size=28", "syntax=json", stage="predictor")
+    save("models/vlm", 0)
+    start()
+    job, inputs = seen[0]
+    assert job.config.base == str(tmp_path / "here/models/vlm")
+    assert inputs["base"] == revision_of("models/vlm")
+    start()
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "there")
+    start()
+    assert [job.config.base for job, _ in seen[1:]] == [str(tmp_path / place / "models/vlm") for place in ("here", "there")]
+    save("models/vlm", 1)
+    with pytest.raises(UserError, match=rf'when it goes on:\n  inputs\.base: "{inputs["base"][:20]}.* there, .* now\nGive'):
+        start()
+    assert len(seen) == 3
+
+
+def test_a_codec_is_known_by_its_settings_too(tmp_path):
+    """A scale is no weight."""
+    found = set()
+    for scale in (1.0, 0.36):
+        SpaceToDepthCodec(2, scaling_factor=scale).save_pretrained(tmp_path)
+        found.add(digests_of_starts(DitConfig(codec=str(tmp_path)))["codec"])
+    assert len(found) == 2
+    assert digests_of_starts(DitConfig()) == digests_of_starts(presets.preset("tokenizer", "tiny")) == {}
 
 
 def test_of_several_datasets_the_one_that_differs_is_told(tmp_path):
