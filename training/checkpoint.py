@@ -161,14 +161,17 @@ def markers(folder: str) -> dict[str, dict[str, Any]]:
 
 def newest(folder: str) -> str | None:
     """The newest checkpoint whose files are all there and whole (by hash; on an object store by size). A torn one is passed over."""
-    for path, marker in reversed(markers(folder).items()):
-        if all(_is_whole(join(path, name), entry) for name, entry in marker["files"].items()):
-            return path
-    return None
+    return next((path for path, marker in reversed(markers(folder).items()) if is_whole(path, marker)), None)
+
+
+def is_whole(path: str, marker: Mapping[str, Any]) -> bool:
+    """Whether all files that a checkpoint's marker names are there as they were written (by hash; on an object store by size)."""
+    return all(_is_as_written(join(path, name), entry) for name, entry in marker["files"].items())
 
 
 def drop_torn(folder: str, whole: str | None) -> list[str]:
-    """Deletes the checkpoints behind the newest whole one (`newest`): they are torn, and must not count as kept or as best. Called by one rank, before training.
+    """Deletes the checkpoints behind the newest whole one (`newest`), which are torn, and the kept best, where it is: they must not count as kept or as best.
+    Called by one rank, before training.
 
     Returns:
         Their names.
@@ -176,29 +179,37 @@ def drop_torn(folder: str, whole: str | None) -> list[str]:
     Raises:
         UserError: There are only torn ones: to begin anew in their place is not for a program to decide.
     """
-    found = list(markers(folder))
+    found = markers(folder)
     if found and whole is None:
         names = ", ".join(path.rsplit("/", 1)[-1] for path in found)
         raise UserError(
             f"{folder}: no checkpoint is whole (files of {names} are missing or changed). Copy one back, or move them away to begin anew."
         )
-    torn = found[found.index(whole) + 1 :] if whole else []
+    torn = [path for path, marker in found.items() if whole and marker["step"] > found[whole]["step"]]
+    for path in _by_held_out({path: marker for path, marker in found.items() if path not in torn}):
+        if path == whole or is_whole(path, found[path]):
+            break
+        torn.append(path)
     for path in torn:
         delete_folder(path)
     return [path.rsplit("/", 1)[-1] for path in torn]
 
 
 def best(folder: str) -> str | None:
-    """The checkpoint with the lowest held-out number."""
-    measured = {path: marker["held_out"] for path, marker in markers(folder).items() if marker["held_out"] is not None}
-    return min(measured, key=lambda path: measured[path]) if measured else None
+    """The checkpoint with the lowest held-out number of those whose files are all there and whole."""
+    found = markers(folder)
+    return next((path for path in _by_held_out(found) if is_whole(path, found[path])), None)
 
 
 def superfluous(found: Mapping[str, Mapping[str, Any]], keep: int) -> list[str]:
     """All but the newest, and but the best of those that were measured."""
-    measured = {path: marker["held_out"] for path, marker in found.items() if marker["held_out"] is not None}
-    kept = min(measured, key=lambda path: measured[path]) if measured else None
-    return [path for path in list(found)[:-keep] if path != kept]
+    kept = _by_held_out(found)[:1]
+    return [path for path in list(found)[:-keep] if path not in kept]
+
+
+def _by_held_out(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Those that were measured, the best first."""
+    return sorted((path for path, marker in found.items() if marker["held_out"] is not None), key=lambda path: found[path]["held_out"])
 
 
 def sweep(folder: str) -> None:
@@ -249,7 +260,7 @@ def _write_tensors(tensors: dict[str, Tensor], uri: str) -> dict[str, Any]:
         return entry
 
 
-def _is_whole(uri: str, entry: Mapping[str, Any]) -> bool:
+def _is_as_written(uri: str, entry: Mapping[str, Any]) -> bool:
     if not exists(uri) or size_of(uri) != entry["bytes"]:
         return False
     return not is_local(uri) or sha256_file(uri) == entry["sha256"]

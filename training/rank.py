@@ -77,16 +77,22 @@ def export_one(run: Path, which: str) -> dict[str, Any]:
         which: `newest`, `best`, or a step's number.
 
     Raises:
-        UserError: There is no such run or checkpoint.
+        UserError: There is no such run or checkpoint, or it is torn.
     """
     if not (run / "job.json").is_file():
         raise UserError(f"{run}: no training was started here (no job.json)")
     job = Job.model_validate_json((run / "job.json").read_bytes())
     named = {"newest": checkpoint.newest, "best": checkpoint.best}
-    there = {str(marker["step"]): path for path, marker in checkpoint.markers(job.checkpoint_folder).items()}
+    found = checkpoint.markers(job.checkpoint_folder)
+    there = {str(marker["step"]): path for path, marker in found.items()}
     chosen = named[which](job.checkpoint_folder) if which in named else there.get(which)
     if chosen is None:
-        raise UserError(f"{run}: no checkpoint {which}; there are those of steps {', '.join(there) or 'none'}")
+        whole = " whose files are all whole" if which in named and there else ""
+        raise UserError(f"{run}: no checkpoint {which}{whole}; there are those of steps {', '.join(there) or 'none'}")
+    if which not in named and not checkpoint.is_whole(chosen, found[chosen]):
+        raise UserError(
+            f"{chosen}: files of this checkpoint are missing or changed. Copy it back, or export another (newest, best, or a step)."
+        )
     step = int(chosen.rsplit("-", 1)[-1])
     return export(job.make(), chosen, run / f"export-{step}") | {"folder": str(run / f"export-{step}")}
 

@@ -116,13 +116,17 @@ def start_weights(folder: Path) -> str | None:
     """The checkpoint whose weights a run without one of its own starts from; None for a run that is no fork.
 
     Raises:
-        UserError: That checkpoint is gone.
+        UserError: That checkpoint is gone or torn.
     """
     if not (folder / FORK).is_file():
         return None
     start = str(json.loads((folder / FORK).read_text())["checkpoint"])
-    if start not in checkpoint.markers(start.rsplit("/", 1)[0]):
-        raise UserError(f"{folder}: this run is a fork of {start}, which is gone; fork anew under another name")
+    marker = checkpoint.markers(start.rsplit("/", 1)[0]).get(start)
+    if marker is None or not checkpoint.is_whole(start, marker):
+        raise UserError(
+            f"{folder}: this run is a fork of {start}, {'which is gone' if marker is None else 'files of which are missing or changed'}; "
+            "copy it back, or fork anew under another name"
+        )
     return start
 
 

@@ -1,5 +1,6 @@
 """Checkpoints in trouble: full disks, stores that are down, torn files; and which are kept."""
 
+import hashlib
 import json
 import signal
 import threading
@@ -12,8 +13,9 @@ from infra.errors import UserError
 from tests.training.ranks import leave
 from tests.training.test_engine import lines, run, state
 from tests.training.toy import BASE, Toy, train_all
-from training import checkpoint, engine
+from training import checkpoint, engine, presets, rank, resume_rules
 from training.config import EngineConfig
+from training.stage_factory import Job
 
 pytestmark = pytest.mark.slow
 
@@ -145,13 +147,59 @@ def test_the_best_checkpoint_is_kept_beside_the_newest():
     assert checkpoint.superfluous(found, keep=2) == ["5", "15"]
 
 
+def _write(folder, held_out):
+    """Checkpoints by step, with their held-out numbers."""
+    for step, value in held_out.items():
+        at = folder / f"step-{step:06d}"
+        at.mkdir(parents=True)
+        (at / "weights").write_bytes(b"w" * 100)
+        files = {"weights": {"sha256": hashlib.sha256(b"w" * 100).hexdigest(), "bytes": 100}}
+        (at / "COMPLETE").write_text(json.dumps({"step": step, "world_size": 1, "held_out": value, "files": files}))
+
+
+def _names(paths):
+    return [str(path).rsplit("/", 1)[-1] for path in paths]
+
+
+def test_a_torn_best_is_neither_exported_nor_kept(tmp_path, monkeypatch):
+    """Two of one run, behind which whole ones stand: one with other bytes, one cut short."""
+    folder = tmp_path / "checkpoints"
+    _write(folder, {5: 0.1, 10: 0.2, 15: 0.4, 20: 0.3, 25: 0.5, 30: 0.15})
+    for step, torn in ((5, b"v" * 100), (10, b"w" * 99), (15, b""), (30, b"")):
+        (folder / f"step-{step:06d}" / "weights").write_bytes(torn)
+    assert _names([checkpoint.best(str(folder)), checkpoint.newest(str(folder))]) == ["step-000020", "step-000025"]
+
+    exported = []
+    monkeypatch.setattr(rank, "export", lambda stage, path, folder: exported.append((path, folder)) or {})
+    monkeypatch.setattr(Job, "make", lambda self: None)
+    given = Job(stage="tokenizer", config=presets.preset("tokenizer", "tiny"), data=(), folder=str(tmp_path))
+    (tmp_path / "job.json").write_text(given.model_dump_json())
+    rank.export_all(given, tmp_path)
+    rank.export_one(tmp_path, "best")
+    rank.export_one(tmp_path, "25")
+    assert [(*_names([path]), folder.name) for path, folder in exported] == [
+        ("step-000025", "export"), ("step-000020", "export-best"), ("step-000020", "export-20"), ("step-000025", "export-25"),
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"step-000005: files of this checkpoint are missing or changed. Copy it back, or export another"):
+        rank.export_one(tmp_path, "5")
+
+    assert checkpoint.drop_torn(str(folder), checkpoint.newest(str(folder))) == ["step-000030", "step-000005", "step-000010"]
+    left = checkpoint.markers(str(folder))
+    assert _names(left) == ["step-000015", "step-000020", "step-000025"] and _names(checkpoint.superfluous(left, 1)) == ["step-000015"]
+    assert checkpoint.drop_torn(str(folder), checkpoint.newest(str(folder))) == []
+
+
+def test_a_fork_of_a_torn_checkpoint_is_refused(tmp_path):
+    _write(tmp_path / "run" / "checkpoints", {5: None})
+    fork = resume_rules.fork(tmp_path / "run", "slow", {"config": {}})
+    assert _names([resume_rules.start_weights(fork)]) == ["step-000005"]
+    (tmp_path / "run" / "checkpoints" / "step-000005" / "weights").write_bytes(b"v" * 100)
+    with pytest.raises(UserError, match=r"fork of .*step-000005, files of which are missing or changed; copy it back, or fork anew"):
+        resume_rules.start_weights(fork)
+
+
 def test_a_torn_checkpoint_is_passed_over(tmp_path):
-    for step in (5, 10):
-        folder = tmp_path / f"step-{step:06d}"
-        folder.mkdir()
-        (folder / "weights").write_bytes(b"w" * 100)
-        files = {"weights": {"sha256": __import__("hashlib").sha256(b"w" * 100).hexdigest(), "bytes": 100}}
-        (folder / "COMPLETE").write_text(json.dumps({"step": step, "world_size": 1, "held_out": None, "files": files}))
+    _write(tmp_path, {5: None, 10: None})
     (tmp_path / "step-000015").mkdir()  # its marker was never written
     assert checkpoint.newest(str(tmp_path)).endswith("step-000010")
     (tmp_path / "step-000010" / "weights").write_bytes(b"v" * 100)
