@@ -7,8 +7,6 @@ codebook, average, schedule or counter change. Files of a run: `metrics.jsonl`, 
 from __future__ import annotations
 
 import contextlib
-import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,17 +22,15 @@ from training import checkpoint
 from training.config import EngineConfig
 from training.ema import Ema
 from training.guards import Alarms, GradientWatch, Heartbeat, NotFinite, RankLost, slow_ranks, stop_unless_finite
+from training.lines import line_writer
 from training.loader import Loader
-from training.meter import Meter, be_deterministic, rounded, seed_everything
+from training.meter import Meter, be_deterministic, seed_everything
 from training.mixture import Sample
 from training.requests import SAMPLE, SAVE, STOP, Preempted, Requests, listen
 from training.restore import load
 from training.resume_rules import start_weights
 from training.stage import Stage, device_of, to_device
 from training.zero import HeldOutTrace, initialise, start_process_group
-
-Report = Callable[[dict[str, Any]], None]
-"""Takes one line of metrics; called on rank 0."""
 
 
 def run(
@@ -80,7 +76,7 @@ class _Training:
     def __init__(self, stage: Stage, config: EngineConfig, folder: Path, checkpoints: str, heart: Heartbeat) -> None:
         self._stage, self._config, self._folder, self._heart = stage, config, folder, heart
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
-        self._report = write_line(folder / "metrics.jsonl") if self._rank == 0 else _ignore
+        self._report = line_writer(folder / "metrics.jsonl") if self._rank == 0 else _ignore
         self._engine = initialise(stage.build(), stage.weights(), config)
         self._held_out_trace = HeldOutTrace(self._engine)
         self._watch = GradientWatch(self._engine.module)
@@ -96,7 +92,7 @@ class _Training:
         config = self._config
         if self._stage.notes:
             self._report({"step": self._step, "notes": self._stage.notes})
-        if self._step in (0, config.steps):  # a run that is over may have been measured in a folder that is lost
+        if self._step == 0 or self._step >= config.steps:  # a run that is over may have been measured in a folder that is lost
             self._report({"step": self._step, **self._validate()})
         loader = Loader(self._stage.read, self.plan, self._step, config.steps, config.prefetch)
         started, first = time.monotonic(), self._step
@@ -133,6 +129,8 @@ class _Training:
                         requests.answered(STOP)
                     raise Preempted(f"asked to end after step {self._step}: saved, and the same command goes on from there")
         self._finish(must=True)
+        if self._rank == 0:
+            requests.answered(STOP)  # one that came with the last step is met, too
 
     def plan(self, step: int) -> list[list[Sample]]:
         """This rank's micro-batches of a step: the same global batch for any number of ranks, dealt by length so that long samples meet long ones."""
@@ -276,22 +274,6 @@ def _as_in_use(module: nn.Module) -> Any:
     with torch.no_grad(), torch.random.fork_rng(devices):
         yield
     module.train()
-
-
-def write_line(path: Path) -> Report:
-    """A report that appends JSON lines to a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-    def report(values: Mapping[str, Any]) -> None:
-        line = json.dumps({"time": round(time.time(), 3), **rounded(values)})
-        try:
-            with path.open("a") as file:
-                file.write(line + "\n")
-        except OSError as error:  # a full disk does not end a training: the line goes where a person or a log collector sees it
-            with contextlib.suppress(OSError):  # it may be on the same disk
-                print(f"{path}: {error.strerror}; not written: {line}", file=sys.stderr, flush=True)
-
-    return report
 
 
 def _ignore(values: Mapping[str, Any]) -> None:

@@ -308,9 +308,13 @@ def test_a_file_system_that_hiccups_stops_no_heart(tmp_path, monkeypatch):
 def test_a_run_that_is_over_is_measured_where_its_curve_is_lost(tmp_path):
     run([(tmp_path / "first", BASE | {"steps": 5})])
     shutil.copytree(tmp_path / "first" / "checkpoints", tmp_path / "second" / "checkpoints")
-    run([(tmp_path / "second", BASE | {"steps": 5})])
-    (line,) = lines(tmp_path / "second")
-    assert (line["step"], line["held_out"]) == (5, lines(tmp_path / "first")[-1]["held_out"])
+    shutil.copytree(tmp_path / "second", tmp_path / "farther")
+    (tmp_path / "farther" / "stop-now").touch()  # it has nothing to stop, and is met
+    run([(tmp_path / "second", BASE | {"steps": 5}), (tmp_path / "farther", BASE | {"steps": 3})])
+    for name in ("second", "farther"):
+        (line,) = lines(tmp_path / name)
+        assert (line["step"], line["held_out"]) == (5, lines(tmp_path / "first")[-1]["held_out"])
+    assert not (tmp_path / "farther" / "stop-now").exists()
 
 
 def test_a_steps_samples_do_not_depend_on_the_ranks():
