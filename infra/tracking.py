@@ -105,9 +105,12 @@ class Run:
         """Links the run to a dataset version as its input, with its share in a mixture where it is one of several."""
         self._outbox.put("dataset", {"name": name, "digest": digest[:36], "uri": uri, "weight": weight})
 
-    def close(self, status: str = "FINISHED", seconds: float = _CLOSE_SECONDS) -> None:
-        """Ends the run as FINISHED, FAILED or KILLED; sends first what is left, while the server takes it and for so many seconds at most."""
-        self._outbox.put("status", {"status": status, "time": int(time.time() * 1000)})
+    def close(self, status: str | None = "FINISHED", seconds: float = _CLOSE_SECONDS) -> None:
+        """Ends the run as FINISHED, FAILED or KILLED (None: it stays as it ended); sends first what is left, while the server takes it and for so many
+        seconds at most.
+        """
+        if status is not None:
+            self._outbox.put("status", {"status": status, "time": int(time.time() * 1000)})
         if left := self._outbox.close(seconds):
             logging.getLogger("lato.tracking").warning(
                 "MLflow has yet to take %d KB of run %s; they are kept, and sent when the same command runs again",
@@ -161,15 +164,19 @@ def open_run(uri: str, experiment: str, name: str, backlog: str, parent_run_id: 
     return Run(client, created, Path(backlog))
 
 
+def ended_run(uri: str, backlog: str, run_id: str) -> Run:
+    """A run that has ended, for what was missed; whether or not the server answers."""
+    quieten()
+    from mlflow import MlflowClient
+
+    return Run(MlflowClient(tracking_uri=uri), run_id, Path(backlog))
+
+
 def send_left(uri: str, backlog: str, seconds: float = _CLOSE_SECONDS) -> None:
     """Sends what closed runs left in a backlog folder because the server was down, while it takes it and for so many seconds a run."""
     left = [path for path in sorted(Path(backlog).glob("*.jsonl")) if not path.name.endswith(".refused.jsonl")]
-    if left:
-        quieten()
-        from mlflow import MlflowClient
-
-        for path in left:
-            Run(MlflowClient(tracking_uri=uri), path.stem, Path(backlog))._outbox.close(seconds)
+    for path in left:
+        ended_run(uri, backlog, path.stem)._outbox.close(seconds)
 
 
 def _create(client: Any, uri: str, experiment: str, name: str, parent_run_id: str | None) -> str:

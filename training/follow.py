@@ -12,18 +12,22 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from infra.addresses import join
+from infra.backoff import wait
 from infra.console import duration, say
 from infra.storage import exists, list_folders, read_bytes, sha256_bytes
 from infra.tracking import Run
-from training.checkpoint import MARKER, best
+from training.checkpoint import MARKER
 from training.export import CARD
 
 _EVERY = 1.0
 """Seconds between two looks at the folder."""
+_LAST_LOOKS = 4
+"""Most tries of the last look, which wait longer each time."""
 _PRINT_EVERY = 10.0
 _NOT_METRICS = ("time", "step", "steps", "seconds_left")
 
@@ -63,19 +67,34 @@ class Follower(threading.Thread):
             self._look(settled=False)
 
     def finish(self, ended_well: bool = True) -> None:
-        """Takes what is left and ends; an export that was just being written is registered only if the training ended well."""
+        """Takes what is left and ends; an export that was just being written is registered only if the training ended well. Then the last look is
+        repeated where it failed, as no other follows it; of a training that goes on the next driver takes what was missed.
+        """
         self._over.set()
         self.join()
+        for failed in range(1, _LAST_LOOKS if ended_well else 1):
+            if self._look(settled=ended_well):
+                return
+            wait(failed)
         self._look(settled=ended_well)
 
-    def _look(self, settled: bool) -> None:
+    def register_missed(self) -> None:
+        """Registers exports of a training that has ended which the driver that ended it could not; for a follower that was not started."""
+        self._try(lambda: self._read_exports(settled=True))
+
+    def _look(self, settled: bool) -> bool:
+        """Whether all could be read; what could not be keeps nothing else from being taken."""
+        parts = (self._read_metrics, self._read_pictures, self._read_checkpoints, lambda: self._read_exports(settled))
+        taken = [self._try(part) for part in parts]
+        return all(taken)
+
+    def _try(self, part: Callable[[], None]) -> bool:
         try:
-            self._read_metrics()
-            self._read_pictures()
-            self._read_checkpoints()
-            self._read_exports(settled)
+            part()
         except Exception as error:  # a full disk, a network file system that hiccups, whatever a store's library raises: the next look takes what this one missed
             logging.getLogger("lato.tracking").warning("%s could not be read: %s", self._folder, error)
+            return False
+        return True
 
     def _read_metrics(self) -> None:
         path = self._folder / "metrics.jsonl"
@@ -151,7 +170,8 @@ class Follower(threading.Thread):
             card = json.loads((folder / CARD).read_text())
             tags = {name: str(card[name]) for name in ("step", "held_out", "weights", "checkpoint") if card[name] is not None}
             self._run.model(f"lato-{self._stage}", str(folder), _alias(folder.name), tags, once=(f"export {folder.name}", written))
-            if settled and folder.name == "export" and card["checkpoint"] == best(self._checkpoints):
+            is_best = card["held_out"] is not None and not (self._folder / "export-best").exists()  # else it lies there
+            if settled and folder.name == "export" and is_best:
                 self._run.model(f"lato-{self._stage}", str(folder), "best", tags, once=("export export-best", written))
 
 

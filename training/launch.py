@@ -23,7 +23,7 @@ from infra.console import duration, say
 from infra.environment import describe_environment
 from infra.errors import UserError
 from infra.storage import commit, sha256_json
-from infra.tracking import open_run, send_left
+from infra.tracking import ended_run, open_run, send_left
 from training import resources, resume_rules
 from training.follow import Follower, read_metrics
 from training.rank import DRIVER
@@ -71,12 +71,16 @@ def train(
 
     Raises:
         UserError: A rank stopped; says why. Or a run of other settings stands there, or there is no place for the ranks.
+        KeyboardInterrupt: By Ctrl-C. Or a SIGTERM came when the ranks had nothing more to save: the stage is done, and what follows it is not begun.
     """
     folder = Path(job.folder)
     made = made_of(job, inputs)
     fingerprint = sha256_json(made)
     result_file, backlog = folder / "result.json", str(folder / "mlflow_backlog")
     if result_file.is_file() and (known := json.loads(result_file.read_text()))["fingerprint"] == fingerprint:
+        ended = ended_run(tracking_uri, backlog, known["run_id"])
+        Follower(job.stage, folder, ended, job.checkpoint_folder).register_missed()
+        ended.close(None)
         send_left(tracking_uri, backlog)
         say(f"  {job.stage}: trained already, held-out {known['first']:.4f} -> {known['last']:.4f}")
         return TrainResult(
@@ -97,7 +101,7 @@ def train(
     follower = Follower(job.stage, folder, run, job.checkpoint_folder)
     follower.start()
     try:
-        with _passing_on_stops(folder):
+        with _passing_on_stops(folder) as stops:
             (_fit_ray if launcher == "ray" else _fit_plain)(job, folder)
     except BaseException:
         follower.finish(ended_well=False)
@@ -110,6 +114,8 @@ def train(
     result = {"fingerprint": fingerprint, "first": held[0], "last": held[-1], "seconds": seconds, "run_id": run.run_id}
     commit(str(result_file), json.dumps(result).encode())
     say(f"  {job.stage}: held-out {held[0]:.4f} -> {held[-1]:.4f} in {duration(seconds)}")
+    if stops.asked:
+        raise KeyboardInterrupt
     return TrainResult(job.stage, folder / "export", folder / "metrics.jsonl", held[0], held[-1], seconds, run.run_id)
 
 
@@ -122,26 +128,39 @@ def made_of(job: Job, inputs: dict[str, str]) -> dict[str, Any]:
     return {"version": VERSION, "config": config, "data": data, "inputs": others}
 
 
+@dataclass
+class _Stops:
+    """What was asked of this driver."""
+
+    asked: bool = False
+
+
 @contextmanager
-def _passing_on_stops(folder: Path) -> Iterator[None]:
-    """SIGTERM to the driver asks the ranks to save and end; where this is not the main thread, nothing is passed on. Ray Train takes Ctrl-C for itself and
-    would keep it: it is given back, too.
+def _passing_on_stops(folder: Path) -> Iterator[_Stops]:
+    """SIGTERM to the driver asks the ranks to save and end. Where none has been heard of yet (Ray Train may wait for places for hours) there is nothing to
+    save, and a second one does not wait: both end the driver as Ctrl-C does. Where this is not the main thread, nothing is passed on. Ray Train takes Ctrl-C
+    for itself and would keep it: it is given back, too.
     """
+    stops = _Stops()
 
     def ask(*_: Any) -> None:
+        if stops.asked or not any((folder / "ranks").glob("rank-*.json")):
+            raise KeyboardInterrupt
+        stops.asked = True
         (folder / STOP).touch()
 
     interrupted = signal.getsignal(signal.SIGINT)
     try:
         before = signal.signal(signal.SIGTERM, ask)
     except ValueError:
-        yield
+        yield stops
         return
     try:
-        yield
+        yield stops
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGINT, interrupted)
+        (folder / STOP).unlink(missing_ok=True)
 
 
 def _fit_ray(job: Job, folder: Path) -> None:

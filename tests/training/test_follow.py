@@ -1,7 +1,9 @@
 """What the driver makes of a run's folder: points, pictures, checkpoints, registered exports; each once, whoever was killed."""
 
 import json
+import resource
 import shutil
+import signal
 import time
 
 import numpy as np
@@ -10,8 +12,10 @@ from PIL import Image
 
 from infra.runs import delete_artifacts
 from infra.tracking import open_run
-from training import presets
+from training import follow, launch, presets
 from training.follow import Follower
+from training.lines import line_writer
+from training.stage_factory import Job
 
 
 def _write_metrics(folder, steps):
@@ -132,29 +136,76 @@ def test_the_last_model_is_the_best_too_where_none_before_was_better(tmp_path, u
     assert [client.get_model_version_by_alias("lato-dit", alias).tags["step"] for alias in ("best", "last")] == ["15", "15"]
 
 
-def test_a_store_that_fails_for_a_moment_ends_no_follower(tmp_path, uri, monkeypatch):
+def test_a_store_that_fails_for_a_moment_ends_no_follower_and_hides_nothing(tmp_path, uri, monkeypatch):
     from mlflow import MlflowClient
 
-    folder, asked = tmp_path / "run", []
-    _write_metrics(folder, range(3))
+    client, folder, waited = MlflowClient(uri), tmp_path / "run", []
+    real = follow.list_folders
 
     def list_folders(uri):
-        asked.append(uri)
-        if len(asked) < 3:
+        if len(waited) < 2:
             raise RuntimeError("what a store's library raises")
-        return []
+        return real(uri)
 
-    monkeypatch.setattr("training.follow.list_folders", list_folders)
+    monkeypatch.setattr(follow, "list_folders", list_folders)
+    monkeypatch.setattr(follow, "wait", waited.append)
+    _write_metrics(folder, range(3))
+    _write_checkpoint(folder, 10)
     _write_export(folder, "export", "last")
-    run_id = _follow(uri, folder, during=lambda: time.sleep(4))
-    assert MlflowClient(uri).get_model_version_by_alias("lato-dit", "last").run_id == run_id
+    run_id = _follow(uri, folder, ended_well=False)
+    assert waited == [], "who is interrupted is not kept waiting"
+    _follow(uri, folder, run_id)
+    assert waited == [1, 2]
+    assert client.get_model_version_by_alias("lato-dit", "last").run_id == run_id
+    assert "checkpoints/step-000010.json" in _artifacts(client, run_id)
+
+
+def test_a_model_that_could_not_be_registered_is_when_the_same_command_runs_again(tmp_path, uri, monkeypatch):
+    from mlflow import MlflowClient
+
+    client, folder = MlflowClient(uri), tmp_path / "run"
+
+    def fit(job, folder):
+        _write_metrics(folder, range(6))
+        _write_export(folder, "export", "last", 5)
+
+    def fail(*_):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(launch, "_fit_plain", fit)
+    with monkeypatch.context() as patch:
+        patch.setattr(follow, "wait", lambda _: None)
+        patch.setattr(Follower, "_read_exports", fail)
+        first = _train(folder, uri)
+    assert not client.search_model_versions()
+    ended = client.get_run(first.run_id).info
+    for _ in range(2):
+        assert _train(folder, uri) == first
+        assert len(client.search_model_versions()) == 1
+        assert [client.get_model_version_by_alias("lato-tokenizer", alias).run_id for alias in ("best", "last")] == [first.run_id] * 2
+    assert client.get_run(first.run_id).info.end_time == ended.end_time and ended.status == "FINISHED"
+
+
+def test_half_a_line_on_a_full_disk_does_not_take_the_next_one_with_it(tmp_path, capsys):
+    report = line_writer(tmp_path / "metrics.jsonl")
+    before, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    report({"step": 1, "loss": 1.0})
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.jsonl").stat().st_size + 20, limits[1]))
+        report({"step": 2, "loss": 2.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    report({"step": 3, "loss": 3.0})
+    assert [line["step"] for line in follow.read_metrics(tmp_path / "metrics.jsonl")] == [1, 3]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    assert 'metrics.jsonl: File too large; not written: {"time"' in capsys.readouterr().err
 
 
 def test_what_stopped_a_rank_is_not_hidden_behind_a_disk_that_takes_no_note(tmp_path, monkeypatch):
     from infra.errors import UserError
     from training.config import DataSource
     from training.rank import work
-    from training.stage_factory import Job
 
     monkeypatch.setenv("RANK", "0")
     (tmp_path / "failures").touch()  # no folder can be made here
@@ -174,17 +225,19 @@ def test_a_database_that_fails_stops_nobody(tmp_path, uri):
     run.client.log_batch = run.client.log_artifacts = run.client.log_text = fail
     follower = Follower("dit", folder, run)
     follower.start()
-    _write_export(folder, "export", "last")
+    _write_export(folder, "export", "last", held_out=None)  # what was not measured is not the best
     follower.finish()
     run.close("FAILED", seconds=300)
     kinds = [json.loads(line)[0] for line in (folder / "mlflow_backlog" / f"{run.run_id}.jsonl").read_text().splitlines()]
     assert kinds == ["tags", "metrics", "metrics", "metrics", "model", "status"]
 
 
-def test_a_stop_that_was_asked_of_a_run_that_has_ended_does_not_stop_the_next(tmp_path, uri, monkeypatch):
-    from training import launch
-    from training.stage_factory import Job
+def _train(folder, uri):
+    given = Job(stage="tokenizer", config=presets.preset("tokenizer", "tiny"), data=(), folder=str(folder))
+    return launch.train(given, {}, uri, "lato", launcher="plain")
 
+
+def test_a_stop_that_was_asked_of_a_run_that_has_ended_does_not_stop_the_next(tmp_path, uri, monkeypatch):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "stop-now").touch()
@@ -194,5 +247,39 @@ def test_a_stop_that_was_asked_of_a_run_that_has_ended_does_not_stop_the_next(tm
         _write_metrics(folder, range(6))
 
     monkeypatch.setattr(launch, "_fit_plain", fit)
-    config = presets.preset("tokenizer", "tiny")
-    launch.train(Job(stage="tokenizer", config=config, data=(), folder=str(folder)), {}, uri, "lato", launcher="plain")
+    _train(folder, uri)
+
+
+def _beat(folder):
+    (folder / "ranks").mkdir()
+    (folder / "ranks" / "rank-00000.json").touch()
+
+
+def test_a_stop_that_comes_with_the_last_step_ends_what_would_follow(tmp_path, uri, monkeypatch):
+    """Ranks that end well all the same: their stage is recorded, and `lato quickstart` does not begin the next."""
+    folder = tmp_path / "run"
+
+    def fit(job, folder):
+        _beat(folder)
+        _write_metrics(folder, range(6))
+        signal.raise_signal(signal.SIGTERM)
+        assert (folder / "stop-now").exists()
+
+    monkeypatch.setattr(launch, "_fit_plain", fit)
+    with pytest.raises(KeyboardInterrupt):
+        _train(folder, uri)
+    assert not (folder / "stop-now").exists()
+    monkeypatch.setattr(launch, "_fit_plain", None)
+    assert _train(folder, uri).last == 0.5  # trained already
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_a_stop_that_no_rank_would_meet_and_a_second_one_end_the_driver(tmp_path, heard):
+    with launch._passing_on_stops(tmp_path) as stops:
+        if heard:
+            _beat(tmp_path)
+            signal.raise_signal(signal.SIGTERM)
+            assert stops.asked and (tmp_path / "stop-now").exists()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert not (tmp_path / "stop-now").exists()
