@@ -33,6 +33,8 @@ from lato.faces import FaceReader
 from lato.faces.identity import RECOGNIZER, SAME_PERSON_THRESHOLD
 from lato.pairs import decode_image
 
+_NOTES = (".txt", ".md", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".yaml", ".yml", ".xml", ".html", ".pdf", ".npy", ".npz")
+"""What may lie beside evaluation pictures, and shows nobody."""
 _READ = ("kind", "track", "representative", "sharpness", "phash", *AXES)
 """What is read of the faces of sources that are held out."""
 
@@ -73,10 +75,24 @@ class Holdout:
         Raises:
             UserError: The folder is not there, or a file is unreadable or shows no face: it could not be kept out of training.
         """
+        nobody = cls(config, np.zeros((0, 0), np.float32), ())
+        found, most = nobody._with_files(_files_of(config), models, groups)
+        blind = [name for name, count in most.items() if not count]
+        if blind:
+            raise UserError(f"holdout: no face is found in {', '.join(blind[:5])}; take them out, or name their sources by sha256")
+        several = [f"{name} ({count})" for name, count in most.items() if count > 1]
+        if several:
+            say(
+                f"  holdout: everybody in a picture is kept out; several faces are in {', '.join(several[:5])}{', ...' * (len(several) > 5)}"
+            )
+        return found
+
+    def _with_files(self, files: list[_File], models: Path, groups: GroupsConfig | None) -> tuple[Holdout, dict[str, int]]:
+        """With everybody who is seen in files; and how many that are in a picture of each, at most."""
         embeddings: list[npt.NDArray[np.float32]] = []
         hashes: list[bytes] = []
         most: dict[str, int] = {}
-        if files := _files_of(config):
+        if files:
             reader = FaceReader.from_folder(models)
             identify = GROUPS[NAME].make(models, groups or GroupsConfig())
             for file in each("holdout", files, "files"):
@@ -89,15 +105,26 @@ class Holdout:
                         (found,) = identify([Face(chip, chip.place(reading.mesh.landmarks68))])
                         embeddings.append(np.asarray(found["embedding"], np.float32))
                         hashes.append(reading.quality.phash)
-        blind = [name for name, count in most.items() if not count]
-        if blind:
-            raise UserError(f"holdout: no face is found in {', '.join(blind[:5])}; take them out, or name their sources by sha256")
-        several = [f"{name} ({count})" for name, count in most.items() if count > 1]
-        if several:
-            say(
-                f"  holdout: everybody in a picture is kept out; several faces are in {', '.join(several[:5])}{', ...' * (len(several) > 5)}"
-            )
-        return cls(config, np.stack(embeddings) if embeddings else np.zeros((0, 0), np.float32), tuple(hashes))
+        if not embeddings:
+            return self, most
+        return replace(self, embeddings=np.stack([*self.embeddings, *embeddings]), hashes=(*self.hashes, *hashes)), most
+
+    def with_photos(self, items: list[WorkItem], usable: Collection[str], models: Path, groups: GroupsConfig) -> Holdout:
+        """With everybody who is seen in the photos of sources that are held out themselves: a build looks at the largest face of a photo alone.
+
+        Args:
+            items: All sources.
+            usable: Ids of those that could be read.
+            models: Folder of the perception models.
+            groups: The build's column groups.
+        """
+        photos = [
+            _File("holdout", image.uri, image.uri)
+            for item in items
+            if item.kind == "image" and item.source_id in usable and self._names(item.source_id, item.identity)
+            for image in read_image_set(item.uri).images
+        ]
+        return self._with_files(photos, models, groups)[0]
 
     def find_sources(self, items: list[WorkItem], usable: Collection[str], work: str) -> Holdout:
         """With the sources that hold a content of `sha256`, by themselves or as one of a set's pictures; warns of names and contents that no source has.
@@ -205,6 +232,15 @@ def _files_of(config: HoldoutConfig) -> list[_File]:
     if names is None:
         raise UserError(f"holdout.folder: there is no folder {config.folder}")
     inside = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES + VIDEO_SUFFIXES)]
+    others = [name for name in names if name not in set(inside) and not name.lower().endswith(_NOTES) and not f"/{name}".count("/.")]
+    if others or not inside:
+        lacking = (
+            f"{len(others)} files in it are neither pictures nor videos by their names" if others else "there is no picture or video in it"
+        )
+        raise UserError(
+            f"holdout.folder: {config.folder}: {lacking}{': ' * bool(others)}{', '.join(others[:5])}{', ...' * (len(others) > 5)}. What is in it could "
+            "not be kept out of training: take them out or convert them; a folder that is linked into it is named by itself"
+        )
     return files + [_File("holdout.folder", name, join(config.folder, name)) for name in inside]
 
 

@@ -92,7 +92,8 @@ def observe(config: DataConfig, work: str, models: Path, extra: list[WorkItem] |
     ledger = refuse_renamed(analyze(items, config.analyze, models, work, published), items, published, work)
     write_ledger(ledger, join(work, "ledger.jsonl"))
     _stop_if_pending(ledger)
-    holdout = holdout.find_sources(items, {row["source_id"] for row in ledger.usable()}, work)
+    usable = {row["source_id"] for row in ledger.usable()}
+    holdout = holdout.find_sources(items, usable, work).with_photos(items, usable, models, groups)
     parts = [part for row in ledger.usable() for part in row["parts"]]
     backfill(parts, {name: digest for name, digest in digests.items() if name not in (NAME, WRITING)}, groups, models, work, workers)
     return Observed({item.source_id: item for item in items}, ledger, digests, group_models(models, groups), identities, writing, holdout)

@@ -142,7 +142,8 @@ def _funnel(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The funnel with what each row means, and its share of what went into its step."""
     most = Counter[str]()
     for row in rows:
-        most[row["step"]] = most[row["step"]] + row["count"] if row["step"] == "samples" else max(most[row["step"]], row["count"])
+        whole = row["step"] in ("samples", "instructions")  # whose rows have no sum among them
+        most[row["step"]] = most[row["step"]] + row["count"] if whole else max(most[row["step"]], row["count"])
     return [
         {**row, "said": VERDICTS_SAID.get(row["name"].removeprefix("rejected: "), ""), "share": row["count"] / max(1, most[row["step"]])}
         for row in rows

@@ -7,14 +7,18 @@ Answers are kept by what was asked: a rerun asks nothing again, and the dataset'
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, NoReturn
+
+from pydantic import field_validator
 
 from infra.addresses import join
 from infra.backoff import passes, wait
@@ -62,6 +66,18 @@ class RewriteConfig(Config):
     """Another seed, other answers."""
     picture: bool = True
     """Whether it is shown each sample's source, so that faces go to the endpoint; false for a model that reads text alone."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_address(cls, endpoint: str | None) -> str | None:
+        try:
+            where = urllib.parse.urlsplit("http://none" if endpoint is None else endpoint)
+            good = where.scheme in ("http", "https") and bool(where.hostname) and where.port != 0
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError("expected http://host[:port]/..., or https")
+        return endpoint
 
 
 class Wanted(NamedTuple):
@@ -144,8 +160,10 @@ class Rewriter:
 
     def _post(self, asked: dict[str, Any]) -> str:
         headers = {"Content-Type": "application/json"}
-        if os.environ.get("LATO_API_KEY"):
-            headers["Authorization"] = f"Bearer {os.environ['LATO_API_KEY']}"
+        if key := os.environ.get("LATO_API_KEY", "").strip():  # a secret that is read from a file ends with its line
+            if not (key.isascii() and key.isprintable()):
+                raise UserError("$LATO_API_KEY: it holds characters that a header may not have; is it another file's content?")
+            headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(f"{str(self._config.endpoint).rstrip('/')}/chat/completions", json.dumps(asked).encode(), headers)
         error: Exception | None = None
         for attempt in range(_TRIES):
@@ -158,7 +176,13 @@ class Rewriter:
                 error = failed
                 if not passes(failed):  # it will not be otherwise the next time
                     break
-            except (OSError, ValueError, LookupError, TypeError) as failed:  # no answer, or none that can be read
+            except (
+                OSError,
+                http.client.HTTPException,
+                ValueError,
+                LookupError,
+                TypeError,
+            ) as failed:  # no answer, or none that can be read
                 error = failed
         hint = " A model that reads text alone needs instructions.picture=false." if self._config.picture else ""
         raise UserError(

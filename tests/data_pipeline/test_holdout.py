@@ -110,6 +110,34 @@ def test_everybody_in_an_evaluation_picture_is_kept_out(models, reader, clip, tm
     assert "several faces are in two.png (2)" in capsys.readouterr().out
 
 
+def test_everybody_in_a_photo_that_is_held_out_by_its_content_is_kept_out(models, reader, clip, tmp_path):
+    """A build looks at the largest face of a photo, and the others were trained on."""
+    items = [item_for(clip(name), source_id=name) for name in ("obama", "biden")]
+    usable = {"obama", "biden"}
+    holdout = Holdout.read(HoldoutConfig(sha256=(sha256_bytes(Path(clip("obama")).read_bytes()),)), models)
+    found = holdout.find_sources(items, usable, str(tmp_path)).with_photos(items, usable, models, GroupsConfig())
+    shown = reader.read_all(np.ascontiguousarray(cv2.imread(clip("obama"))[:, :, ::-1]))
+    assert len(found.embeddings) == len(found.hashes) == len(shown) and all(found.bars(face.embedding) for face in shown)
+    assert holdout.find_sources(items, set(), str(tmp_path)).with_photos(items, set(), models, GroupsConfig()).hashes == ()
+
+
+@pytest.mark.parametrize(
+    ("beside", "said"), [("photo.heic", "1 files .*photo.heic"), ("linked", "1 files .*linked"), ("notes.txt", "no picture or video")]
+)
+def test_what_could_not_be_kept_out_of_training_is_no_evaluation_folder(models, clip, tmp_path, beside, said):
+    """It was passed over without a word, and its people trained on."""
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    if beside == "linked":
+        (folder / beside).symlink_to(Path(clip("obama")).parent)
+    else:
+        (folder / beside).write_bytes(b"")
+    if beside != "notes.txt":
+        shutil.copyfile(clip("obama"), folder / "obama.jpg")
+    with pytest.raises(UserError, match=rf"holdout.folder: .*{said}"):
+        Holdout.read(HoldoutConfig(folder=str(folder)), models)
+
+
 @pytest.mark.parametrize("name", ["gone.png", "gone.mp4"])
 def test_an_evaluation_file_that_cannot_be_read_is_named(models, tmp_path, name):
     (tmp_path / name).symlink_to(tmp_path / "nowhere")

@@ -3,7 +3,7 @@
 from data_pipeline.card import _card
 from data_pipeline.ledger import Ledger
 from data_pipeline.published import as_table
-from data_pipeline.report import _consents, _is_of_another
+from data_pipeline.report import _consents, _funnel, _is_of_another
 from data_pipeline.worklist import WorkItem
 
 SAMPLE = {"split": "train", "kind": "video", "edit_kind": "pose", "licence": "CC0-1.0", "source_id": "a", "target_id": "b"}
@@ -21,6 +21,13 @@ def test_consent_is_that_of_the_version_and_not_of_the_last_work_list():
     assert _consents(told | {"target_consent": None}, now) == "signed and unknown"  # one end never speaks for the other
     assert _consents(SAMPLE, now) == "withdrawn" and _consents(SAMPLE, {}) == "unknown"  # an older manifest does not tell
     assert _consents(told | {"kind": "synthetic"}, now) == "not needed: drawn"
+
+
+def test_shares_of_a_step_are_of_all_that_went_into_it():
+    rows = [("candidate pairs", "in", 10), ("candidate pairs", "accepted", 4), ("samples", "train", 3), ("samples", "test", 1)]
+    rows += [("instructions", "refused: not the same edit", 40), ("instructions", "rewritten", 60)]
+    shares = [row["share"] for row in _funnel([{"step": step, "name": name, "count": count} for step, name, count in rows])]
+    assert shares == [1.0, 0.4, 0.75, 0.25, 0.4, 0.6]
 
 
 def test_a_ledger_of_other_sources_than_the_funnel_counts_is_seen():

@@ -8,6 +8,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from pydantic import ValidationError
 
 import data_pipeline.rewrite as rewrite_module
 from data_pipeline.rewrite import RewriteConfig, Rewriter, Wanted
@@ -27,7 +28,10 @@ def endpoint(monkeypatch):
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(statuses.pop(0) if statuses else 200)
+            status = statuses.pop(0) if statuses else 200
+            self.send_response(200 if status == "broken off" else status)
+            if status == "broken off":
+                self.send_header("Content-Length", "5000")
             self.end_headers()
             self.wfile.write(json.dumps({"choices": [{"message": {"content": replies[0]}}]}).encode())
 
@@ -83,6 +87,31 @@ def test_a_model_that_sees_is_shown_each_samples_source(endpoint, tmp_path):
     assert written["p"].rewriting.picture and "the picture is the photo" in written["p"].rewriting.prompt
     unseen = write(Rewriter(blind(address), str(tmp_path)), ("p", "train"))["p"]
     assert not unseen.rewriting.picture and "picture" not in asked[2]["messages"][0]["content"]
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(endpoint, tmp_path):
+    address, asked, statuses, _ = endpoint
+    statuses += ["broken off"]
+    assert write(Rewriter(blind(address), str(tmp_path)), ("p", "train"))["p"].text == "Make the person look happy"
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("address", ["myhost/v1", "ftp://host/v1", "http://127.0.0.1:80a/v1", "http:///v1", ""])
+def test_an_endpoint_that_is_no_address_is_refused_with_the_config(address):
+    with pytest.raises(ValidationError, match="expected http"):
+        RewriteConfig(endpoint=address)
+
+
+def test_a_key_that_was_read_with_its_line_is_used_and_one_that_cannot_be_is_not_told(endpoint, tmp_path, monkeypatch):
+    """Python's error, which names the whole header, was."""
+    address, asked, _, _ = endpoint
+    monkeypatch.setenv("LATO_API_KEY", "sk-top-secret\r\n")
+    write(Rewriter(blind(address), str(tmp_path)), ("p", "train"))
+    assert len(asked) == 1
+    monkeypatch.setenv("LATO_API_KEY", "sk-top\nsecret")
+    with pytest.raises(UserError, match=r"\$LATO_API_KEY: it holds characters") as told:
+        write(Rewriter(blind(address), str(tmp_path)), ("q", "train"))
+    assert "sk-top" not in str(told.value) and len(asked) == 1
 
 
 def test_a_refusal_for_good_is_not_asked_again(endpoint, tmp_path):

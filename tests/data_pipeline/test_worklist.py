@@ -54,6 +54,21 @@ def test_what_is_merged_is_noted(tmp_path, capsys):
     assert capsys.readouterr().out == f"  {tmp_path}: 1 files are there twice with the same content and count once (a_b)\n"
 
 
+def test_sets_that_are_written_alike_and_show_others_are_two_sources(tmp_path):
+    """One of two people was gone."""
+    for name, picture in (("alice", b"a"), ("bob", b"b"), ("again", b"a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(picture)
+        (tmp_path / name / "set.json").write_text('{"images": [{"uri": "1.jpg"}]}')
+    rows = [WorkItem(source_id="x", uri=str(tmp_path / name / "set.json"), kind="image") for name in ("alice", "bob", "again")]
+    assert check_items([rows[0], rows[2]], "here") == [rows[0]]
+    with pytest.raises(UserError, match="names two sources"):
+        check_items(rows[:2], "here")
+    (tmp_path / "again" / "1.jpg").unlink()
+    with pytest.raises(UserError, match="names two sources"):
+        check_items([rows[0], rows[2]], "here")
+
+
 def test_two_rows_of_a_file_are_told_by_what_differs():
     a = WorkItem(source_id="a", uri="a.mp4", kind="video", licence="CC0", attributes={"take": "1"})
     b = a.model_copy(update={"licence": "unknown", "attributes": {"take": "1", "room": "x"}})
