@@ -128,12 +128,19 @@ def plan_build(items: list[WorkItem], config: DataConfig, models: Path) -> Build
             allowed.append(item)
         except (OSError, ValueError, av.error.FFmpegError):
             unreadable.append(item.source_id)
+    people, together = Counter[str](), []  # of declared people photos of several sources are paired
+    for item, count in zip(allowed, pictures, strict=True):
+        if config.pairing.same_person and item.kind == "image" and item.identity:
+            people[item.identity] += count
+        else:
+            together.append(count)
     generated = _generated(config, sum(item.kind == "image" and not item.uri.endswith(".json") for item in allowed))
     kinds["synthetic"] += len(generated)
     if not kinds.total():
         raise UserError(NO_SOURCES)
-    most = sum(min(2 * config.pairing.per_source, count * (count - 1)) for count in pictures)
+    most = sum(min(2 * config.pairing.per_source, count * (count - 1)) for count in together)
     most += sum(min(2 * config.pairing.per_identity, count * (count - 1)) for count in generated)
+    most += sum(min(2 * config.pairing.per_identity, count * (count - 1)) for count in people.values())
     asked = max(place.memory for place in places_of(config)) if config.analyze.workers else 0
     frames, probe = sum(pictures) + sum(generated), _probe(allowed, analyze.fps, models, analyze.workers)
     return BuildPlan(dict(+kinds), dict(refused), unreadable, size / 1e6, seconds, frames, most, asked, probe)

@@ -207,6 +207,15 @@ def test_the_plan_counts_what_will_be_looked_at(models, clip, tmp_path):
     assert 2 * min(sizes) < plan.probe.bytes_per_sample < 4 * max(sizes)
 
 
+def test_the_plan_counts_pairs_of_a_persons_photos(models, clip):
+    """It said that there are none at most."""
+    items = [item_for(clip(name), identity="obama") for name in ("obama", "obama2")]
+    items.append(item_for(clip("biden"), identity="biden"))
+    config = DataConfig(analyze=AnalyzeConfig(workers=0), pairing=PairingConfig(same_person=True))
+    assert plan_build(items, config, models).most_samples == 2
+    assert plan_build(items, config.model_copy(update={"pairing": PairingConfig()}), models).most_samples == 0
+
+
 def test_forget_asks_whom(built):
     work, _ = built
     with pytest.raises(UserError, match="nothing to forget"):
