@@ -70,6 +70,10 @@ def edit_file(
         picture = decode_image(Path(image).read_bytes(), image)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from error
+    if given is not None and loaded.transformer.config["conditioning"] == "none":
+        raise UserError(
+            f"--landmarks {landmarks}: the pipeline {pipeline} was trained without landmarks and draws to none. Leave them out."
+        )
     loaded.set_progress_bar_config(leave=False)
     reading = (loaded.faces or FaceReader.from_folder(perception_models())).read(picture)
     if reading is None:
@@ -85,14 +89,15 @@ def edit_file(
         generator=torch.Generator().manual_seed(seed),
         output_type="np",
     )
-    target = output.landmarks[0]
-    if target is None:
+    if output.images[0] is None:
         raise UserError(f"the predictor gave no usable landmarks ({'; '.join(output.problems[0])}). Say it otherwise, or give --landmarks.")
     edited = cv2.resize(output.images[0], (512, 512), interpolation=cv2.INTER_CUBIC)
-    strip = np.hstack([draw_landmarks(points, face), draw_landmarks(target), draw_landmarks(target, edited)])
+    target = output.landmarks[0]
+    drawn = [edited] if target is None else [draw_landmarks(target), draw_landmarks(target, edited)]
+    strip = np.hstack([draw_landmarks(points, face), *drawn])
     said = {
         "instruction": instruction,
-        "landmarks": np.round(target, 2).tolist(),
+        "landmarks": None if target is None else np.round(target, 2).tolist(),
         "reasoning": output.reasoning[0],
         "problems": output.problems[0],
     }

@@ -26,6 +26,7 @@ LIST = POINTS.tolist()
 class _Pipeline:
     """Draws noise, and to the landmarks it is given; counts how often."""
 
+    transformer = SimpleNamespace(config={"conditioning": "tokens"})
     faces = SimpleNamespace(read=lambda picture: SimpleNamespace(mesh=SimpleNamespace(landmarks68=POINTS)))
 
     def __init__(self):
@@ -37,7 +38,8 @@ class _Pipeline:
     def __call__(self, image, instruction, landmarks, source_landmarks, **options):
         self.given.append(landmarks)
         picture = np.random.default_rng(1).integers(0, 255, (512, 512, 3)).astype(np.uint8)
-        target = POINTS if landmarks is None else landmarks[0]
+        found = None if self.transformer.config["conditioning"] == "none" else POINTS
+        target = found if landmarks is None else landmarks[0]
         return SimpleNamespace(images=[picture], landmarks=[target], reasoning=["so"], problems=[()])
 
 
@@ -82,6 +84,17 @@ def test_an_edit_draws_to_what_another_wrote_beside_its_picture(edit, pipeline, 
     assert mine.shape == first.shape == (1, 68, 2)
     assert np.abs(mine - POINTS).max() == 0
     assert np.abs(first - mine).max() <= 0.0051  # it is written with two digits
+
+
+def test_a_pipeline_that_draws_to_no_landmarks_edits_all_the_same(edit, pipeline, tmp_path):
+    pipeline.transformer = SimpleNamespace(config={"conditioning": "none"})
+    out, strip, text = edit("edited.png")
+    assert decode_image(out.read_bytes(), "picture").shape == (512, 512, 3)
+    assert np.array_equal(decode_image(strip.read_bytes(), "strip")[:, 512:], decode_image(out.read_bytes(), "picture"))
+    assert json.loads(text.read_bytes())["landmarks"] is None
+    (tmp_path / "mine.json").write_text(json.dumps(LIST))
+    with pytest.raises(UserError, match="draws to none"):
+        edit("edited.png", "mine.json")
 
 
 @pytest.mark.parametrize(
