@@ -27,7 +27,7 @@ class EditResult:
     image: npt.NDArray[np.uint8] | None
     """(512, 512, 3) RGB."""
     landmarks: Landmarks | None
-    """(68, 2) canvas px that it drew to, where it has any."""
+    """(68, 2) canvas px that it drew to, where it has any; there may be a picture without."""
     seconds: float
     """For this picture; a batch's time is shared out evenly."""
     state: str = "ok"
@@ -91,11 +91,12 @@ class LaToEditor:
             output_type="np",
         )
         seconds = (time.perf_counter() - started) / len(samples)
+        sees_landmarks = self._pipeline.transformer.config["conditioning"] != "none"  # else those that are given are not drawn to
         results = []
         for image, landmarks, reasoning, problems in zip(output.images, output.landmarks, output.reasoning, output.problems, strict=True):
-            if landmarks is None:
+            if image is None:
                 results.append(EditResult(None, None, seconds, "no_landmarks: " + "; ".join(problems), reasoning))
             else:
                 large = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
-                results.append(EditResult(large, landmarks, seconds, "ok", reasoning))  # type: ignore[arg-type]
+                results.append(EditResult(large, landmarks if sees_landmarks else None, seconds, "ok", reasoning))  # type: ignore[arg-type]
         return results

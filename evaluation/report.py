@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from evaluation.metrics import Mean
-from evaluation.run import METRICS, EvalResult, show
+from evaluation.run import METRICS, EvalResult, is_uneven, show, unread_samples
 from infra.addresses import join
 from infra.storage import commit, read_bytes
 from lato.landmarks import draw_landmarks
@@ -83,6 +83,8 @@ def write_report(
         grid=[_grid_row(pair, editors, rows, edits) for pair in evaluation.samples],
         columns=["face found", *(metric.replace("_", " ") for metric in METRICS)],
         scores=[_score_row(editor, values) for editor, values in evaluation.summary.items()],
+        common=[_common_row(editor, values) for editor, values in evaluation.summary.items()] if is_uneven(evaluation.summary) else [],
+        unread=unread_samples(evaluation.summary),
         mlflow=mlflow_command,
         dataset=dataset,
         pipeline=pipeline,
@@ -133,9 +135,11 @@ def _grid_row(pair: FacePair, editors: list[str], rows: list[dict[str, Any]], ed
     for editor in editors:
         row = mine[editor]
         image = None
-        if row["landmarks"] is not None:
+        if row["picture"]:
             picture = decode_image(read_bytes(join(edits, editor, f"{pair.key}.jpg")), pair.key)
-            image = _thumbnail(draw_landmarks(np.array(row["landmarks"]).reshape(68, 2), picture) if editor.startswith("lato") else picture)
+            if row["landmarks"] is not None and editor.startswith("lato"):
+                picture = draw_landmarks(np.array(row["landmarks"]).reshape(68, 2), picture)
+            image = _thumbnail(picture)
         cells.append({"image": image, "state": "" if row["state"] == "ok" else row["state"].replace("_", " ")})
     return {
         "instruction": pair.meta.instruction,
@@ -150,6 +154,10 @@ def _score_row(editor: str, values: dict[str, Any]) -> dict[str, Any]:
     cells = [show(Mean(**values[metric])) for metric in ("detection", *METRICS)]
     states = ", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in values["states"].items())
     return {"editor": editor, "cells": cells, "states": states}
+
+
+def _common_row(editor: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {"editor": editor, "cells": [show(Mean(**values["common"][metric])) for metric in METRICS]}
 
 
 def _thumbnail(image: npt.NDArray[np.uint8]) -> str:

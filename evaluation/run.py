@@ -12,33 +12,35 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from evaluation.editors import SIDE, CopyEditor, Editor, EditResult, LaToEditor, WarpEditor
-from evaluation.metrics import Mean, mean_of, score
+from evaluation.metrics import Mean, mean_of, rate_of, score
 from evaluation.samples import choose_samples
 from infra.addresses import join
 from infra.config import Config
 from infra.console import say, table
-from infra.storage import commit, exists, read_bytes, sha256_file, sha256_json
-from lato.faces import FaceReader
+from infra.storage import commit, delete, exists, read_bytes, sha256_bytes, sha256_file, sha256_json
+from lato.faces import MODEL_FILES, FaceReader, FaceReading
 from lato.guidance import Guidance
 from lato.landmarks import CANVAS
-from lato.pairs import FacePair
+from lato.pairs import FacePair, encode_pair
 from lato.pipeline import LaToPipeline
 
-VERSION = 1
+VERSION = 2
 """Raise it when equal edits would be scored differently."""
 METRICS = ("rectified_identity", "identity", "landmark_error", "landmark_nme", "plan_error", "seconds")
+_NO_FACE_IN_SAMPLE = "no_face_in_sample"
 
 
 class EvalConfig(Config):
     """An evaluation."""
 
-    samples: int = 12
+    samples: int = Field(default=12, ge=1)
     """Held-out samples, spread over kinds of edit and of people."""
-    steps: int = 12
+    steps: int = Field(default=12, ge=1)
     """Euler steps of the LaTo editors."""
-    guidance: float = 2.0
+    guidance: float = Field(default=2.0, ge=0)
     """Scale of joint guidance."""
 
 
@@ -50,7 +52,7 @@ class EvalResult:
     """Parquet, a row an editor and sample."""
     samples: list[FacePair]
     summary: dict[str, dict[str, Any]]
-    """Editor -> metric -> `Mean` as a dict; and `detection`, `states`."""
+    """Editor -> metric -> `Mean` as a dict; and `detection`, `states`, and `common`: metric -> `Mean` over the samples that all editors did."""
 
 
 def evaluate(config: EvalConfig, dataset: str, pipeline_folder: Path, models: Path, work: str) -> EvalResult:
@@ -70,17 +72,19 @@ def evaluate(config: EvalConfig, dataset: str, pipeline_folder: Path, models: Pa
         say("  evaluated already")
         rows = pq.read_table(io.BytesIO(read_bytes(scores_uri))).to_pylist()
         return EvalResult(scores_uri, samples, summarise(rows))
+    delete(mark)  # before a picture is made over: what is stopped on the way must not pass for what was there
     reader = FaceReader.from_folder(models)
     pipeline = LaToPipeline.from_pretrained(pipeline_folder)
     pipeline.set_progress_bar_config(disable=True)
     guidance = Guidance("joint", config.guidance)
     editors: list[Editor] = [CopyEditor(), WarpEditor()]
     editors += [LaToEditor(pipeline, predicted, config.steps, guidance) for predicted in (False, True)]
+    readings = {pair.key: (reader.read(pair.source_image()), reader.read(pair.target_image())) for pair in samples}
     rows = []
     for editor in editors:
         say(f"  {editor.name}: {len(samples)} edits")
         for pair, result in zip(samples, editor.edit(samples), strict=True):
-            rows.append(_score_one(editor.name, pair, result, reader, work))
+            rows.append(_score_one(editor.name, pair, result, readings[pair.key], reader, work))
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), buffer)
     commit(scores_uri, buffer.getvalue())
@@ -89,17 +93,32 @@ def evaluate(config: EvalConfig, dataset: str, pipeline_folder: Path, models: Pa
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Means by editor; samples without a face or a picture are in `detection` and `states`, not in the means."""
+    """Means by editor; samples without a face or a picture are in `detection` and `states`, not in the means.
+
+    An editor that loses the hard faces has a good mean over those that are left: `common` has each one's over the samples that all of them did. A sample in
+    which no face is read to begin with speaks against no editor.
+    """
     summary: dict[str, dict[str, Any]] = {}
+    lost = {row["key"] for row in rows if row["state"] != "ok"}
     for editor in dict.fromkeys(row["editor"] for row in rows):
         mine = [row for row in rows if row["editor"] == editor]
         states: dict[str, int] = {}
         for row in mine:
             states[row["state"]] = states.get(row["state"], 0) + 1
-        found = mean_of([1.0 if row["state"] == "ok" else 0.0 for row in mine])
-        summary[editor] = {metric: asdict(mean_of([row[metric] for row in mine])) for metric in METRICS}
-        summary[editor] |= {"detection": asdict(found), "states": states}
+        found = rate_of(states.get("ok", 0), len(mine) - states.get(_NO_FACE_IN_SAMPLE, 0))
+        common = _means([row for row in mine if row["key"] not in lost])
+        summary[editor] = _means(mine) | {"detection": asdict(found), "states": states, "common": common}
     return summary
+
+
+def is_uneven(summary: dict[str, dict[str, Any]]) -> bool:
+    """Whether an editor has scores of samples that another has none of."""
+    return any(values["identity"]["count"] != values["common"]["identity"]["count"] for values in summary.values())
+
+
+def unread_samples(summary: dict[str, dict[str, Any]]) -> int:
+    """Samples in which no face is read before they are edited, or in what they should become."""
+    return max((values["states"].get(_NO_FACE_IN_SAMPLE, 0) for values in summary.values()), default=0)
 
 
 def print_summary(summary: dict[str, dict[str, Any]]) -> None:
@@ -107,6 +126,12 @@ def print_summary(summary: dict[str, dict[str, Any]]) -> None:
     shown = {"detection": "found", "rectified_identity": "rectified", "landmark_error": "error px", "plan_error": "plan px", "seconds": "s"}
     rows = [(editor, *(brief(Mean(**values[name])) for name in shown)) for editor, values in summary.items()]
     table("Scores on held-out samples: mean (n); the report has all, with intervals", ["editor", *shown.values()], rows)
+    if is_uneven(summary):
+        del shown["detection"]
+        rows = [(editor, *(brief(Mean(**values["common"][name])) for name in shown)) for editor, values in summary.items()]
+        table("The same on the samples that all editors did: compare these", ["editor", *shown.values()], rows)
+    if unread := unread_samples(summary):
+        say(f"  samples in whose own pictures no face is read: {unread}; they count for and against no editor")
     say("  judge scores (SC, VQ, NA) need a vision-language judge: none is part of this version, and nothing stands in for one")
 
 
@@ -119,37 +144,51 @@ def show(mean: Mean) -> str:
     """A mean as text."""
     if mean.value is None:
         return "-"
-    return f"{mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}] n={mean.count}"
+    interval = "" if mean.low is None else f" [{mean.low:.3f}, {mean.high:.3f}]"
+    return f"{mean.value:.3f}{interval} n={mean.count}"
+
+
+def _means(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    people = [row["person"] for row in rows]
+    return {metric: asdict(mean_of([row[metric] for row in rows], people)) for metric in METRICS}
 
 
 def _fingerprint(config: EvalConfig, samples: list[FacePair], pipeline: Path, models: Path) -> str:
-    weights = {str(file.relative_to(pipeline)): sha256_file(str(file)) for file in sorted(pipeline.rglob("*.safetensors"))}
-    reader = {file.name: sha256_file(str(file)) for file in sorted(models.glob("*.onnx"))}
-    keys = [pair.key for pair in samples]
-    return sha256_json({"version": VERSION, "config": config.model_dump(), "samples": keys, "weights": weights, "reader": reader})
+    """All that scores are made of. Of the pipeline all but its own face models, which nothing here asks; a version that is built anew keeps keys of samples."""
+    files = [file for file in sorted(pipeline.rglob("*")) if file.is_file() and file.relative_to(pipeline).parts[0] != "faces"]
+    parts = {str(file.relative_to(pipeline)): sha256_file(str(file)) for file in files}
+    reader = {name: sha256_file(str(models / name)) for name in MODEL_FILES.values()}
+    shown = [[pair.key, *(sha256_bytes(member) for member in encode_pair(pair).values())] for pair in samples]
+    return sha256_json({"version": VERSION, "config": config.model_dump(), "samples": shown, "pipeline": parts, "reader": reader})
 
 
-def _score_one(editor: str, pair: FacePair, result: EditResult, reader: FaceReader, work: str) -> dict[str, Any]:
+def _score_one(
+    editor: str, pair: FacePair, result: EditResult, own: tuple[FaceReading | None, FaceReading | None], reader: FaceReader, work: str
+) -> dict[str, Any]:
+    """A row of the scores; `own` are the faces read in the sample's source and target."""
     row: dict[str, Any] = {
         "editor": editor,
         "key": pair.key,
+        "person": pair.meta.provenance.identity,
         "kind": pair.meta.provenance.kind,
         "edit_kind": pair.meta.edit.kind,
         "instruction": pair.meta.instruction,
         "seconds": result.seconds,
+        "picture": result.image is not None,
         "reasoning": result.reasoning,
         "landmarks": None if result.landmarks is None else np.asarray(result.landmarks, np.float32).reshape(-1).tolist(),
         # of the landmarks it drew to, picture or no picture: what a predictor is worth beside copying the source's
         "plan_error": None if result.landmarks is None else float(np.abs(result.landmarks - pair.landmarks[1]).mean()),
     }
     empty = {name: None for name in METRICS if name not in ("seconds", "plan_error")}
+    if result.image is not None:
+        picture = cv2.imencode(".jpg", cv2.cvtColor(result.image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+        commit(join(work, "edits", editor, f"{pair.key}.jpg"), picture)
+    before, wanted = own
+    if before is None or wanted is None:
+        return row | empty | {"state": _NO_FACE_IN_SAMPLE}
     if result.image is None:
         return row | empty | {"state": result.state}
-    picture = cv2.imencode(".jpg", cv2.cvtColor(result.image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
-    commit(join(work, "edits", editor, f"{pair.key}.jpg"), picture)
-    before, wanted = reader.read(pair.source_image()), reader.read(pair.target_image())
-    if before is None or wanted is None:
-        return row | empty | {"state": "no_face_in_sample"}
     after = reader.read(result.image)
     scores = score(pair.meta.edit, before, after, wanted, pair.landmarks[1], CANVAS.width / SIDE)
     return row | {name: getattr(scores, name) for name in empty} | {"state": scores.state}

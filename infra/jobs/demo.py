@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from data_pipeline.build import build_dataset
 from data_pipeline.config import DataConfig
 from data_pipeline.publish import DatasetVersion, print_version
@@ -33,11 +35,11 @@ TINY = (
 class EvalSettings(Config):
     """Evaluation of the demo."""
 
-    samples: int = 10
+    samples: int = Field(default=10, ge=1)
     """Held-out samples."""
-    steps: int = 12
+    steps: int = Field(default=12, ge=1)
     """Euler steps."""
-    guidance: float = 1.5
+    guidance: float = Field(default=1.5, ge=0)
     """Scale of joint guidance."""
 
 
@@ -70,12 +72,12 @@ class QuickstartConfig(Config):
 
 def run_quickstart(config: QuickstartConfig, work: str) -> None:
     """The demo, in a work folder that the caller holds."""
-    from evaluation.run import EvalConfig, evaluate, print_summary
+    from evaluation.run import VERSION, EvalConfig, evaluate, print_summary
     from infra.environment import describe_environment
     from infra.jobs.common import perception_models
     from infra.runtime import prepare_ray, stop_ray
     from infra.storage import sha256_json
-    from infra.tracking import default_uri, open_run, ui_command
+    from infra.tracking import default_uri, ui_command
     from training.launch import made_of, train
     from training.stage_factory import Job, digest_of
 
@@ -84,15 +86,12 @@ def run_quickstart(config: QuickstartConfig, work: str) -> None:
     sources = _sources(config, work)
     prepare_ray(config.runtime)
     uri = default_uri(work)
-    parent_file = Path(work) / "mlflow_run"
-    known = parent_file.read_text() if parent_file.exists() else None
-    parent = open_run(uri, "quickstart", "quickstart", str(Path(work) / "mlflow_backlog"), run_id=known)
-    parent_file.write_text(parent.run_id)
+    heading("1-2  Sources, observations, pairs, shards")
+    version = build_dataset(config.data, work, models, sources)
+    print_version(version)
+    parent = _open_run(uri, work, sha256_json([config.model_dump(mode="json"), version.digest, VERSION]))
     parent.describe(config.model_dump(mode="json"), describe_environment())
     try:
-        heading("1-2  Sources, observations, pairs, shards")
-        version = build_dataset(config.data, work, models, sources)
-        print_version(version)
         parent.dataset("pairs", version.digest, version.uri)
         parent.metrics({f"samples_{split}": count for split, count in version.samples.items()})
 
@@ -133,6 +132,19 @@ def run_quickstart(config: QuickstartConfig, work: str) -> None:
     except BaseException as error:
         parent.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
+
+
+def _open_run(uri: str, work: str, made_of: str) -> Any:
+    """The demo's run in MLflow: the one of this folder if it is of the same digest, else a new one, because MLflow keeps the first value of every number."""
+    from infra.storage import commit
+    from infra.tracking import open_run
+
+    file = Path(work) / "mlflow_run"
+    known = file.read_text().split() if file.exists() else []
+    run_id = known[0] if known[1:] == [made_of] else None
+    run = open_run(uri, "quickstart", "quickstart", str(Path(work) / "mlflow_backlog"), run_id=run_id)
+    commit(str(file), f"{run.run_id}\n{made_of}\n".encode())
+    return run
 
 
 def _sources(config: QuickstartConfig, work: str) -> list[WorkItem]:
@@ -211,9 +223,10 @@ def _sizes(stages: list[Any]) -> str:
 
 def _log_scores(run: Any, summary: dict[str, dict[str, Any]], scores: str) -> None:
     for editor, values in summary.items():
+        means = values | {f"common.{name}": mean for name, mean in values["common"].items()}
         numbers = {
             f"{editor}.{name}": value["value"]
-            for name, value in values.items()
+            for name, value in means.items()
             if isinstance(value, dict) and value.get("value") is not None
         }
         run.metrics(numbers)

@@ -76,12 +76,15 @@ def classify(blendshapes: npt.NDArray[np.floating], neutral: npt.NDArray[np.floa
 
 
 def progress_along(expression: Expression, change: npt.NDArray[np.floating]) -> float:
-    """How far a change of blendshapes `(52,)` goes along an expression's direction; 1 is a strong one. Neutral: how far it goes at all, negated."""
+    """How far a change of blendshapes `(52,)` goes along an expression's direction; 1 is a strong one.
+
+    Neutral has no direction: rest is a place from which every expression leads away. Of it: minus how far the change goes along any direction, either way.
+    """
     directions = _load()
     features = _features(np.asarray(change, np.float32))
     along = (directions.weights @ features) / directions.lengths
     if expression is Expression.NEUTRAL:
-        return -float(along[np.argmax(np.abs(along))])
+        return -float(np.abs(along).max())
     return float(along[EXPRESSIONS.index(expression) - 1])
 
 
