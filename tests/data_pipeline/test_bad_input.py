@@ -260,7 +260,7 @@ def test_the_policy_applies_before_any_pixel(models, tmp_path, monkeypatch, colu
         assert (row["status"], row["reason"], row["parts"]) == ("rejected", reason, [])
         assert f"{reason} {columns[reason]!r} is not among" in row["message"]
     config = DataConfig(analyze=policy, synthetic=SyntheticConfig(warp=WarpConfig(workers=0)))
-    observe._sources(config, str(tmp_path / "w"), models, items)
+    observe._sources(config, str(tmp_path / "w"), models, items, None)
     assert not (tmp_path / "w/synthetic").exists()
 
 

@@ -25,7 +25,7 @@ class People:
         size: Side of a picture in pixels.
     """
 
-    name = "people"
+    name = uri = "people"
 
     def __init__(self, train: int, val: int, size: int = 64) -> None:
         self._config = AnnyConfig(images=_IMAGES, size=size, seed=23)
