@@ -135,7 +135,8 @@ def read_labels(work: str) -> dict[str, bool]:
 
 def read_labelled_edits(work: str) -> dict[str, str]:
     """Key -> the edit that was shown, of those labels that say it: another look at a source may read another edit on the same two faces."""
-    return {row["key"]: row["edit"] for row in _read_rows(work) if row.get("edit")}
+    last = {row["key"]: row for row in _read_rows(work)}
+    return {key: row["edit"] for key, row in last.items() if row.get("edit")}
 
 
 def read_distinct(work: str) -> frozenset[str]:

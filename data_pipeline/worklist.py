@@ -221,7 +221,7 @@ def _same_content(first: str, second: str) -> bool:
         return False
     try:
         return content_sha256(first) == content_sha256(second)
-    except (OSError, ValueError):  # a set that cannot be read, or lacks a picture: then the two rows are told
+    except (FileNotFoundError, ValueError):  # a set that is none, or lacks a picture: then the two rows are told
         return False
 
 
